@@ -1,0 +1,64 @@
+# make demo    starts the local server on a free port, runs examples/quickstart.c against it and stops it;
+#              make demo E2B_API_KEY=... E2B_DOMAIN=...   runs the same against a real service
+# make test    builds and runs e2b_test.c;
+#              make test T="http1 http/"                  only the tests whose names begin so
+#              make test E2B_ENVD_URL=http://HOST:PORT    the end-to-end tests against a running envd
+# make examples, make bench, make check (warnings, names, linking; needs gcc and clang), make clean
+#
+# mbedTLS and llhttp are found, or fetched where that is allowed, by tests/deps.sh. Your own copies: MBEDTLS_DIR=, LLHTTP_DIR=.
+
+BUILD = build
+CFLAGS = -O2 -g
+WARNINGS = -Wall -Wextra
+T =
+
+DEPS = $(BUILD)/deps.libs
+COMPILE = $(CC) -std=c99 $(CFLAGS) $(WARNINGS) -I. $$(cat $(BUILD)/deps.cflags)
+LINK = $$(cat $(BUILD)/deps.libs) $(LDFLAGS)
+EXAMPLES = $(BUILD)/quickstart $(BUILD)/stream_output $(BUILD)/thousand_sandboxes
+
+# The local server is for Linux; without it the tests that need it are skipped.
+ifeq ($(shell uname -s),Linux)
+  SERVER = $(BUILD)/local_server
+endif
+
+# A key on the command line means a real service; one in the environment does not.
+ifneq ($(filter command%,$(origin E2B_API_KEY)),)
+  WITH_SERVER =
+else
+  WITH_SERVER = sh tests/with_server.sh $(BUILD)/local_server --
+  DEMO_SERVER = $(BUILD)/local_server
+endif
+
+.PHONY: all demo test examples bench check clean FORCE
+all: examples $(BUILD)/e2b_test
+
+demo: $(BUILD)/quickstart $(DEMO_SERVER)
+	@$(WITH_SERVER) $(BUILD)/quickstart
+
+test: $(BUILD)/e2b_test $(SERVER)
+	@$(BUILD)/e2b_test $(T)
+
+examples: $(EXAMPLES) $(SERVER)
+
+bench: $(BUILD)/bench_pump $(SERVER)
+	@sh tests/with_server.sh $(BUILD)/local_server -- $(BUILD)/bench_pump
+
+check: $(DEPS)
+	@bash tests/warnings.sh $(BUILD)
+
+clean:
+	rm -rf $(BUILD)
+
+$(BUILD)/%: examples/%.c e2b.h $(DEPS)
+	$(COMPILE) $< $(LINK) -o $@
+
+$(BUILD)/e2b_test: e2b_test.c e2b.h $(DEPS)
+	$(COMPILE) $< $(LINK) -o $@
+
+$(BUILD)/bench_pump: tests/bench_pump.c e2b.h $(DEPS)
+	$(COMPILE) $< $(LINK) -o $@
+
+# The script looks again only when the compiler, its flags or the directories have changed.
+$(DEPS): FORCE
+	@CC="$(CC)" CFLAGS="$(CFLAGS)" MBEDTLS_DIR="$(MBEDTLS_DIR)" LLHTTP_DIR="$(LLHTTP_DIR)" sh tests/deps.sh $(BUILD)

@@ -1,0 +1,11052 @@
+/* e2b.h - v0.1.0 - public domain or MIT-0, at your choice (full texts at the end of this file)
+
+   Create and drive E2B-compatible sandboxes from C and C++: start one, run commands in it, stream their output, move
+   files, kill it. Speaks to E2B's cloud, to OpenKruise Agents and to anything compatible.
+
+   Do this in ONE C or C++ file:
+
+       #define E2B_IMPLEMENTATION
+       #include "e2b.h"
+
+   and include it plainly everywhere else. Link with mbedTLS and llhttp:
+
+       cc app.c llhttp.c api.c http.c -lmbedtls -lmbedx509 -lmbedcrypto -lpthread    Linux, BSD, macOS
+       cc ...                         -lmbedtls -lmbedx509 -lmbedcrypto -lws2_32 -lcrypt32 -lbcrypt     Windows (MinGW)
+
+   A whole program:
+
+       int main(void) {
+         e2b_error err;
+         e2b_client *client = e2b_client_create(NULL, &err);        // key and domain from E2B_API_KEY, E2B_DOMAIN
+         e2b_sandbox *sandbox = NULL;
+         e2b_command_result result = {0};
+         if (client && e2b_sandbox_create(client, NULL, NULL, &sandbox, &err) == E2B_OK &&
+             e2b_commands_run(sandbox, "echo hello", NULL, &result, &err) == E2B_OK)
+           printf("%s", result.stdout_data.ptr);
+         else
+           fprintf(stderr, "%s: %s\n", e2b_err_name(err.code), err.message);
+         e2b_mem_free(&result.mem);
+         e2b_sandbox_close(sandbox, NULL, NULL);                    // kills it and frees the handle
+         e2b_client_free(client);
+       }
+
+   CONTENTS OF THIS FILE (search for the text after the bar)
+     declarations     | public: basics, errors, memory, hooks, client, driving, operations, sandbox, api, commands, files
+     implementation   | >>>> platform      | >>>> memory       | >>>> bytes        | >>>> json
+                      | >>>> protobuf      | >>>> messages     | >>>> url          | >>>> http1
+                      | >>>> sockets       | >>>> dns          | >>>> tls          | >>>> link
+                      | >>>> connections   | >>>> requests     | >>>> operations   | >>>> loop
+                      | >>>> rpc           | >>>> client       | >>>> sandbox      | >>>> commands     | >>>> files
+
+   RULES THAT HOLD EVERYWHERE
+     Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
+     Return codes: 0 done, < 0 failure, > 0 an answer (E2B_PENDING, E2B_EOF, E2B_COMMAND_EXIT). Details of a failure are in
+       the e2b_error you pass, which may be NULL. A failed call leaves `*out` empty; the exceptions say so. After any
+       failure the client, the sandbox and every other call stay usable.
+     Results (`out`) are yours. Pass them zeroed, or with storage of your own (E2B_MEM_FIXED); free them with
+       e2b_mem_free(&out.mem). Everything a result points to lies in that one block.
+     Strings you pass are copied before the call returns. Bulk data (`data` of write and send_stdin) and `out` must stay
+       valid until the call is complete.
+     Text is UTF-8 and passed through untouched; process output and file content are bytes with a length.
+     Times: _ms milliseconds, _s seconds, Unix times in UTC.
+
+   THREADS
+     A client, its sandboxes and its handles belong to one thread at a time; different clients are independent. Only
+     e2b_client_wake and e2b_client_interrupt may be called from any thread. There are no mutable globals. The only thread
+     this library starts is a short-lived one for a name look-up (none with E2B_NO_THREADS or a transport with its own DNS).
+
+   BLOCKING OR NOT
+     Every call that takes an e2b_call (alone or first in its options) blocks when neither call.op nor call.on_done is set,
+     driving the client until it is finished. With either set, the same call checks its arguments, starts, and returns
+     E2B_PENDING at once; e2b_client_poll, _pump or _process then drive it. Callbacks run inside those three and inside
+     blocking calls, nowhere else. Inside a callback every non-blocking call is allowed, including cancel, disconnect and
+     free of the object the callback belongs to; a blocking call there fails with E2B_ERR_BAD_STATE.
+
+   SWITCHES
+     E2B_STATIC               everything static: the whole library private to each file that includes it
+     E2B_MALLOC/REALLOC/FREE  default allocator, all three or none       E2B_ASSERT(x)        for programmer errors only
+     E2B_DEFAULT_DOMAIN       "e2b.app"                                   E2B_NO_THREADS       name look-ups block
+     E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
+     The implementation needs POSIX.1-2008 or Windows (Vista and later); in a file compiled with -std=c99 include "e2b.h"
+     before any system header, it asks for what it needs. */
+
+#if defined(E2B_IMPLEMENTATION) && !defined(E2B_IMPLEMENTATION_DONE)
+  #if defined(_WIN32)
+    #define E2B__WIN32 1
+    #if !defined(WIN32_LEAN_AND_MEAN)
+      #define WIN32_LEAN_AND_MEAN /* windows.h must not include winsock.h */
+    #endif
+    #if !defined(NOMINMAX)
+      #define NOMINMAX
+    #endif
+    #if !defined(_WIN32_WINNT)
+      #define _WIN32_WINNT 0x0600 /* Vista: WSAPoll, inet_pton */
+    #endif
+    #if defined(__MINGW32__) && !defined(__USE_MINGW_ANSI_STDIO)
+      #define __USE_MINGW_ANSI_STDIO 1 /* snprintf as C99 has it */
+    #endif
+  #else
+    #define E2B__WIN32 0
+    #if defined(__APPLE__) && !defined(_DARWIN_C_SOURCE)
+      #define _DARWIN_C_SOURCE 1 /* SO_NOSIGPIPE, TCP_KEEPALIVE */
+    #elif defined(__STRICT_ANSI__) && !defined(_GNU_SOURCE) && !defined(_POSIX_C_SOURCE) && !defined(_XOPEN_SOURCE) && \
+        (defined(__linux__) || defined(__CYGWIN__))
+      #define _POSIX_C_SOURCE 200809L /* -std=c99 hides getaddrinfo and the like; the BSDs hide nothing */
+    #endif
+  #endif
+#endif
+
+#ifndef E2B_H
+#define E2B_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdbool.h>
+
+#define E2B_VERSION_MAJOR 0
+#define E2B_VERSION_MINOR 1
+#define E2B_VERSION_PATCH 0
+#define E2B_VERSION "0.1.0"
+
+#ifndef E2B_API
+  #if defined(E2B_STATIC)
+    #if defined(__GNUC__) || defined(__clang__)
+      #define E2B_API static __attribute__((unused))
+    #else
+      #define E2B_API static
+    #endif
+  #elif defined(_WIN32) && defined(E2B_DLL) && defined(E2B_IMPLEMENTATION)
+    #define E2B_API __declspec(dllexport)
+  #elif defined(_WIN32) && defined(E2B_DLL)
+    #define E2B_API __declspec(dllimport)
+  #else
+    #define E2B_API extern
+  #endif
+#endif
+
+#ifndef E2B_ERROR_MESSAGE_MAX
+  #define E2B_ERROR_MESSAGE_MAX 256
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: basics */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct e2b_client e2b_client;                 /* connections, timers, operations; one thread at a time         */
+typedef struct e2b_sandbox e2b_sandbox;               /* id, tokens and URLs; no socket of its own                     */
+typedef struct e2b_command_handle e2b_command_handle; /* a running process and the stream of its output                */
+typedef struct e2b_file_stream e2b_file_stream;       /* one upload or download in constant memory                     */
+
+/* A run of bytes. In results ptr is never NULL and ptr[len] is 0. */
+typedef struct e2b_str { const char *ptr; size_t len; } e2b_str;
+typedef struct e2b_kv { const char *key, *value; } e2b_kv;
+typedef struct e2b_kvs { const e2b_kv *items; size_t count; } e2b_kvs;           /* order is kept                      */
+typedef struct e2b_strs { const char *const *items; size_t count; } e2b_strs;
+
+/* For initialisers in C: opts.metadata = (e2b_kvs)E2B_KVS({ "team", "a" }, { "run", "7" }). In C++ fill items and count. */
+#define E2B_KVS(...) { (const e2b_kv[]){ __VA_ARGS__ }, sizeof((const e2b_kv[]){ __VA_ARGS__ }) / sizeof(e2b_kv) }
+#define E2B_STRS(...) { (const char *const[]){ __VA_ARGS__ }, sizeof((const char *const[]){ __VA_ARGS__ }) / sizeof(char *) }
+
+typedef enum e2b_tri { E2B_UNSET = 0, E2B_YES = 1, E2B_NO = -1 } e2b_tri; /* E2B_UNSET is not sent: the server decides   */
+
+#define E2B_TIMEOUT_DEFAULT 0
+#define E2B_TIMEOUT_NONE (-1)
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: errors */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef enum e2b_err {
+  E2B_OK = 0,
+  E2B_PENDING = 1,               /* started, not finished; or a stream has nothing for you yet                          */
+  E2B_EOF = 2,                   /* the stream ended, completely                                                        */
+  E2B_COMMAND_EXIT = 3,          /* the command ran and failed (exit code not 0, or a signal); the result is filled     */
+  /* the caller */
+  E2B_ERR_INVALID_ARGUMENT = -1, /* refused before any I/O, or by the server as malformed; the message names what        */
+  E2B_ERR_BUSY = -2,             /* too many operations or connections, or the object is in use by another call         */
+  E2B_ERR_BAD_STATE = -3,        /* not possible now: a blocking call in a callback, a handle that has ended            */
+  E2B_ERR_NOT_BUILT = -4,        /* left out of this build, or not supported by this server                             */
+  /* resources */
+  E2B_ERR_NO_MEMORY = -10,
+  E2B_ERR_BUFFER_TOO_SMALL = -11,/* your E2B_MEM_FIXED storage; mem.len says how much was needed                        */
+  E2B_ERR_LIMIT = -12,           /* something a peer sent is above a limit of e2b_client_config                         */
+  /* flow */
+  E2B_ERR_CANCELED = -20,        /* by you: cancel, interrupt, free, or a callback that returned < 0                    */
+  E2B_ERR_TIMEOUT = -21,         /* a deadline of yours passed, or the server's for the process (run_timeout_ms)        */
+  E2B_ERR_IDLE_TIMEOUT = -22,    /* no progress for idle_ms                                                             */
+  /* network */
+  E2B_ERR_RESOLVE = -30,         /* the name has no address                                                             */
+  E2B_ERR_CONNECT = -31,         /* no address accepted a connection                                                    */
+  E2B_ERR_TLS = -32,             /* the TLS handshake failed                                                            */
+  E2B_ERR_TLS_CERTIFICATE = -33, /* the peer's certificate is not acceptable; the message says why                      */
+  E2B_ERR_CLOSED = -34,          /* the connection ended before any part of the answer                                  */
+  E2B_ERR_IO = -35,              /* a local system call failed; sys_code                                                */
+  E2B_ERR_PROTOCOL = -36,        /* the peer sent what is not valid HTTP, Connect, protobuf or JSON                      */
+  E2B_ERR_TRUNCATED = -37,       /* the answer began but did not end properly; what arrived is kept where the call says */
+  E2B_ERR_PROXY = -38,           /* the proxy refused                                                                   */
+  /* service */
+  E2B_ERR_NOT_FOUND = -50,       /* subject says what: sandbox, file, process                                           */
+  E2B_ERR_ALREADY_EXISTS = -51,
+  E2B_ERR_UNAUTHENTICATED = -52, /* 401: the key or the token is missing or wrong                                       */
+  E2B_ERR_PERMISSION = -53,      /* 403                                                                                 */
+  E2B_ERR_RATE_LIMITED = -54,    /* 429; retry_after_ms when the server gave one                                        */
+  E2B_ERR_CONFLICT = -55,        /* 409: the sandbox is changing state                                                  */
+  E2B_ERR_NOT_ENOUGH_SPACE = -56,/* 507: the sandbox's disk is full                                                     */
+  E2B_ERR_UNAVAILABLE = -57,     /* 502, 503, 504 and nothing more is known                                             */
+  E2B_ERR_SANDBOX_GONE = -58,    /* checked: the sandbox does not run any more                                          */
+  E2B_ERR_SANDBOX_PAUSED = -59,  /* checked: it is paused; e2b_sandbox_connect resumes it                               */
+  E2B_ERR_SERVICE = -60          /* any other answer that is not success                                                */
+} e2b_err;
+
+/* The Connect protocol's codes as the server sent them, 0 = none. */
+typedef enum e2b_connect_code {
+  E2B_CONNECT_NONE = 0,
+  E2B_CONNECT_CANCELED = 1,
+  E2B_CONNECT_UNKNOWN = 2,
+  E2B_CONNECT_INVALID_ARGUMENT = 3,
+  E2B_CONNECT_DEADLINE_EXCEEDED = 4,
+  E2B_CONNECT_NOT_FOUND = 5,
+  E2B_CONNECT_ALREADY_EXISTS = 6,
+  E2B_CONNECT_PERMISSION_DENIED = 7,
+  E2B_CONNECT_RESOURCE_EXHAUSTED = 8,
+  E2B_CONNECT_FAILED_PRECONDITION = 9,
+  E2B_CONNECT_ABORTED = 10,
+  E2B_CONNECT_OUT_OF_RANGE = 11,
+  E2B_CONNECT_UNIMPLEMENTED = 12,
+  E2B_CONNECT_INTERNAL = 13,
+  E2B_CONNECT_UNAVAILABLE = 14,
+  E2B_CONNECT_DATA_LOSS = 15,
+  E2B_CONNECT_UNAUTHENTICATED = 16
+} e2b_connect_code;
+
+/* How far a call had come when it failed. */
+typedef enum e2b_phase {
+  E2B_PHASE_NONE = 0, /* before any I/O */
+  E2B_PHASE_QUEUE,    /* waiting for a connection */
+  E2B_PHASE_RESOLVE,
+  E2B_PHASE_CONNECT,
+  E2B_PHASE_TLS,
+  E2B_PHASE_SEND,     /* the request was going out */
+  E2B_PHASE_HEADERS,  /* sent, no answer yet */
+  E2B_PHASE_BODY,     /* the answer was coming in */
+  E2B_PHASE_DECODE    /* the answer was complete but not understood */
+} e2b_phase;
+
+typedef enum e2b_subject {
+  E2B_SUBJECT_NONE = 0,
+  E2B_SUBJECT_SANDBOX,
+  E2B_SUBJECT_TEMPLATE,
+  E2B_SUBJECT_PROCESS,
+  E2B_SUBJECT_FILE,
+  E2B_SUBJECT_OPTION /* an argument or a member of an options struct; the message names it */
+} e2b_subject;
+
+typedef struct e2b_error {
+  e2b_err code;
+  e2b_subject subject;           /* what the error is about                                                             */
+  e2b_phase phase;
+  e2b_connect_code connect_code; /* 0 when there was none                                                               */
+  int http_status;               /* 0 = no response was seen                                                            */
+  int sys_code;                  /* errno, WSAGetLastError, getaddrinfo or transport code; 0 = none                     */
+  int tls_code;                  /* mbedTLS -0x....; 0 = none                                                           */
+  int32_t exit_code;             /* with E2B_COMMAND_EXIT                                                               */
+  uint32_t retry_after_ms;       /* from Retry-After; 0 = not given                                                     */
+  bool maybe_done;               /* the server may have acted: look before you repeat a create, start or send_stdin     */
+  char request_id[40];           /* x-request-id of the answer, "" when there was none                                  */
+  char message[E2B_ERROR_MESSAGE_MAX]; /* what happened and what to do next; always terminated, never holds a secret    */
+} e2b_error;
+
+E2B_API const char *e2b_err_name(e2b_err code);                     /* "E2B_ERR_NOT_FOUND"; never NULL                  */
+E2B_API const char *e2b_connect_code_name(e2b_connect_code code);   /* "not_found"; never NULL                          */
+E2B_API const char *e2b_phase_name(e2b_phase phase);                /* "headers"; never NULL                            */
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: memory */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+/* All three or none. They get the context pointer first and the size on free and realloc. Called only on the thread that
+ * uses the client. alloc_fn and realloc_fn may fail with NULL: every call then ends in E2B_ERR_NO_MEMORY. */
+typedef struct e2b_allocator {
+  void *(*alloc_fn)(void *user, size_t size);
+  void *(*realloc_fn)(void *user, void *ptr, size_t old_size, size_t new_size);
+  void (*free_fn)(void *user, void *ptr, size_t size);
+  void *user;
+} e2b_allocator;
+
+/* First member of every result. Zeroed: the call allocates one block with the client's allocator. E2B_MEM_FIXED(array):
+ * the call writes into your array only; E2B_ERR_BUFFER_TOO_SMALL and `len` say how much it needed. */
+typedef struct e2b_mem {
+  void *ptr;
+  size_t cap;
+  size_t len; /* bytes used, or needed */
+  e2b_allocator alloc;
+  bool fixed;
+} e2b_mem;
+#define E2B_MEM_FIXED(array) { (array), sizeof(array), 0, { 0, 0, 0, 0 }, true }
+
+/* Frees a result's block. Twice, NULL, zeroed and fixed are fine. May be called after the client is gone, as long as the
+ * allocator works. */
+E2B_API void e2b_mem_free(e2b_mem *mem);
+
+typedef struct e2b_buf { e2b_mem mem; uint8_t *data; size_t len; } e2b_buf; /* data is never NULL in a result; data[len] == 0 */
+
+/* Receives bytes as they arrive: raw, not terminated, cut anywhere, valid during the call only. Return 0 to go on,
+ * E2B_PAUSE when you took these bytes but want no more until you resume, < 0 to cancel the operation. */
+typedef int (*e2b_data_fn)(void *user, const char *data, size_t len);
+/* Gives bytes: write up to cap of them and return how many, 0 at the end, E2B_PAUSE for none now, < 0 to cancel. */
+typedef int (*e2b_source_fn)(void *user, void *buf, size_t cap);
+#define E2B_PAUSE 0x40000000
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: hooks */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef enum e2b_log_level { E2B_LOG_ERROR = 1, E2B_LOG_WARN, E2B_LOG_INFO, E2B_LOG_DEBUG } e2b_log_level;
+
+typedef struct e2b_logger {
+  void (*func)(void *user, e2b_log_level level, const char *message); /* keys and tokens never appear in it             */
+  void *user;
+  e2b_log_level level; /* what is reported; 0 = E2B_LOG_WARN                                                            */
+} e2b_logger;
+
+/* A transport of your own: a modem, lwIP, a tunnel, a test. No function may block. Negative results other than the two
+ * below are your error codes and appear in e2b_error.sys_code. */
+#define E2B_IO_AGAIN (-1000)  /* would block */
+#define E2B_IO_EOF (-1001)    /* the peer closed its side */
+
+typedef struct e2b_endpoint {
+  const char *host;           /* name or address literal, without brackets                                              */
+  uint16_t port;
+  bool tls;                   /* the origin is https                                                                    */
+  const uint8_t *addr;        /* the address to connect to, network order, when names are resolved here; else NULL      */
+  int addr_len;               /* 4, 16 or 0                                                                             */
+} e2b_endpoint;
+
+#define E2B_TRANSPORT_HAS_TLS 1u /* it does TLS itself when endpoint.tls is set                                         */
+#define E2B_TRANSPORT_HAS_DNS 2u /* it resolves names itself                                                            */
+
+typedef struct e2b_transport {
+  int (*open_fn)(void *user, const e2b_endpoint *to, void **conn);     /* 0 connected, E2B_IO_AGAIN under way, < 0      */
+  int (*ready_fn)(void *user, void *conn);                             /* 0 connected, E2B_IO_AGAIN under way, < 0      */
+  int (*rx_fn)(void *user, void *conn, void *buf, size_t cap);         /* > 0 bytes, E2B_IO_AGAIN, E2B_IO_EOF, < 0      */
+  int (*tx_fn)(void *user, void *conn, const void *buf, size_t len);   /* > 0 bytes, E2B_IO_AGAIN, < 0                  */
+  void (*shut_fn)(void *user, void *conn);                             /* close and free; called once for each open     */
+  intptr_t (*fd_fn)(void *user, void *conn);                           /* optional; < 0 = cannot be polled              */
+  void (*wait_fn)(void *user, int timeout_ms);                         /* optional: sleep until something may be ready  */
+  const char *(*alpn_fn)(void *user, void *conn);                      /* optional, with HAS_TLS: the protocol, or NULL */
+  void *user;
+  uint32_t flags;
+} e2b_transport;
+
+/* Verification of the peer's chain and name is always on unless insecure_skip_verify says otherwise. */
+typedef struct e2b_tls_config {
+  const char *ca_pem;        /* certificates to trust instead of the system's: PEM, or one DER certificate; copied      */
+  size_t ca_pem_len;         /* 0 = strlen                                                                              */
+  const char *ca_file;       /* the same from a file; with ca_pem both are trusted                                      */
+  bool insecure_skip_verify; /* accept any certificate; a warning is logged for each connection                         */
+  bool no_session_resumption;
+} e2b_tls_config;
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: client */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef enum e2b_protocol {
+  E2B_PROTOCOL_DEFAULT = 0,
+  E2B_PROTOCOL_NATIVE,  /* <scheme>://api.<domain> and <scheme>://<port>-<id>.<domain>                                  */
+  E2B_PROTOCOL_PRIVATE  /* OpenKruise: <scheme>://<domain>/kruise/api and <scheme>://<domain>/kruise/<id>/<port>        */
+} e2b_protocol;
+
+#ifndef E2B_DEFAULT_DOMAIN
+  #define E2B_DEFAULT_DOMAIN "e2b.app"
+#endif
+
+/* A member that is set wins over the environment, the environment over the default; an empty variable is as good as none. */
+typedef struct e2b_client_config {
+  /* the service */
+  const char *api_key;          /* X-API-Key, to the control plane only; env E2B_API_KEY, then X_API_KEY                */
+  const char *access_token;     /* X-Access-Token for sandboxes whose server gives none; env X_ACCESS_TOKEN             */
+  const char *domain;           /* host, host:port; env E2B_DOMAIN; default E2B_DEFAULT_DOMAIN                          */
+  const char *scheme;           /* "https" or "http"; env SCHEME; default "https"                                       */
+  e2b_protocol protocol;        /* env PROTOCOL ("native" or "private"); default native                                 */
+  const char *api_url;          /* base URL of the control plane, above all other rules; env E2B_API_URL                */
+  const char *sandbox_base_url; /* base URL of envd, above all other rules: <base>/<sandbox id>                         */
+  const char *sandbox_url;      /* the same for every sandbox, nothing appended, told apart by the E2b-Sandbox-Id header;
+                                   env E2B_SANDBOX_URL. sandbox_base_url wins over it                                   */
+  uint16_t runtime_port;        /* envd's port inside the sandbox; 0 = 49983                                            */
+  int32_t request_timeout_ms;   /* default of call.timeout_ms; 0 = 60000, E2B_TIMEOUT_NONE                              */
+  int32_t connect_timeout_ms;   /* name look-up, TCP and TLS; 0 = 10000                                                 */
+  int32_t idle_ms;              /* default of call.idle_ms; 0 = 60000, E2B_TIMEOUT_NONE                                 */
+  int32_t keepalive_interval_s; /* pings asked of command streams; three missing ones end the stream; 0 = 50, 1..3600   */
+  bool debug;                   /* kill and set_timeout succeed without a request; env E2B_DEBUG "true"                 */
+  const char *default_user;     /* Unix user for commands and files; NULL: none for envd >= 0.4.0, "user" for older ones,
+                                   with the private protocol what the Go client sends ("root", and "node" for content)  */
+  bool send_api_key_to_sandbox; /* X-API-Key on data-plane requests too, as the Go client does; a sandbox runs untrusted
+                                   code, so: off                                                                        */
+  const char *user_agent;       /* NULL = "e2b.h/<version>"                                                             */
+  e2b_kvs headers;              /* added to every request; they replace ours of the same name, except authentication    */
+  bool no_env;                  /* do not look at environment variables                                                 */
+
+  /* the platform */
+  e2b_allocator allocator;        /* zeroed = E2B_MALLOC                                                                */
+  e2b_logger logger;              /* zeroed = silent                                                                    */
+  const e2b_transport *transport; /* NULL = sockets; must live as long as the client                                    */
+  e2b_tls_config tls;
+  uint64_t (*now_ms_fn)(void *user); /* monotonic clock; NULL = the system's                                            */
+  void (*yield_fn)(void *user);      /* called once per turn of a blocking call: feed a watchdog, yield to an RTOS      */
+  void *platform_user;               /* for now_ms_fn and yield_fn                                                      */
+
+  /* limits; 0 = default */
+  uint32_t max_ops;                  /* operations under way or not yet collected with e2b_op_poll: 65536               */
+  uint32_t max_connections;          /* 1024; more requests wait in a queue, with their deadlines                       */
+  uint32_t max_connections_per_host; /* = max_connections: with HTTP/1.1 every open stream holds one                    */
+  uint32_t max_idle_connections;     /* 64, kept for reuse                                                              */
+  uint32_t idle_connection_ms;       /* 60000, then closed                                                              */
+  uint32_t io_buffer_size;           /* 16384: largest read or write, and what an active connection buffers             */
+  uint32_t max_header_bytes;         /* 65536 of one response                                                           */
+  uint32_t max_message_bytes;        /* 16 MiB: one answer of JSON or protobuf, one message of a stream                 */
+  uint64_t max_result_bytes;         /* 64 MiB: captured output of a command (per stream), content of a file read whole */
+  uint32_t stream_buffer_size;       /* 65536: output you have not taken yet before the sender is held back             */
+} e2b_client_config;
+
+/* Copies the configuration (not the transport). No I/O, but ca_file or the system's CA bundle is read when the first
+ * https connection is made. Returns NULL and *err on failure. NULL config = all defaults.
+ * Errors: INVALID_ARGUMENT (a member is malformed), NO_MEMORY, IO (no wake-up pipe). */
+E2B_API e2b_client *e2b_client_create(const e2b_client_config *config, e2b_error *err);
+
+/* Cancels everything under way (on_done is called with E2B_ERR_CANCELED), frees all sandboxes and handles made with the
+ * client, closes all connections. Sandboxes go on living on the server. NULL is fine. Inside a callback: does nothing but
+ * log an error. */
+E2B_API void e2b_client_free(e2b_client *client);
+
+typedef struct e2b_client_stats {
+  size_t mem_now, mem_peak;        /* bytes from the allocator, TLS contexts not included                               */
+  uint32_t allocs;                 /* allocations since create                                                          */
+  uint32_t ops_active;             /* operations under way or not collected                                             */
+  uint32_t connections_open, connections_idle, streams_open;
+  uint32_t connections_made;       /* since create                                                                      */
+  uint64_t bytes_rx, bytes_tx;     /* HTTP bytes, before TLS                                                            */
+} e2b_client_stats;
+E2B_API void e2b_client_get_stats(const e2b_client *client, e2b_client_stats *out);
+
+/* The resolved URLs, without a final slash. Return the length; write at most cap bytes, always terminated when cap > 0. */
+E2B_API size_t e2b_client_api_url(const e2b_client *client, char *out, size_t cap);
+E2B_API size_t e2b_client_sandbox_url(const e2b_client *client, const char *sandbox_id, char *out, size_t cap);
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: driving the client */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+/* One turn of the loop: waits up to timeout_ms for something to do (0 = not at all, -1 = as long as it takes; returns at
+ * once when nothing is under way), does it, calls callbacks. Returns how many operations were completed, or
+ * E2B_ERR_BAD_STATE inside a callback. */
+E2B_API int e2b_client_poll(e2b_client *client, int timeout_ms);
+
+/* For frame loops: never waits, and starts no further piece of work once budget_us have passed (one piece is at most one
+ * buffer of data or one step of a TLS handshake). Returns true when work was left for the next call. */
+E2B_API bool e2b_client_pump(e2b_client *client, uint32_t budget_us);
+
+/* Polls until no operation is under way. E2B_ERR_TIMEOUT when some still are after timeout_ms (-1 = no limit). */
+E2B_API e2b_err e2b_client_drain(e2b_client *client, int timeout_ms);
+
+/* For event loops of your own: wait for these descriptors, at most e2b_client_next_timeout, then call e2b_client_process.
+ * Ask again before every wait. e2b_client_fds writes up to cap entries and returns how many there are. */
+#define E2B_FD_READ 1u
+#define E2B_FD_WRITE 2u
+typedef struct e2b_pollfd { intptr_t fd; uint32_t events, revents; } e2b_pollfd;
+E2B_API size_t e2b_client_fds(e2b_client *client, e2b_pollfd *out, size_t cap);
+E2B_API int e2b_client_next_timeout(e2b_client *client); /* ms; 0 = work is waiting, -1 = no timer                        */
+/* ready: the entries with revents filled in (others may be left out); NULL = look at all of them. budget_us as in pump,
+ * 0 = no limit. Returns as e2b_client_poll. */
+E2B_API int e2b_client_process(e2b_client *client, const e2b_pollfd *ready, size_t count, uint32_t budget_us);
+
+E2B_API void e2b_client_wake(e2b_client *client);      /* from any thread: a waiting e2b_client_poll returns            */
+E2B_API void e2b_client_interrupt(e2b_client *client); /* from any thread: the blocking call under way, or else the next
+                                                          one, ends with E2B_ERR_CANCELED                               */
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: operations */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct e2b_op { uint32_t id; } e2b_op; /* a value, never dangling: a stale one is recognised; 0 = none           */
+
+/* Called once when the operation is complete, from poll, pump or process. err->code is its result: E2B_OK,
+ * E2B_COMMAND_EXIT or a failure. */
+typedef void (*e2b_done_fn)(void *user, const e2b_error *err);
+
+/* How to do a call. Every accepted call completes exactly once, and never before the function that started it returned;
+ * what is wrong with its arguments is reported by that function. */
+typedef struct e2b_call {
+  int32_t timeout_ms;  /* the whole call: 0 = the default of that call, E2B_TIMEOUT_NONE = no limit. The default is
+                          request_timeout_ms; for e2b_commands_run, _wait and file streams there is none               */
+  int32_t idle_ms;     /* no progress on the network: 0 = the default of that call (config.idle_ms; command streams:
+                          three keep-alive intervals), E2B_TIMEOUT_NONE                                                 */
+  e2b_kvs headers;     /* added to the requests of this call                                                            */
+  e2b_op *op;          /* non-blocking: receives the handle; fetch the result with e2b_op_poll                          */
+  e2b_done_fn on_done; /* non-blocking: called at the end                                                               */
+  void *user;          /* for on_done                                                                                   */
+} e2b_call;
+
+/* E2B_PENDING while under way; else the result, once: the handle is then released. With on_done set the result goes to
+ * on_done and the handle is released by itself. Unknown or released: E2B_ERR_BAD_STATE. */
+E2B_API e2b_err e2b_op_poll(e2b_client *client, e2b_op op, e2b_error *err);
+/* Ends it now and releases the handle: no callback comes any more, `out` is not touched any more. What the server already
+ * got cannot be taken back. A stale handle does nothing. */
+E2B_API void e2b_op_cancel(e2b_client *client, e2b_op op);
+/* After a callback returned E2B_PAUSE: go on. */
+E2B_API void e2b_op_resume(e2b_client *client, e2b_op op);
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: sandbox */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct e2b_network_rule { const char *host; e2b_kvs set_headers; } e2b_network_rule;
+
+typedef struct e2b_network {
+  e2b_strs allow_out, deny_out;  /* addresses, CIDR blocks; allow_out also names                                        */
+  e2b_tri allow_public_traffic;
+  const char *mask_request_host;
+  const e2b_network_rule *rules; size_t rule_count;
+  const char *egress_proxy_address, *egress_proxy_username, *egress_proxy_password;
+} e2b_network;
+
+typedef struct e2b_volume_mount { const char *name, *path; } e2b_volume_mount;
+
+typedef struct e2b_sandbox_opts {
+  e2b_call call;
+  int32_t timeout_s;             /* life of the sandbox; 0 = 300. connect: 0 = never shorten, extend to 300             */
+  e2b_kvs metadata;              /* create */
+  e2b_kvs env_vars;              /* create */
+  e2b_tri auto_pause;            /* create: pause instead of kill at the end of its life                                */
+  e2b_tri secure;                /* create: envd demands an access token; E2B_UNSET = E2B_YES                           */
+  e2b_tri auto_resume;           /* create */
+  e2b_tri allow_internet_access; /* create */
+  const e2b_network *network;    /* create */
+  const char *mcp_json;          /* create: a JSON object                                                               */
+  const e2b_volume_mount *volume_mounts; size_t volume_mount_count; /* create                                           */
+  const char *traffic_access_token; /* instead of the server's                                                          */
+  const char *extra_json;        /* create: a JSON object whose members are added to the request                        */
+} e2b_sandbox_opts;
+
+typedef enum e2b_sandbox_state { E2B_STATE_UNKNOWN = 0, E2B_STATE_RUNNING = 1, E2B_STATE_PAUSED = 2 } e2b_sandbox_state;
+
+typedef struct e2b_sandbox_info {
+  e2b_mem mem;
+  const char *sandbox_id, *template_id, *alias, *client_id, *envd_version, *domain; /* "" when the server gave none     */
+  const char *state_text;           /* as the server spelt it                                                           */
+  e2b_sandbox_state state;
+  int64_t started_at_ms, end_at_ms; /* Unix time; 0 = unknown                                                           */
+  int32_t cpu_count, memory_mb, disk_size_mb;
+  e2b_kvs metadata;
+  const e2b_volume_mount *volume_mounts; size_t volume_mount_count;
+} e2b_sandbox_info;
+
+/* One page. next_token is NULL on the last one. */
+typedef struct e2b_sandbox_list { e2b_mem mem; const e2b_sandbox_info *items; size_t count; const char *next_token; } e2b_sandbox_list;
+
+/* POST /sandboxes. template_id NULL = "code-interpreter". Sent at most once: when err->maybe_done is set, a sandbox may
+ * have been created. A nonce is added to the metadata ("e2b.h/nonce") so that it can be found. The handle belongs to the
+ * client; end it with e2b_sandbox_close or e2b_sandbox_free.
+ * Errors: UNAUTHENTICATED, NOT_FOUND (subject TEMPLATE), INVALID_ARGUMENT, RATE_LIMITED, the network's. */
+E2B_API e2b_err e2b_sandbox_create(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts, e2b_sandbox **out, e2b_error *err);
+
+/* Attaches to a sandbox and resumes it when it is paused (POST /sandboxes/{id}/connect). NOT_FOUND with subject SANDBOX. */
+E2B_API e2b_err e2b_sandbox_connect(e2b_client *client, const char *sandbox_id, const e2b_sandbox_opts *opts, e2b_sandbox **out, e2b_error *err);
+
+/* A handle on a sandbox you know everything about. No request. */
+typedef struct e2b_attach_opts {
+  const char *access_token;         /* envd's X-Access-Token; NULL = config.access_token                                */
+  const char *base_url;             /* envd's URL, as it is; NULL = by the rules of the client                          */
+  const char *domain;               /* NULL = the client's                                                              */
+  const char *envd_version;         /* NULL = a current one                                                             */
+  const char *traffic_access_token;
+  const char *template_id;          /* only for e2b_sandbox_template_id                                                 */
+} e2b_attach_opts;
+E2B_API e2b_err e2b_sandbox_attach(e2b_client *client, const char *sandbox_id, const e2b_attach_opts *opts, e2b_sandbox **out, e2b_error *err);
+
+/* Forgets the handle; the sandbox lives on. Its command handles and file streams are freed with it, its pending
+ * operations end with E2B_ERR_CANCELED. NULL is fine. */
+E2B_API void e2b_sandbox_free(e2b_sandbox *sandbox);
+
+/* These live as long as the handle. */
+E2B_API e2b_client *e2b_sandbox_client(const e2b_sandbox *sandbox);
+E2B_API const char *e2b_sandbox_id(const e2b_sandbox *sandbox);
+E2B_API const char *e2b_sandbox_template_id(const e2b_sandbox *sandbox);
+E2B_API const char *e2b_sandbox_envd_version(const e2b_sandbox *sandbox);
+E2B_API const char *e2b_sandbox_access_token(const e2b_sandbox *sandbox);         /* "" = none                            */
+E2B_API const char *e2b_sandbox_traffic_access_token(const e2b_sandbox *sandbox); /* "" = none                            */
+E2B_API const char *e2b_sandbox_runtime_url(const e2b_sandbox *sandbox);
+/* Host (and path, with the private protocol) under which a port of the sandbox is reached, without scheme. As
+ * e2b_client_api_url. */
+E2B_API size_t e2b_sandbox_host(const e2b_sandbox *sandbox, uint16_t port, char *out, size_t cap);
+
+E2B_API e2b_err e2b_sandbox_get_info(e2b_sandbox *sandbox, const e2b_call *call, e2b_sandbox_info *out, e2b_error *err);
+E2B_API e2b_err e2b_sandbox_set_timeout(e2b_sandbox *sandbox, int32_t timeout_s, const e2b_call *call, e2b_error *err);
+E2B_API e2b_err e2b_sandbox_pause(e2b_sandbox *sandbox, const e2b_call *call, e2b_error *err); /* already paused = OK     */
+/* killed (optional): false when it did not exist any more, which is success too. */
+E2B_API e2b_err e2b_sandbox_kill(e2b_sandbox *sandbox, const e2b_call *call, bool *killed, e2b_error *err);
+/* Kill and free: the handle is gone when this returns, whatever the result. NULL is fine (E2B_OK). */
+E2B_API e2b_err e2b_sandbox_close(e2b_sandbox *sandbox, const e2b_call *call, e2b_error *err);
+/* Asks envd's GET /health: running is false when the answer proves that it is not. */
+E2B_API e2b_err e2b_sandbox_is_running(e2b_sandbox *sandbox, const e2b_call *call, bool *running, e2b_error *err);
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: api - the control plane by id, without a handle */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct e2b_list_opts {
+  e2b_call call;
+  e2b_kvs metadata;         /* all must match                                                                           */
+  uint32_t states;          /* E2B_STATE_RUNNING | E2B_STATE_PAUSED; 0 = the server's default, both                     */
+  const char *next_token;   /* of the page before                                                                       */
+  int32_t limit;            /* 1..100; 0 = the server's default                                                         */
+} e2b_list_opts;
+
+typedef struct e2b_create_response {
+  e2b_mem mem;
+  const char *sandbox_id, *template_id, *alias, *client_id, *envd_version, *envd_access_token, *traffic_access_token, *domain; /* "" = none */
+} e2b_create_response;
+
+E2B_API e2b_err e2b_api_list(e2b_client *client, const e2b_list_opts *opts, e2b_sandbox_list *out, e2b_error *err);
+E2B_API e2b_err e2b_api_get_info(e2b_client *client, const char *sandbox_id, const e2b_call *call, e2b_sandbox_info *out, e2b_error *err);
+E2B_API e2b_err e2b_api_kill(e2b_client *client, const char *sandbox_id, const e2b_call *call, bool *killed, e2b_error *err);
+E2B_API e2b_err e2b_api_set_timeout(e2b_client *client, const char *sandbox_id, int32_t timeout_s, const e2b_call *call, e2b_error *err);
+E2B_API e2b_err e2b_api_pause(e2b_client *client, const char *sandbox_id, const e2b_call *call, e2b_error *err);
+E2B_API e2b_err e2b_api_create_sandbox(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts, e2b_create_response *out, e2b_error *err);
+/* timeout_s <= 0 = 300 */
+E2B_API e2b_err e2b_api_connect_sandbox(e2b_client *client, const char *sandbox_id, int32_t timeout_s, const e2b_call *call, e2b_create_response *out, e2b_error *err);
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: commands */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+/* A command is one string for `/bin/bash -l -c`; nothing is quoted or changed on the way. */
+typedef struct e2b_run_opts {
+  e2b_call call;            /* timeout_ms: run: our wait for the whole command, default none; start and
+                               connect_to_process: the wait for the pid, default request_timeout_ms. A command whose wait
+                               ends goes on running: bound its life with run_timeout_ms                                 */
+  int32_t run_timeout_ms;   /* the server kills the process after this long; 0 = never                                  */
+  e2b_kvs envs;
+  const char *cwd;          /* NULL = the user's home                                                                   */
+  bool stdin_open;          /* keep stdin open for e2b_commands_send_stdin; else the command reads an empty one         */
+  const char *user;         /* Unix user; NULL = config.default_user                                                    */
+  const char *tag;          /* a name of yours, shown by e2b_commands_list                                              */
+  e2b_data_fn on_stdout;    /* called with output as it arrives                                                         */
+  e2b_data_fn on_stderr;
+  void *output_user;        /* for both                                                                                 */
+  bool no_collect;          /* do not keep output for the result: constant memory                                       */
+  size_t max_collect;       /* keep at most this much of each stream, then set truncated; 0 = config.max_result_bytes   */
+} e2b_run_opts;
+
+typedef struct e2b_command_result {
+  e2b_mem mem;
+  e2b_str stdout_data, stderr_data;
+  int32_t exit_code;   /* -1 when ended by a signal                                                                     */
+  bool exited;         /* false = ended by a signal                                                                     */
+  bool truncated;      /* output beyond max_collect was dropped                                                         */
+  const char *status;  /* the server's words: "exit status 3", "signal: killed"                                         */
+  const char *error;   /* the same when it failed, else ""                                                              */
+} e2b_command_result;
+
+typedef struct e2b_process_info { uint32_t pid; const char *tag, *cmd, *cwd; e2b_strs args; e2b_kvs envs; } e2b_process_info;
+typedef struct e2b_process_list { e2b_mem mem; const e2b_process_info *items; size_t count; } e2b_process_list;
+
+/* Runs a command to its end. E2B_OK: exit code 0. E2B_COMMAND_EXIT: it ended otherwise. In both cases *out (optional) is
+ * filled. On E2B_ERR_TRUNCATED, _SANDBOX_GONE, _TIMEOUT and other losses after the start *out holds the output so far.
+ * Errors: INVALID_ARGUMENT (cwd does not exist), UNAUTHENTICATED (no such user, wrong token), SANDBOX_GONE, ... */
+E2B_API e2b_err e2b_commands_run(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, e2b_command_result *out, e2b_error *err);
+
+/* Starts a command and returns when its pid is known. The handle belongs to the sandbox; free it when done. */
+E2B_API e2b_err e2b_commands_start(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err);
+
+/* Attaches to a running process: its output from now on. A process that ended within the last 30 s gives its exit code.
+ * Uses of opts: call, user, on_stdout, on_stderr, output_user, no_collect, max_collect. NOT_FOUND with subject PROCESS. */
+E2B_API e2b_err e2b_commands_connect_to_process(e2b_sandbox *sandbox, uint32_t pid, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err);
+
+E2B_API e2b_err e2b_commands_list(e2b_sandbox *sandbox, const e2b_call *call, e2b_process_list *out, e2b_error *err);
+/* SIGKILL to the process itself, not to its children. killed (optional): false when there is no such process. */
+E2B_API e2b_err e2b_commands_kill(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, bool *killed, e2b_error *err);
+/* Never sent twice. data is not copied. Errors: NOT_FOUND (subject PROCESS), BAD_STATE (its stdin is not open). */
+E2B_API e2b_err e2b_commands_send_stdin(e2b_sandbox *sandbox, uint32_t pid, const void *data, size_t len, const e2b_call *call, e2b_error *err);
+E2B_API e2b_err e2b_commands_close_stdin(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, e2b_error *err);
+
+typedef enum e2b_event_kind { E2B_EVENT_NONE = 0, E2B_EVENT_STDOUT, E2B_EVENT_STDERR, E2B_EVENT_EXIT } e2b_event_kind;
+typedef struct e2b_command_event {
+  e2b_event_kind kind;
+  const char *data; size_t len; /* output; valid until the next call with this handle                                   */
+  int32_t exit_code;            /* with E2B_EVENT_EXIT                                                                  */
+  bool exited;                  /* with E2B_EVENT_EXIT; false = ended by a signal                                       */
+  const char *error;            /* with E2B_EVENT_EXIT: "" or the server's words                                        */
+} e2b_command_event;
+
+/* Output of a handle goes one of two ways. Pushed: to on_stdout and on_stderr, from poll, pump and process. Pulled: with
+ * e2b_command_handle_next, when neither callback is set. Output not taken is held back at its source: the process blocks
+ * when stream_buffer_size and the network's buffers are full. */
+E2B_API uint32_t e2b_command_handle_pid(const e2b_command_handle *handle);
+/* E2B_OK and an event; E2B_PENDING after timeout_ms (0 = do not wait, -1 = no limit) without one; E2B_EOF after the exit
+ * event; or why the stream broke. */
+E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_ms, e2b_command_event *event, e2b_error *err);
+/* Sets or changes the callbacks of pushed output. */
+E2B_API void e2b_command_handle_set_output(e2b_command_handle *handle, e2b_data_fn on_stdout, e2b_data_fn on_stderr, void *user);
+/* Waits for the end of the process, delivering output as above (with no callbacks set it is collected, up to max_collect).
+ * Result as e2b_commands_run, and the same again when called again. One wait at a time: E2B_ERR_BUSY. */
+E2B_API e2b_err e2b_command_handle_wait(e2b_command_handle *handle, const e2b_call *call, e2b_command_result *out, e2b_error *err);
+E2B_API void e2b_command_handle_resume(e2b_command_handle *handle); /* after E2B_PAUSE                                   */
+/* Ends the stream; the process lives on. No callback comes after this returns; a pending wait ends with CANCELED. */
+E2B_API void e2b_command_handle_disconnect(e2b_command_handle *handle);
+E2B_API e2b_err e2b_command_handle_kill(e2b_command_handle *handle, const e2b_call *call, bool *killed, e2b_error *err);
+E2B_API e2b_err e2b_command_handle_send_stdin(e2b_command_handle *handle, const void *data, size_t len, const e2b_call *call, e2b_error *err);
+E2B_API e2b_err e2b_command_handle_close_stdin(e2b_command_handle *handle, const e2b_call *call, e2b_error *err);
+E2B_API void e2b_command_handle_free(e2b_command_handle *handle); /* disconnects first; NULL is fine                      */
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: files */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+/* Paths are the sandbox's, with '/'. A relative one starts at the user's home, "~/x" works. Empty paths are refused. */
+typedef enum e2b_entry_type { E2B_ENTRY_UNKNOWN = 0, E2B_ENTRY_FILE, E2B_ENTRY_DIR, E2B_ENTRY_SYMLINK } e2b_entry_type;
+
+typedef struct e2b_entry_info {
+  e2b_mem mem;
+  const char *name, *path;
+  const char *permissions;      /* the server's text: "-rw-r--r--", "drwxr-xr-x", "Lrwxrwxrwx"                          */
+  const char *owner, *group;
+  const char *symlink_target;   /* NULL when it is not a symbolic link                                                  */
+  e2b_entry_type type;          /* of a link: of its target                                                             */
+  int64_t size;                 /* bytes                                                                                */
+  uint32_t mode;                /* permission bits                                                                      */
+  int64_t modified_time_ns;     /* Unix time                                                                            */
+  e2b_kvs metadata;
+} e2b_entry_info;
+typedef struct e2b_entry_list { e2b_mem mem; const e2b_entry_info *items; size_t count; } e2b_entry_list;
+typedef struct e2b_write_info { e2b_mem mem; const char *path, *name, *type; } e2b_write_info;
+
+typedef struct e2b_files_opts {
+  e2b_call call;
+  const char *user;  /* Unix user: owner of what is created, home of relative paths; NULL = config.default_user          */
+  uint32_t depth;    /* list: how many levels; 0 = 1                                                                    */
+} e2b_files_opts;
+
+/* Missing paths: NOT_FOUND with subject FILE (a missing sandbox is SANDBOX_GONE). `out` of rename and write is optional. */
+E2B_API e2b_err e2b_files_list(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_entry_list *out, e2b_error *err);
+E2B_API e2b_err e2b_files_exists(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, bool *exists, e2b_error *err);
+E2B_API e2b_err e2b_files_get_info(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_entry_info *out, e2b_error *err);
+/* With parents. created (optional): false when the directory was there already. */
+E2B_API e2b_err e2b_files_make_dir(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, bool *created, e2b_error *err);
+E2B_API e2b_err e2b_files_rename(e2b_sandbox *sandbox, const char *old_path, const char *new_path, const e2b_files_opts *opts, e2b_entry_info *out, e2b_error *err);
+/* Directories with all they hold. A missing path is success. */
+E2B_API e2b_err e2b_files_remove(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_error *err);
+/* The whole file, up to config.max_result_bytes (E2B_ERR_LIMIT above it). A directory: INVALID_ARGUMENT. */
+E2B_API e2b_err e2b_files_read(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_buf *out, e2b_error *err);
+/* As e2b_files_read; E2B_ERR_PROTOCOL when the content has a NUL byte, which a C string would hide. */
+E2B_API e2b_err e2b_files_read_text(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_buf *out, e2b_error *err);
+/* Creates parents, replaces the content. data is not copied: it must stay valid until completion. */
+E2B_API e2b_err e2b_files_write(e2b_sandbox *sandbox, const char *path, const void *data, size_t len, const e2b_files_opts *opts, e2b_write_info *out, e2b_error *err);
+E2B_API e2b_err e2b_files_write_text(e2b_sandbox *sandbox, const char *path, const char *text, const e2b_files_opts *opts, e2b_write_info *out, e2b_error *err);
+
+/* Constant memory, pushed: the call calls you. size: bytes that source will give, -1 = unknown (sent chunked). A source that
+ * ends early or late is E2B_ERR_INVALID_ARGUMENT. E2B_PAUSE needs a non-blocking call and e2b_op_resume. */
+E2B_API e2b_err e2b_files_download(e2b_sandbox *sandbox, const char *path, e2b_data_fn sink, void *user, const e2b_files_opts *opts, e2b_error *err);
+E2B_API e2b_err e2b_files_upload(e2b_sandbox *sandbox, const char *path, e2b_source_fn source, void *user, int64_t size, const e2b_files_opts *opts, e2b_write_info *out, e2b_error *err);
+
+/* Constant memory, pulled: you call it. opening a read stream waits for the answer's head (missing file: NOT_FOUND); opening
+ * a write stream waits for nothing. The stream belongs to the sandbox; free it when done. */
+E2B_API e2b_err e2b_files_read_stream(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_file_stream **out, e2b_error *err);
+E2B_API e2b_err e2b_files_write_stream(e2b_sandbox *sandbox, const char *path, int64_t size, const e2b_files_opts *opts, e2b_file_stream **out, e2b_error *err);
+E2B_API int64_t e2b_file_stream_size(const e2b_file_stream *stream); /* bytes in all; -1 = unknown                        */
+/* timeout_ms: 0 = do not wait, -1 = no limit but idle_ms. E2B_OK with *got > 0; E2B_PENDING; E2B_EOF when all of the file was
+ * read; or a failure: TRUNCATED when it ended early. */
+E2B_API e2b_err e2b_file_stream_read(e2b_file_stream *stream, int timeout_ms, void *buf, size_t cap, size_t *got, e2b_error *err);
+/* E2B_OK with *took > 0 (perhaps less than len; took NULL = wait until all is taken); E2B_PENDING; or a failure. */
+E2B_API e2b_err e2b_file_stream_write(e2b_file_stream *stream, int timeout_ms, const void *buf, size_t len, size_t *took, e2b_error *err);
+/* Ends an upload and waits for the server's answer, without which nothing is sure. E2B_PENDING: call again. */
+E2B_API e2b_err e2b_file_stream_finish(e2b_file_stream *stream, int timeout_ms, e2b_write_info *out, e2b_error *err);
+E2B_API void e2b_file_stream_free(e2b_file_stream *stream); /* before its end: aborts; NULL is fine                       */
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+#endif /* E2B_H */
+
+/* ================================================================================================================== */
+/*   end of the declarations, beginning of the implementation                                                         */
+/* ================================================================================================================== */
+
+#if defined(E2B_IMPLEMENTATION) && !defined(E2B_IMPLEMENTATION_DONE)
+#define E2B_IMPLEMENTATION_DONE
+/* ================================================================================================================== */
+/* >>>> platform */
+/* ================================================================================================================== */
+
+#include <string.h>
+#include <stdlib.h>
+#include <stdio.h>
+#include <stdarg.h>
+#include <limits.h>
+
+#define E2B__UNUSED(x) ((void)(x))
+#define E2B__COUNT(array) (sizeof(array) / sizeof((array)[0]))
+#define E2B__MIN(a, b) ((a) < (b) ? (a) : (b))
+#define E2B__MAX(a, b) ((a) > (b) ? (a) : (b))
+#define E2B__NEVER INT64_MAX /* a deadline that never comes, milliseconds on the client's monotonic clock */
+
+#if defined(__GNUC__) || defined(__clang__)
+  #define E2B__PRINTF(fmt_index, first_arg) __attribute__((format(printf, fmt_index, first_arg)))
+  #define E2B__MAYBE_UNUSED __attribute__((unused)) /* the other direction of a codec: for tests and servers */
+#else
+  #define E2B__MAYBE_UNUSED
+  #define E2B__PRINTF(fmt_index, first_arg)
+#endif
+
+#if defined(E2B_MALLOC) != defined(E2B_FREE) || defined(E2B_MALLOC) != defined(E2B_REALLOC)
+  #error "e2b.h: define all of E2B_MALLOC(size), E2B_REALLOC(ptr, size) and E2B_FREE(ptr), or none of them"
+#endif
+#ifndef E2B_MALLOC
+  #define E2B_MALLOC(size) malloc(size)
+  #define E2B_REALLOC(ptr, size) realloc(ptr, size)
+  #define E2B_FREE(ptr) free(ptr)
+#endif
+#ifndef E2B_ASSERT
+  #include <assert.h>
+  #define E2B_ASSERT(condition) assert(condition)
+#endif
+
+/* ================================================================================================================== */
+/* >>>> memory */
+/* ================================================================================================================== */
+
+/* Every byte of a client comes from here: the user's allocator plus the counters of e2b_client_get_stats. */
+typedef struct e2b__mem {
+  e2b_allocator allocator;
+  size_t now, peak;
+  uint32_t allocs;
+} e2b__mem;
+
+static void *e2b__mem_default_alloc(void *user, size_t size) {
+  E2B__UNUSED(user);
+  return E2B_MALLOC(size);
+}
+
+static void *e2b__mem_default_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(old_size);
+  return E2B_REALLOC(ptr, new_size);
+}
+
+static void e2b__mem_default_free(void *user, void *ptr, size_t size) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(size);
+  E2B_FREE(ptr);
+}
+
+/* A zeroed allocator stands for E2B_MALLOC and friends. */
+static void e2b__mem_init(e2b__mem *mem, const e2b_allocator *allocator) {
+  memset(mem, 0, sizeof *mem);
+  if (allocator && allocator->alloc_fn) {
+    mem->allocator = *allocator;
+  } else {
+    mem->allocator.alloc_fn = e2b__mem_default_alloc;
+    mem->allocator.realloc_fn = e2b__mem_default_realloc;
+    mem->allocator.free_fn = e2b__mem_default_free;
+  }
+}
+
+static void e2b__mem_count(e2b__mem *mem, size_t grown) {
+  mem->now += grown;
+  mem->allocs++;
+  if (mem->now > mem->peak) mem->peak = mem->now;
+}
+
+/* Returns zeroed memory, or NULL. */
+static void *e2b__mem_alloc(e2b__mem *mem, size_t size) {
+  void *ptr = mem->allocator.alloc_fn(mem->allocator.user, size);
+  if (!ptr) return NULL;
+  memset(ptr, 0, size);
+  e2b__mem_count(mem, size);
+  return ptr;
+}
+
+/* Bytes beyond old_size are not zeroed. On failure NULL, and `ptr` stays as it was. */
+static void *e2b__mem_realloc(e2b__mem *mem, void *ptr, size_t old_size, size_t new_size) {
+  void *moved = ptr ? mem->allocator.realloc_fn(mem->allocator.user, ptr, old_size, new_size)
+                    : mem->allocator.alloc_fn(mem->allocator.user, new_size);
+  if (!moved) return NULL;
+  mem->now -= old_size;
+  e2b__mem_count(mem, new_size);
+  return moved;
+}
+
+static void e2b__mem_free(e2b__mem *mem, void *ptr, size_t size) {
+  if (!ptr) return;
+  mem->now -= size;
+  mem->allocator.free_fn(mem->allocator.user, ptr, size);
+}
+
+/* Zeroes memory in a way the optimiser may not remove; for keys and tokens. */
+static void e2b__mem_wipe(void *ptr, size_t size) {
+  volatile uint8_t *byte = (volatile uint8_t *)ptr;
+  while (size--) *byte++ = 0;
+}
+
+/* Copies `len` bytes and adds a NUL. Free with e2b__mem_free_str. */
+static char *e2b__mem_dup(e2b__mem *mem, const char *text, size_t len) {
+  char *copy = (char *)e2b__mem_alloc(mem, len + 1);
+  if (copy && len) memcpy(copy, text, len);
+  return copy;
+}
+
+/* For strings from e2b__mem_dup (their length is their strlen); wiped, for they may be tokens. NULL is fine. */
+static void e2b__mem_free_str(e2b__mem *mem, char *text) {
+  size_t size;
+  if (!text) return;
+  size = strlen(text) + 1;
+  e2b__mem_wipe(text, size);
+  e2b__mem_free(mem, text, size);
+}
+
+/* Scratch memory for decoding: taken in blocks, freed all at once. `limit` bounds what a peer can make us take. */
+typedef struct e2b__arena_block {
+  struct e2b__arena_block *next;
+  size_t size, used; /* of the bytes behind this head */
+} e2b__arena_block;
+
+typedef struct e2b__arena {
+  e2b__mem *mem;
+  e2b__arena_block *blocks;
+  size_t total, limit;
+  e2b_err err; /* first failure: E2B_ERR_NO_MEMORY or E2B_ERR_LIMIT */
+} e2b__arena;
+
+static void e2b__arena_init(e2b__arena *arena, e2b__mem *mem, size_t limit) {
+  memset(arena, 0, sizeof *arena);
+  arena->mem = mem;
+  arena->limit = limit;
+}
+
+/* Returns zeroed memory aligned for any member used here, or NULL with arena->err set. */
+static void *e2b__arena_alloc(e2b__arena *arena, size_t size) {
+  e2b__arena_block *block = arena->blocks;
+  size_t want, need = (size + 15u) & ~(size_t)15u;
+  void *ptr;
+  if (need < size || need > arena->limit) {
+    arena->err = E2B_ERR_LIMIT;
+    return NULL;
+  }
+  if (!block || block->size - block->used < need) {
+    want = E2B__MAX(need, (size_t)1024);
+    if (arena->total + want > arena->limit) {
+      arena->err = E2B_ERR_LIMIT;
+      return NULL;
+    }
+    block = (e2b__arena_block *)e2b__mem_alloc(arena->mem, ((sizeof *block + 15u) & ~(size_t)15u) + want);
+    if (!block) {
+      arena->err = E2B_ERR_NO_MEMORY;
+      return NULL;
+    }
+    block->size = want;
+    block->next = arena->blocks;
+    arena->blocks = block;
+    arena->total += want;
+  }
+  ptr = (uint8_t *)block + ((sizeof *block + 15u) & ~(size_t)15u) + block->used;
+  block->used += need;
+  return ptr;
+}
+
+static void e2b__arena_free(e2b__arena *arena) {
+  while (arena->blocks) {
+    e2b__arena_block *next = arena->blocks->next;
+    size_t size = ((sizeof *next + 15u) & ~(size_t)15u) + arena->blocks->size;
+    e2b__mem_wipe(arena->blocks, size);
+    e2b__mem_free(arena->mem, arena->blocks, size);
+    arena->blocks = next;
+  }
+  arena->total = 0;
+}
+
+/* Builds a result in one block, in two passes of the same fill function: the first, with base == NULL, only adds up the
+ * size; the second copies. Every e2b__pack_* returns the address inside the block, NULL in the first pass. */
+typedef struct e2b__pack {
+  uint8_t *base;
+  size_t used;
+} e2b__pack;
+
+static void *e2b__pack_alloc(e2b__pack *pack, size_t size) {
+  void *ptr;
+  pack->used = (pack->used + 7u) & ~(size_t)7u;
+  ptr = pack->base ? pack->base + pack->used : NULL;
+  pack->used += size;
+  return ptr;
+}
+
+/* Copies bytes and adds a NUL. */
+static const char *e2b__pack_bytes(e2b__pack *pack, const char *data, size_t len) {
+  char *copy = pack->base ? (char *)pack->base + pack->used : NULL;
+  pack->used += len + 1;
+  if (!copy) return NULL;
+  if (len) memcpy(copy, data, len);
+  copy[len] = 0;
+  return copy;
+}
+
+static const char *e2b__pack_str(e2b__pack *pack, e2b_str text) {
+  return e2b__pack_bytes(pack, text.ptr, text.len);
+}
+
+/* ================================================================================================================== */
+/* >>>> bytes */
+/* ================================================================================================================== */
+
+/* A growing byte buffer with an upper bound. The first failure sticks in `err`; later writes do nothing, so a builder
+ * checks once, at its end. `data` is not NUL-terminated. */
+typedef struct e2b__buf {
+  e2b__mem *mem;
+  uint8_t *data;
+  size_t len, cap;
+  size_t max; /* growing past it is E2B_ERR_LIMIT */
+  e2b_err err;
+} e2b__buf;
+
+static void e2b__buf_init(e2b__buf *buf, e2b__mem *mem, size_t max) {
+  memset(buf, 0, sizeof *buf);
+  buf->mem = mem;
+  buf->max = max;
+}
+
+/* Wiped before it is freed: requests carry keys and tokens. The buffer can be used again. */
+static void e2b__buf_free(e2b__buf *buf) {
+  if (buf->data) e2b__mem_wipe(buf->data, buf->cap);
+  if (buf->data) e2b__mem_free(buf->mem, buf->data, buf->cap);
+  buf->data = NULL;
+  buf->len = buf->cap = 0;
+  buf->err = E2B_OK;
+}
+
+/* Makes room for `extra` more bytes and returns where they go, or NULL with err set. The caller then adds to len. */
+static uint8_t *e2b__buf_reserve(e2b__buf *buf, size_t extra) {
+  size_t cap;
+  uint8_t *grown;
+  if (buf->err) return NULL;
+  if (extra > buf->max || buf->len > buf->max - extra) {
+    buf->err = E2B_ERR_LIMIT;
+    return NULL;
+  }
+  if (buf->len + extra <= buf->cap) return buf->data + buf->len;
+  cap = E2B__MAX(buf->cap + buf->cap / 2, buf->len + extra);
+  cap = E2B__MIN(E2B__MAX(cap, (size_t)64), buf->max);
+  grown = (uint8_t *)e2b__mem_realloc(buf->mem, buf->data, buf->cap, cap);
+  if (!grown) {
+    buf->err = E2B_ERR_NO_MEMORY;
+    return NULL;
+  }
+  buf->data = grown;
+  buf->cap = cap;
+  return buf->data + buf->len;
+}
+
+static void e2b__buf_put(e2b__buf *buf, const void *data, size_t len) {
+  uint8_t *to;
+  if (!len) return;
+  to = e2b__buf_reserve(buf, len);
+  if (!to) return;
+  memcpy(to, data, len);
+  buf->len += len;
+}
+
+static void e2b__buf_byte(e2b__buf *buf, uint8_t byte) {
+  uint8_t *to = e2b__buf_reserve(buf, 1);
+  if (!to) return;
+  *to = byte;
+  buf->len++;
+}
+
+static void e2b__buf_text(e2b__buf *buf, const char *text) {
+  if (text) e2b__buf_put(buf, text, strlen(text));
+}
+
+static void e2b__buf_str(e2b__buf *buf, e2b_str text) {
+  e2b__buf_put(buf, text.ptr, text.len);
+}
+
+static void e2b__buf_u64(e2b__buf *buf, uint64_t value) {
+  char digits[20];
+  size_t at = sizeof digits;
+  do {
+    digits[--at] = (char)('0' + (char)(value % 10u));
+    value /= 10u;
+  } while (value);
+  e2b__buf_put(buf, digits + at, sizeof digits - at);
+}
+
+static void e2b__buf_i64(e2b__buf *buf, int64_t value) {
+  if (value < 0) e2b__buf_byte(buf, '-');
+  e2b__buf_u64(buf, value < 0 ? (uint64_t)0 - (uint64_t)value : (uint64_t)value);
+}
+
+/* Removes `len` bytes at the front. */
+static void e2b__buf_drop(e2b__buf *buf, size_t len) {
+  if (len >= buf->len) {
+    buf->len = 0;
+    return;
+  }
+  memmove(buf->data, buf->data + len, buf->len - len);
+  buf->len -= len;
+}
+
+/* Adds a NUL that does not count as length, so that the content can be read as a C string. Returns it, or NULL. */
+static const char *e2b__buf_cstr(e2b__buf *buf) {
+  uint8_t *end = e2b__buf_reserve(buf, 1);
+  if (!end) return NULL;
+  *end = 0;
+  return (const char *)buf->data;
+}
+
+static e2b_str e2b__str_n(const char *ptr, size_t len) {
+  e2b_str text;
+  text.ptr = ptr;
+  text.len = len;
+  return text;
+}
+
+static e2b_str e2b__str(const char *text) {
+  return e2b__str_n(text, text ? strlen(text) : 0);
+}
+
+static bool e2b__str_eq(e2b_str a, const char *b) {
+  size_t len = strlen(b);
+  return a.len == len && (len == 0 || memcmp(a.ptr, b, len) == 0);
+}
+
+static char e2b__ascii_lower(char c) {
+  return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+}
+
+static bool e2b__str_eq_nocase(e2b_str a, const char *b) {
+  size_t i, len = strlen(b);
+  if (a.len != len) return false;
+  for (i = 0; i < len; i++)
+    if (e2b__ascii_lower(a.ptr[i]) != e2b__ascii_lower(b[i])) return false;
+  return true;
+}
+
+/* NULL and "" both mean "not given" in every option of this library. */
+static bool e2b__given(const char *text) {
+  return text && text[0];
+}
+/* ================================================================================================================== */
+/* >>>> errors */
+/* ================================================================================================================== */
+
+/* Fills *err from scratch (NULL is fine). Messages say what happened and what to do next, and never hold a secret. */
+E2B__PRINTF(4, 5)
+static void e2b__error_set(e2b_error *err, e2b_err code, e2b_phase phase, const char *format, ...) {
+  va_list args;
+  if (!err) return;
+  memset(err, 0, sizeof *err);
+  err->code = code;
+  err->phase = phase;
+  va_start(args, format);
+  (void)vsnprintf(err->message, sizeof err->message, format, args);
+  va_end(args);
+}
+
+/* Printable ASCII of what a peer sent, for messages; at most cap - 1 characters, white space folded. */
+static void e2b__error_excerpt(char *out, size_t cap, const uint8_t *data, size_t len) {
+  size_t i, n = 0;
+  for (i = 0; i < len && n + 1 < cap; i++) {
+    char c = data[i] >= 0x20 && data[i] < 0x7f ? (char)data[i] : ' ';
+    if (c == ' ' && (n == 0 || out[n - 1] == ' ')) continue;
+    out[n++] = c;
+  }
+  out[n] = 0;
+}
+
+static void e2b__log(const e2b_logger *logger, e2b_log_level level, const char *format, ...) E2B__PRINTF(3, 4);
+static void e2b__log(const e2b_logger *logger, e2b_log_level level, const char *format, ...) {
+  char message[512];
+  va_list args;
+  if (!logger->func || level > (logger->level ? logger->level : E2B_LOG_WARN)) return;
+  va_start(args, format);
+  (void)vsnprintf(message, sizeof message, format, args);
+  va_end(args);
+  logger->func(logger->user, level, message);
+}
+/* ================================================================================================================== */
+/* >>>> json */
+/* ================================================================================================================== */
+
+/* Writer: compact, places the commas. Text is taken as UTF-8 and not checked. Failures stick in out->err. */
+typedef struct e2b__json_writer {
+  e2b__buf *out;
+  bool comma; /* the next key or value needs one */
+} e2b__json_writer;
+
+static void e2b__json_comma(e2b__json_writer *w) {
+  if (w->comma) e2b__buf_byte(w->out, ',');
+  w->comma = true;
+}
+
+static void e2b__json_begin(e2b__json_writer *w, char open) {
+  e2b__json_comma(w);
+  e2b__buf_byte(w->out, (uint8_t)open);
+  w->comma = false;
+}
+
+static void e2b__json_end(e2b__json_writer *w, char close) {
+  e2b__buf_byte(w->out, (uint8_t)close);
+  w->comma = true;
+}
+
+static void e2b__json_str(e2b__json_writer *w, e2b_str text) {
+  static const char hex[] = "0123456789abcdef";
+  size_t i, plain = 0; /* start of the run that needs no escape */
+  e2b__json_comma(w);
+  e2b__buf_byte(w->out, '"');
+  for (i = 0; i < text.len; i++) {
+    uint8_t c = (uint8_t)text.ptr[i];
+    if (c >= 0x20 && c != '"' && c != '\\') continue;
+    e2b__buf_put(w->out, text.ptr + plain, i - plain);
+    plain = i + 1;
+    if (c >= 0x20) {
+      e2b__buf_byte(w->out, '\\');
+      e2b__buf_byte(w->out, c);
+    } else {
+      e2b__buf_put(w->out, "\\u00", 4);
+      e2b__buf_byte(w->out, (uint8_t)hex[c >> 4]);
+      e2b__buf_byte(w->out, (uint8_t)hex[c & 15]);
+    }
+  }
+  if (plain < text.len) e2b__buf_put(w->out, text.ptr + plain, text.len - plain);
+  e2b__buf_byte(w->out, '"');
+}
+
+static void e2b__json_key_str(e2b__json_writer *w, e2b_str key) {
+  e2b__json_str(w, key);
+  e2b__buf_byte(w->out, ':');
+  w->comma = false;
+}
+
+static void e2b__json_key(e2b__json_writer *w, const char *key) {
+  e2b__json_key_str(w, e2b__str(key));
+}
+
+static void e2b__json_i64(e2b__json_writer *w, int64_t value) {
+  e2b__json_comma(w);
+  e2b__buf_i64(w->out, value);
+}
+
+/* Splices in one value that is JSON already. */
+static void e2b__json_raw(e2b__json_writer *w, e2b_str json) {
+  e2b__json_comma(w);
+  e2b__buf_str(w->out, json);
+}
+
+static void e2b__json_bool(e2b__json_writer *w, bool value) {
+  e2b__json_raw(w, e2b__str(value ? "true" : "false"));
+}
+
+/* "key":{...}, or nothing at all when there are no pairs. */
+static void e2b__json_kvs(e2b__json_writer *w, const char *key, e2b_kvs pairs) {
+  size_t i;
+  if (pairs.count == 0) return;
+  e2b__json_key(w, key);
+  e2b__json_begin(w, '{');
+  for (i = 0; i < pairs.count; i++) {
+    e2b__json_key(w, pairs.items[i].key);
+    e2b__json_str(w, e2b__str(pairs.items[i].value));
+  }
+  e2b__json_end(w, '}');
+}
+
+/* "key":[...], or nothing at all when there are no texts. */
+static void e2b__json_strs(e2b__json_writer *w, const char *key, e2b_strs texts) {
+  size_t i;
+  if (texts.count == 0) return;
+  e2b__json_key(w, key);
+  e2b__json_begin(w, '[');
+  for (i = 0; i < texts.count; i++) e2b__json_str(w, e2b__str(texts.items[i]));
+  e2b__json_end(w, ']');
+}
+
+/* Reader: a strict pull tokenizer (RFC 8259) over one document. Strings are unescaped where they lie, so it allocates
+ * nothing; tokens point into the document. Lone surrogates become U+FFFD, invalid UTF-8 passes through. */
+#define E2B__JSON_DEPTH 64 /* bits of e2b__json_reader.objects */
+
+typedef enum e2b__json_type {
+  E2B__JSON_ERROR = -1, /* sticks */
+  E2B__JSON_END = 0,
+  E2B__JSON_NULL,
+  E2B__JSON_BOOL,
+  E2B__JSON_NUMBER,
+  E2B__JSON_STRING,
+  E2B__JSON_KEY,
+  E2B__JSON_OBJECT,
+  E2B__JSON_OBJECT_END,
+  E2B__JSON_ARRAY,
+  E2B__JSON_ARRAY_END
+} e2b__json_type;
+
+typedef enum e2b__json_state {
+  E2B__JSON_AT_VALUE, /* a value must follow */
+  E2B__JSON_AT_FIRST, /* after '{' or '[': an element or the end */
+  E2B__JSON_AT_NEXT,  /* after a value: ',' or the end */
+  E2B__JSON_AT_ERROR
+} e2b__json_state;
+
+typedef struct e2b__json_reader {
+  char *at, *end;
+  uint64_t objects; /* the containers around `at`, one bit each, innermost lowest; set for objects */
+  uint8_t depth;
+  e2b__json_state state;
+  bool verbatim; /* leave the document as it is: strings keep their escapes */
+} e2b__json_reader;
+
+typedef struct e2b__json_token {
+  e2b__json_type type;
+  e2b_str text; /* STRING and KEY: the content; NUMBER: its digits */
+  bool boolean;
+  char *start; /* first byte of the value in the document */
+} e2b__json_token;
+
+static void e2b__json_open(e2b__json_reader *r, char *text, size_t len) {
+  memset(r, 0, sizeof *r);
+  r->at = text;
+  r->end = len ? text + len : text;
+}
+
+static char e2b__json_peek(const e2b__json_reader *r) {
+  return r->at < r->end ? *r->at : 0;
+}
+
+static char e2b__json_skip_space(e2b__json_reader *r) {
+  while (r->at < r->end && (*r->at == ' ' || *r->at == '\n' || *r->at == '\r' || *r->at == '\t')) r->at++;
+  return e2b__json_peek(r);
+}
+
+/* Four hex digits, or -1. */
+static int32_t e2b__json_hex4(const char *at, const char *end) {
+  int32_t value = 0;
+  int i;
+  if (end - at < 4) return -1;
+  for (i = 0; i < 4; i++) {
+    char c = e2b__ascii_lower(at[i]);
+    if (c >= '0' && c <= '9') value = value * 16 + (c - '0');
+    else if (c >= 'a' && c <= 'f') value = value * 16 + (c - 'a' + 10);
+    else return -1;
+  }
+  return value;
+}
+
+static size_t e2b__utf8_put(uint32_t c, char out[4]) {
+  size_t i, n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+  static const uint8_t lead[] = { 0, 0, 0xc0, 0xe0, 0xf0 };
+  for (i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 0x3f));
+  out[0] = (char)(lead[n] | c);
+  return n;
+}
+
+/* One escape, with `at` behind its backslash. Returns the length of its UTF-8, which is never longer; 0 = malformed. */
+static size_t e2b__json_escape(e2b__json_reader *r, char out[4]) {
+  static const char names[] = "\"\\/bfnrt", bytes[] = "\"\\/\b\f\n\r\t";
+  char c = e2b__json_peek(r);
+  const char *name = c ? strchr(names, c) : NULL;
+  int32_t code, low;
+  if (c) r->at++;
+  if (name) {
+    out[0] = bytes[name - names];
+    return 1;
+  }
+  code = c == 'u' ? e2b__json_hex4(r->at, r->end) : -1;
+  if (code < 0) return 0;
+  r->at += 4;
+  if (code < 0xd800 || code > 0xdfff) return e2b__utf8_put((uint32_t)code, out);
+  if (code < 0xdc00 && r->end - r->at >= 6 && r->at[0] == '\\' && r->at[1] == 'u') {
+    low = e2b__json_hex4(r->at + 2, r->end);
+    if (low >= 0xdc00 && low <= 0xdfff) {
+      r->at += 6;
+      return e2b__utf8_put((uint32_t)(0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00)), out);
+    }
+  }
+  return e2b__utf8_put(0xfffd, out);
+}
+
+/* A string, with `at` on its opening quote. */
+static bool e2b__json_read_string(e2b__json_reader *r, e2b_str *out) {
+  char *start = ++r->at, *to = start;
+  char utf8[4];
+  size_t i, n;
+  while (r->at < r->end && *r->at != '"') {
+    utf8[0] = *r->at++;
+    if ((uint8_t)utf8[0] < 0x20) return false;
+    n = utf8[0] == '\\' ? e2b__json_escape(r, utf8) : 1;
+    if (n == 0) return false;
+    for (i = 0; i < n && !r->verbatim; i++) *to++ = utf8[i];
+  }
+  if (r->verbatim) to = r->at;
+  if (r->at >= r->end) return false;
+  *out = e2b__str_n(start, (size_t)(to - start));
+  r->at++;
+  return true;
+}
+
+static bool e2b__json_digits(e2b__json_reader *r) {
+  char *start = r->at;
+  while (r->at < r->end && *r->at >= '0' && *r->at <= '9') r->at++;
+  return r->at > start;
+}
+
+static bool e2b__json_read_number(e2b__json_reader *r, e2b_str *out) {
+  char *start = r->at, *first;
+  if (e2b__json_peek(r) == '-') r->at++;
+  first = r->at;
+  if (!e2b__json_digits(r) || (*first == '0' && r->at > first + 1)) return false;
+  if (e2b__json_peek(r) == '.') {
+    r->at++;
+    if (!e2b__json_digits(r)) return false;
+  }
+  if (e2b__json_peek(r) == 'e' || e2b__json_peek(r) == 'E') {
+    r->at++;
+    if (e2b__json_peek(r) == '+' || e2b__json_peek(r) == '-') r->at++;
+    if (!e2b__json_digits(r)) return false;
+  }
+  *out = e2b__str_n(start, (size_t)(r->at - start));
+  return true;
+}
+
+static bool e2b__json_read_word(e2b__json_reader *r, const char *word) {
+  size_t len = strlen(word);
+  if ((size_t)(r->end - r->at) < len || memcmp(r->at, word, len) != 0) return false;
+  r->at += len;
+  return true;
+}
+
+static e2b__json_type e2b__json_read_value(e2b__json_reader *r, e2b__json_token *t) {
+  bool object;
+  r->state = E2B__JSON_AT_NEXT;
+  switch (e2b__json_peek(r)) {
+  case '{':
+  case '[':
+    if (r->depth == E2B__JSON_DEPTH) return E2B__JSON_ERROR;
+    object = *r->at++ == '{';
+    r->objects = r->objects << 1 | (object ? 1u : 0u);
+    r->depth++;
+    r->state = E2B__JSON_AT_FIRST;
+    return object ? E2B__JSON_OBJECT : E2B__JSON_ARRAY;
+  case '"':
+    return e2b__json_read_string(r, &t->text) ? E2B__JSON_STRING : E2B__JSON_ERROR;
+  case 't':
+  case 'f':
+    t->boolean = *r->at == 't';
+    return e2b__json_read_word(r, t->boolean ? "true" : "false") ? E2B__JSON_BOOL : E2B__JSON_ERROR;
+  case 'n':
+    return e2b__json_read_word(r, "null") ? E2B__JSON_NULL : E2B__JSON_ERROR;
+  default:
+    return e2b__json_read_number(r, &t->text) ? E2B__JSON_NUMBER : E2B__JSON_ERROR;
+  }
+}
+
+static e2b__json_type e2b__json_read_key(e2b__json_reader *r, e2b__json_token *t) {
+  if (e2b__json_peek(r) != '"' || !e2b__json_read_string(r, &t->text)) return E2B__JSON_ERROR;
+  if (e2b__json_skip_space(r) != ':') return E2B__JSON_ERROR;
+  r->at++;
+  r->state = E2B__JSON_AT_VALUE;
+  return E2B__JSON_KEY;
+}
+
+static e2b__json_type e2b__json_read_token(e2b__json_reader *r, e2b__json_token *t) {
+  bool object = (r->objects & 1u) != 0;
+  char c = e2b__json_skip_space(r);
+  if (r->state == E2B__JSON_AT_NEXT && r->depth == 0) return r->at == r->end ? E2B__JSON_END : E2B__JSON_ERROR;
+  if ((r->state == E2B__JSON_AT_NEXT || r->state == E2B__JSON_AT_FIRST) && c == (object ? '}' : ']')) {
+    r->at++;
+    r->objects >>= 1;
+    r->depth--;
+    r->state = E2B__JSON_AT_NEXT;
+    return object ? E2B__JSON_OBJECT_END : E2B__JSON_ARRAY_END;
+  }
+  if (r->state == E2B__JSON_AT_NEXT) {
+    if (c != ',') return E2B__JSON_ERROR;
+    r->at++;
+    e2b__json_skip_space(r);
+  }
+  t->start = r->at;
+  if (object && r->state != E2B__JSON_AT_VALUE) return e2b__json_read_key(r, t);
+  return e2b__json_read_value(r, t);
+}
+
+static e2b__json_type e2b__json_next(e2b__json_reader *r, e2b__json_token *t) {
+  memset(t, 0, sizeof *t);
+  t->type = r->state == E2B__JSON_AT_ERROR ? E2B__JSON_ERROR : e2b__json_read_token(r, t);
+  if (t->type == E2B__JSON_ERROR) r->state = E2B__JSON_AT_ERROR;
+  return t->type;
+}
+
+/* Goes to the end of the value whose first token was read, leaving its text as it is. False when it is malformed. */
+static bool e2b__json_skip(e2b__json_reader *r, const e2b__json_token *first) {
+  e2b__json_token t;
+  uint8_t depth = r->depth;
+  bool verbatim = r->verbatim;
+  e2b__json_type type = first->type;
+  if (type != E2B__JSON_OBJECT && type != E2B__JSON_ARRAY) return type > E2B__JSON_END;
+  r->verbatim = true;
+  while (type > E2B__JSON_END && r->depth >= depth) type = e2b__json_next(r, &t);
+  r->verbatim = verbatim;
+  return type > E2B__JSON_END;
+}
+
+/* True for one whole document that begins with `first`: '{' or '['. */
+static bool e2b__json_valid(const char *text, size_t len, char first) {
+  e2b__json_reader r;
+  e2b__json_token t;
+  e2b__json_open(&r, (char *)text, len); /* not written to: verbatim */
+  r.verbatim = true;
+  return e2b__json_skip_space(&r) == first && e2b__json_next(&r, &t) > E2B__JSON_END && e2b__json_skip(&r, &t) &&
+         e2b__json_next(&r, &t) == E2B__JSON_END;
+}
+
+/* Whole numbers written as such, exactly: neither fractions nor exponents. */
+static bool e2b__json_to_i64(e2b_str text, int64_t *out) {
+  bool negative = text.len > 0 && text.ptr[0] == '-';
+  uint64_t limit = (uint64_t)INT64_MAX + (negative ? 1u : 0u), value = 0;
+  size_t i = negative ? 1 : 0;
+  if (i == text.len) return false;
+  for (; i < text.len; i++) {
+    unsigned digit = (unsigned)(uint8_t)text.ptr[i] - '0';
+    if (digit > 9 || value > (limit - digit) / 10) return false;
+    value = value * 10 + digit;
+  }
+  *out = negative && value ? -(int64_t)(value - 1) - 1 : (int64_t)value;
+  return true;
+}
+/* ================================================================================================================== */
+/* >>>> protobuf */
+/* ================================================================================================================== */
+
+/* One table per message describes a struct; the binary codec, ProtoJSON and the plain JSON of REST answers all walk it.
+ * No message contains itself, so the tables bound the depth of every recursion here. */
+typedef enum e2b__kind {
+  E2B__KIND_BOOL,   /* bool */
+  E2B__KIND_U32,    /* uint32_t */
+  E2B__KIND_I32,    /* int32_t */
+  E2B__KIND_I64,    /* int64_t; a string in ProtoJSON, a number in REST, both are accepted */
+  E2B__KIND_SINT32, /* int32_t, zigzag */
+  E2B__KIND_ENUM,   /* int32_t; a name in JSON, an unknown one reads as -1 */
+  E2B__KIND_STR,    /* e2b_str */
+  E2B__KIND_BYTES,  /* e2b_str; base64 in JSON */
+  E2B__KIND_TEXT,   /* e2b_str; JSON only: a string, number or bool as its text; anything else counts as absent */
+  E2B__KIND_RAW,    /* e2b_str; JSON only: the JSON text of the value */
+  E2B__KIND_MSG,    /* the struct of field.sub, embedded; always with PRESENCE or REPEATED */
+  E2B__KIND_MAP     /* map<string,string>: a list of e2b__pair; a duplicate key makes a second entry */
+} e2b__kind;
+
+#define E2B__REPEATED 1u /* the member is an e2b__list of elements: e2b_str or the struct of field.sub */
+#define E2B__PRESENCE 2u /* a bool at has_offset says whether it is there; written even when zero */
+#define E2B__ALWAYS 4u   /* written even when zero, without such a bool: map entries */
+
+typedef struct e2b__message e2b__message;
+
+typedef struct e2b__field {
+  const char *name; /* in JSON */
+  uint8_t number;   /* in protobuf; 0 = only in JSON */
+  uint8_t kind, flags;
+  uint8_t oneof; /* members of one oneof share a number != 0 */
+  uint16_t offset, has_offset;
+  const e2b__message *sub;  /* MSG, MAP */
+  const char *const *names; /* ENUM: by value, "" for holes, NULL at the end */
+} e2b__field;
+
+struct e2b__message {
+  const e2b__field *fields; /* ascending numbers */
+  uint16_t count, size;
+};
+
+/* Items are in the arena of the decoder, or the caller's. */
+typedef struct e2b__list {
+  void *items;
+  size_t count, cap;
+} e2b__list;
+
+typedef struct e2b__pair {
+  e2b_str key, value;
+} e2b__pair;
+
+static const e2b__field e2b__fields_pair[] = {
+  { "key", 1, E2B__KIND_STR, E2B__ALWAYS, 0, offsetof(e2b__pair, key), 0, NULL, NULL },
+  { "value", 2, E2B__KIND_STR, E2B__ALWAYS, 0, offsetof(e2b__pair, value), 0, NULL, NULL },
+};
+static const e2b__message e2b__msg_pair = { e2b__fields_pair, 2, sizeof(e2b__pair) };
+
+/* google.protobuf.Timestamp; RFC 3339 text in JSON. */
+typedef struct e2b__timestamp {
+  int64_t seconds;
+  int32_t nanos;
+} e2b__timestamp;
+
+static const e2b__field e2b__fields_timestamp[] = {
+  { "seconds", 1, E2B__KIND_I64, 0, 0, offsetof(e2b__timestamp, seconds), 0, NULL, NULL },
+  { "nanos", 2, E2B__KIND_I32, 0, 0, offsetof(e2b__timestamp, nanos), 0, NULL, NULL },
+};
+static const e2b__message e2b__msg_timestamp = { e2b__fields_timestamp, 2, sizeof(e2b__timestamp) };
+
+/* ---- scalars that are text in JSON ---- */
+
+/* Days since 1970-01-01. Years are counted from March, so that the leap day is the last one. */
+static int64_t e2b__time_days(int64_t year, int month, int day) {
+  int64_t y = month > 2 ? year : year - 1, of_year = (153 * (month > 2 ? month - 3 : month + 9) + 2) / 5 + day - 1;
+  return y * 365 + y / 4 - y / 100 + y / 400 + of_year - 719468;
+}
+
+/* `before` (0 = none; lower case matches both) and so many digits. -1 = something else is there. */
+static int e2b__time_number(const char **at, const char *end, char before, int digits) {
+  int value = 0;
+  if (before && (*at == end || e2b__ascii_lower(*(*at)++) != before)) return -1;
+  if (end - *at < digits) return -1;
+  for (; digits > 0; digits--, (*at)++) {
+    if (**at < '0' || **at > '9') return -1;
+    value = value * 10 + (**at - '0');
+  }
+  return value;
+}
+
+/* The fraction of a second, if there is one; digits behind the ninth are dropped. -1 = malformed. */
+static int32_t e2b__time_fraction(const char **at, const char *end) {
+  int32_t nanos = 0, unit = 100000000;
+  if (*at == end || **at != '.') return 0;
+  (*at)++;
+  if (*at == end || **at < '0' || **at > '9') return -1;
+  for (; *at < end && **at >= '0' && **at <= '9'; (*at)++, unit /= 10) nanos += unit * (**at - '0');
+  return nanos;
+}
+
+/* "Z" or "+hh:mm" up to the end, in seconds; -1 (not a whole minute) = malformed. */
+static int e2b__time_offset(const char *at, const char *end) {
+  bool west = at < end && *at == '-';
+  int hours, minutes;
+  if (end - at == 1 && e2b__ascii_lower(*at) == 'z') return 0;
+  hours = e2b__time_number(&at, end, west ? '-' : '+', 2);
+  minutes = e2b__time_number(&at, end, ':', 2);
+  if (hours < 0 || hours > 23 || minutes < 0 || minutes > 59 || at != end) return -1;
+  return (hours * 60 + minutes) * (west ? -60 : 60);
+}
+
+/* RFC 3339 with any offset and any number of fraction digits. False when malformed. */
+static bool e2b__time_parse(e2b_str text, e2b__timestamp *out) {
+  static const uint8_t month_days[] = { 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31 };
+  const char *at = text.len ? text.ptr : "", *end = at + text.len;
+  int year = e2b__time_number(&at, end, 0, 4), month = e2b__time_number(&at, end, '-', 2);
+  int day = e2b__time_number(&at, end, '-', 2), hour = e2b__time_number(&at, end, 't', 2);
+  int minute = e2b__time_number(&at, end, ':', 2), second = e2b__time_number(&at, end, ':', 2);
+  int32_t nanos = e2b__time_fraction(&at, end);
+  int offset = e2b__time_offset(at, end);
+  bool leap_day = month == 2 && day == 29 && year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+  if (year < 1 || month < 1 || month > 12 || day < 1 || (day > month_days[month - 1] && !leap_day)) return false;
+  if (hour < 0 || hour > 23 || minute < 0 || minute > 59 || second < 0 || second > 60) return false;
+  if (nanos < 0 || offset == -1) return false;
+  out->seconds = e2b__time_days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second - offset;
+  out->nanos = nanos;
+  return true;
+}
+
+/* UTC with 0, 3, 6 or 9 fraction digits. Times outside the years 1 to 9999 become the nearest inside. */
+static void e2b__time_format(e2b__timestamp t, e2b__buf *out) {
+  int64_t since_year_0 = E2B__MIN(E2B__MAX(t.seconds, -62135596800), 253402300799) + (int64_t)719468 * 86400;
+  int day = (int)(since_year_0 / 86400), second = (int)(since_year_0 % 86400); /* counted from the first of March */
+  int era = day / 146097, of_era = day % 146097;
+  int year = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
+  int of_year = of_era - (365 * year + year / 4 - year / 100);
+  int month = (5 * of_year + 2) / 153; /* 0 is March */
+  int nanos = E2B__MIN(E2B__MAX(t.nanos, 0), 999999999);
+  char text[64];
+  year += era * 400 + (month >= 10 ? 1 : 0);
+  day = of_year - (153 * month + 2) / 5 + 1;
+  month += month < 10 ? 3 : -9;
+  (void)snprintf(text, sizeof text, "%04d-%02d-%02dT%02d:%02d:%02d", year, month, day, second / 3600, second / 60 % 60,
+                 second % 60);
+  e2b__buf_text(out, text);
+  (void)snprintf(text, sizeof text, ".%09d", nanos);
+  e2b__buf_put(out, text, nanos == 0 ? 0 : nanos % 1000000 == 0 ? 4 : nanos % 1000 == 0 ? 7 : 10);
+  e2b__buf_byte(out, 'Z');
+}
+
+static void e2b__base64_encode(e2b__buf *out, const uint8_t *data, size_t len, bool padding) {
+  static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  while (len > 0) {
+    size_t n = E2B__MIN(len, (size_t)3);
+    uint32_t bits = (uint32_t)data[0] << 16 | (n > 1 ? (uint32_t)data[1] << 8 : 0u) | (n > 2 ? data[2] : 0u);
+    char quad[4];
+    quad[0] = digits[bits >> 18];
+    quad[1] = digits[bits >> 12 & 63];
+    quad[2] = n > 1 ? digits[bits >> 6 & 63] : '=';
+    quad[3] = n > 2 ? digits[bits & 63] : '=';
+    e2b__buf_put(out, quad, padding ? 4 : n + 1);
+    data += n;
+    len -= n;
+  }
+}
+
+/* -1 = not a base64 digit, of either alphabet. */
+static int e2b__base64_digit(char c) {
+  if (c >= 'A' && c <= 'Z') return c - 'A';
+  if (c >= 'a' && c <= 'z') return c - 'a' + 26;
+  if (c >= '0' && c <= '9') return c - '0' + 52;
+  if (c == '+' || c == '-') return 62;
+  return c == '/' || c == '_' ? 63 : -1;
+}
+
+/* Standard or url-safe alphabet, padded or not. False when malformed; then the text is garbage. */
+static bool e2b__base64_decode_in_place(char *text, size_t len, size_t *out_len) {
+  size_t i, padding = 0, used = 0;
+  uint32_t bits = 0;
+  while (padding < 2 && padding < len && text[len - 1 - padding] == '=') padding++;
+  if ((padding > 0 && len % 4 != 0) || (len - padding) % 4 == 1) return false;
+  for (i = 0; i < len - padding; i++) {
+    int digit = e2b__base64_digit(text[i]);
+    if (digit < 0) return false;
+    bits = bits << 6 | (uint32_t)digit;
+    if (i % 4 != 0) text[used++] = (char)(uint8_t)(bits >> (6 - i % 4 * 2));
+  }
+  *out_len = used;
+  return true;
+}
+
+/* ---- access to members through the table ---- */
+
+/* The value of a member of any other kind than text and messages. */
+static int64_t e2b__field_int(const e2b__field *f, const void *value) {
+  switch (f->kind) {
+  case E2B__KIND_BOOL: return *(const bool *)value ? 1 : 0;
+  case E2B__KIND_U32: return *(const uint32_t *)value;
+  case E2B__KIND_I64: return *(const int64_t *)value;
+  default: return *(const int32_t *)value;
+  }
+}
+
+/* False when it does not fit. */
+static bool e2b__field_set_int(const e2b__field *f, void *value, int64_t number) {
+  switch (f->kind) {
+  case E2B__KIND_BOOL: *(bool *)value = number != 0; return true;
+  case E2B__KIND_U32: *(uint32_t *)value = (uint32_t)number; return number >= 0 && number <= UINT32_MAX;
+  case E2B__KIND_I64: *(int64_t *)value = number; return true;
+  default: *(int32_t *)value = (int32_t)number; return number >= INT32_MIN && number <= INT32_MAX;
+  }
+}
+
+static size_t e2b__field_size(const e2b__field *f) {
+  return f->sub ? f->sub->size : sizeof(e2b_str);
+}
+
+static bool *e2b__field_has(const e2b__field *f, void *message) {
+  return (bool *)(void *)((uint8_t *)message + f->has_offset);
+}
+
+/* How many values of this member to write, 0 when it is absent, and the first of them. */
+static size_t e2b__field_values(const e2b__field *f, const void *in, const uint8_t **values) {
+  const uint8_t *member = (const uint8_t *)in + f->offset;
+  const e2b__list *list = (const e2b__list *)(const void *)member;
+  *values = member;
+  if (f->flags & E2B__REPEATED) {
+    *values = (const uint8_t *)list->items;
+    return list->count;
+  }
+  if (f->flags & E2B__ALWAYS) return 1;
+  if (f->flags & E2B__PRESENCE) return *e2b__field_has(f, (void *)in) ? 1 : 0;
+  if (f->kind >= E2B__KIND_STR) return ((const e2b_str *)(const void *)member)->len ? 1 : 0;
+  return e2b__field_int(f, member) ? 1 : 0;
+}
+
+/* Adds one zeroed item. NULL with arena->err set when there is no room. */
+static void *e2b__list_add(e2b__list *list, size_t size, e2b__arena *arena) {
+  if (list->count == list->cap) {
+    size_t cap = list->cap ? list->cap * 2 : 4;
+    void *items = e2b__arena_alloc(arena, cap <= SIZE_MAX / size ? cap * size : SIZE_MAX);
+    if (!items) return NULL;
+    if (list->count) memcpy(items, list->items, list->count * size);
+    list->items = items;
+    list->cap = cap;
+  }
+  return (uint8_t *)list->items + list->count++ * size;
+}
+
+/* Where to decode the next value of a member, marked as present. NULL with arena->err set when there is no room. */
+static void *e2b__field_slot(const e2b__message *m, const e2b__field *f, e2b__arena *arena, void *out) {
+  uint8_t *member = (uint8_t *)out + f->offset;
+  size_t i;
+  if (f->flags & E2B__REPEATED) return e2b__list_add((e2b__list *)(void *)member, e2b__field_size(f), arena);
+  if (!(f->flags & E2B__PRESENCE)) return member;
+  if (f->sub && !*e2b__field_has(f, out)) memset(member, 0, f->sub->size); /* a oneof may have left something */
+  for (i = 0; i < m->count && f->oneof; i++)
+    if (m->fields[i].oneof == f->oneof) *e2b__field_has(&m->fields[i], out) = false;
+  *e2b__field_has(f, out) = true;
+  return member;
+}
+
+/* ---- binary ---- */
+
+#define E2B__PB_VARINT 0u
+#define E2B__PB_FIXED64 1u
+#define E2B__PB_BYTES 2u
+#define E2B__PB_FIXED32 5u
+
+static unsigned e2b__pb_wire_type(const e2b__field *f) {
+  return f->kind <= E2B__KIND_ENUM ? E2B__PB_VARINT : E2B__PB_BYTES;
+}
+
+/* Each of the writers returns the size of what it wrote, or of what it would write when `out` is NULL. */
+static size_t e2b__pb_put_varint(uint64_t value, e2b__buf *out) {
+  size_t n = 1;
+  for (; value >= 0x80; value >>= 7, n++)
+    if (out) e2b__buf_byte(out, (uint8_t)(value | 0x80));
+  if (out) e2b__buf_byte(out, (uint8_t)value);
+  return n;
+}
+
+static size_t e2b__pb_put(const e2b__message *m, const void *in, e2b__buf *out);
+
+static size_t e2b__pb_put_value(const e2b__field *f, const void *value, e2b__buf *out) {
+  size_t n = e2b__pb_put_varint((uint64_t)f->number << 3 | e2b__pb_wire_type(f), out), len;
+  uint64_t number;
+  if (e2b__pb_wire_type(f) == E2B__PB_VARINT) {
+    number = (uint64_t)e2b__field_int(f, value);
+    if (f->kind == E2B__KIND_SINT32) number = (uint32_t)(number << 1) ^ (uint32_t)(number >> 32);
+    return n + e2b__pb_put_varint(number, out);
+  }
+  if (f->sub) {
+    len = e2b__pb_put(f->sub, value, NULL);
+    n += e2b__pb_put_varint(len, out);
+    return n + (out ? e2b__pb_put(f->sub, value, out) : len);
+  }
+  len = ((const e2b_str *)value)->len;
+  n += e2b__pb_put_varint(len, out);
+  if (out) e2b__buf_str(out, *(const e2b_str *)value);
+  return n + len;
+}
+
+static size_t e2b__pb_put(const e2b__message *m, const void *in, e2b__buf *out) {
+  size_t n = 0, i, count;
+  const uint8_t *value;
+  for (i = 0; i < m->count; i++) {
+    const e2b__field *f = &m->fields[i];
+    count = f->number ? e2b__field_values(f, in, &value) : 0;
+    for (; count > 0; count--, value += e2b__field_size(f)) n += e2b__pb_put_value(f, value, out);
+  }
+  return n;
+}
+
+static size_t e2b__pb_size(const e2b__message *m, const void *in) {
+  return e2b__pb_put(m, in, NULL);
+}
+
+/* Failures stick in out->err. */
+static void e2b__pb_encode(const e2b__message *m, const void *in, e2b__buf *out) {
+  e2b__pb_put(m, in, out);
+}
+
+/* Takes a varint from the front of `in`. False when it ends early or does not fit 64 bits. */
+static bool e2b__pb_get_varint(e2b_str *in, uint64_t *out) {
+  unsigned shift = 0;
+  uint8_t byte;
+  *out = 0;
+  do {
+    if (in->len == 0) return false;
+    byte = (uint8_t)*in->ptr++;
+    in->len--;
+    if (shift == 63 && byte > 1) return false;
+    *out |= (uint64_t)(byte & 0x7f) << shift;
+    shift += 7;
+  } while (byte & 0x80);
+  return true;
+}
+
+/* Takes a field: `number` is its varint, or the length of its `bytes`. False when malformed, or a group. */
+static bool e2b__pb_get_field(e2b_str *in, uint64_t *tag, uint64_t *number, e2b_str *bytes) {
+  if (!e2b__pb_get_varint(in, tag) || *tag >> 3 == 0 || *tag > UINT32_MAX) return false;
+  switch (*tag & 7) {
+  case E2B__PB_VARINT: return e2b__pb_get_varint(in, number);
+  case E2B__PB_FIXED64: *number = 8; break;
+  case E2B__PB_FIXED32: *number = 4; break;
+  case E2B__PB_BYTES:
+    if (!e2b__pb_get_varint(in, number)) return false;
+    break;
+  default: return false;
+  }
+  if (*number > in->len) return false;
+  *bytes = e2b__str_n(in->ptr, (size_t)*number);
+  in->ptr += bytes->len;
+  in->len -= bytes->len;
+  return true;
+}
+
+/* The integer that a varint stands for in a member of this kind. */
+static int64_t e2b__pb_to_int(const e2b__field *f, uint64_t number) {
+  uint32_t low = (uint32_t)number;
+  switch (f->kind) {
+  case E2B__KIND_U32: return low;
+  case E2B__KIND_I32:
+  case E2B__KIND_ENUM: return (int32_t)low;
+  case E2B__KIND_SINT32: return (int32_t)(low >> 1 ^ (0u - (low & 1u)));
+  default: return (int64_t)number; /* BOOL: any bit counts */
+  }
+}
+
+static const e2b__field *e2b__pb_find(const e2b__message *m, uint64_t tag) {
+  size_t i;
+  for (i = 0; i < m->count; i++)
+    if (m->fields[i].number == tag >> 3 && e2b__pb_wire_type(&m->fields[i]) == (tag & 7)) return &m->fields[i];
+  return NULL;
+}
+
+static e2b_err e2b__pb_merge(const e2b__message *m, e2b_str in, e2b__arena *arena, void *out) {
+  uint64_t tag, number;
+  e2b_str bytes;
+  const e2b__field *f;
+  void *slot;
+  e2b_err err = E2B_OK;
+  while (in.len > 0 && !err) {
+    if (!e2b__pb_get_field(&in, &tag, &number, &bytes)) return E2B_ERR_PROTOCOL;
+    f = e2b__pb_find(m, tag);
+    if (!f) continue;
+    slot = e2b__field_slot(m, f, arena, out);
+    if (!slot) return arena->err;
+    if (e2b__pb_wire_type(f) == E2B__PB_VARINT) (void)e2b__field_set_int(f, slot, e2b__pb_to_int(f, number));
+    else if (f->sub) err = e2b__pb_merge(f->sub, bytes, arena, slot);
+    else *(e2b_str *)slot = bytes;
+  }
+  return err;
+}
+
+/* Zeroes *out first. Its text is slices of `data`, its lists are in the arena. Unknown fields are skipped, the last of
+ * several scalars counts, submessages merge. E2B_ERR_PROTOCOL, E2B_ERR_LIMIT (of the arena), E2B_ERR_NO_MEMORY. */
+static e2b_err e2b__pb_decode(const e2b__message *m, const uint8_t *data, size_t len, e2b__arena *arena, void *out) {
+  memset(out, 0, m->size);
+  return e2b__pb_merge(m, e2b__str_n((const char *)data, len), arena, out);
+}
+
+/* ---- JSON ---- */
+
+/* NULL when the number has no name. */
+static const char *e2b__enum_name(const e2b__field *f, int64_t number) {
+  int64_t i;
+  for (i = 0; f->names[i]; i++)
+    if (i == number) return f->names[i][0] ? f->names[i] : NULL;
+  return NULL;
+}
+
+/* -1 when there is no such name. */
+static int32_t e2b__enum_number(const e2b__field *f, e2b_str name) {
+  int32_t i;
+  for (i = 0; f->names[i]; i++)
+    if (name.len > 0 && e2b__str_eq(name, f->names[i])) return i;
+  return -1;
+}
+
+static void e2b__json_put(e2b__json_writer *w, const e2b__message *m, const void *in);
+
+static void e2b__json_put_int(e2b__json_writer *w, const e2b__field *f, const void *value) {
+  int64_t number = e2b__field_int(f, value);
+  const char *name = f->kind == E2B__KIND_ENUM ? e2b__enum_name(f, number) : NULL;
+  if (name) {
+    e2b__json_str(w, e2b__str(name));
+  } else if (f->kind == E2B__KIND_BOOL) {
+    e2b__json_bool(w, number != 0);
+  } else if (f->kind == E2B__KIND_I64 && f->number) { /* ProtoJSON */
+    e2b__json_begin(w, '"');
+    e2b__buf_i64(w->out, number);
+    e2b__json_end(w, '"');
+  } else {
+    e2b__json_i64(w, number);
+  }
+}
+
+static void e2b__json_put_value(e2b__json_writer *w, const e2b__field *f, const void *value) {
+  const e2b_str *text = (const e2b_str *)value; /* for the kinds that are text */
+  switch (f->kind) {
+  case E2B__KIND_STR:
+  case E2B__KIND_TEXT: e2b__json_str(w, *text); break;
+  case E2B__KIND_RAW: e2b__json_raw(w, *text); break;
+  case E2B__KIND_BYTES:
+    e2b__json_begin(w, '"');
+    e2b__base64_encode(w->out, (const uint8_t *)text->ptr, text->len, true);
+    e2b__json_end(w, '"');
+    break;
+  case E2B__KIND_MSG:
+    if (f->sub != &e2b__msg_timestamp) {
+      e2b__json_put(w, f->sub, value);
+      break;
+    }
+    e2b__json_begin(w, '"');
+    e2b__time_format(*(const e2b__timestamp *)value, w->out);
+    e2b__json_end(w, '"');
+    break;
+  default: e2b__json_put_int(w, f, value);
+  }
+}
+
+static void e2b__json_put_member(e2b__json_writer *w, const e2b__field *f, const uint8_t *value, size_t count) {
+  bool map = f->kind == E2B__KIND_MAP;
+  e2b__json_key(w, f->name);
+  if (f->flags & E2B__REPEATED) e2b__json_begin(w, map ? '{' : '[');
+  for (; count > 0; count--, value += e2b__field_size(f)) {
+    const e2b__pair *pair = (const e2b__pair *)(const void *)value;
+    if (map) e2b__json_key_str(w, pair->key);
+    if (map) e2b__json_str(w, pair->value);
+    else e2b__json_put_value(w, f, value);
+  }
+  if (f->flags & E2B__REPEATED) e2b__json_end(w, map ? '}' : ']');
+}
+
+static void e2b__json_put(e2b__json_writer *w, const e2b__message *m, const void *in) {
+  const uint8_t *value;
+  size_t i, count;
+  e2b__json_begin(w, '{');
+  for (i = 0; i < m->count; i++) {
+    count = e2b__field_values(&m->fields[i], in, &value);
+    if (count) e2b__json_put_member(w, &m->fields[i], value, count);
+  }
+  e2b__json_end(w, '}');
+}
+
+/* Failures stick in out->err. */
+E2B__MAYBE_UNUSED static void e2b__json_encode(const e2b__message *m, const void *in, e2b__buf *out) {
+  e2b__json_writer w;
+  w.out = out;
+  w.comma = false;
+  e2b__json_put(&w, m, in);
+}
+
+/* An integer, from a number or a string. What an enumeration does not know is -1, never an error. */
+static bool e2b__json_get_int(const e2b__field *f, const e2b__json_token *t, void *slot) {
+  int64_t number = 0;
+  bool text = t->type == E2B__JSON_STRING, fits;
+  if (!text && t->type != E2B__JSON_NUMBER) return false;
+  if (f->kind == E2B__KIND_ENUM && text) return e2b__field_set_int(f, slot, e2b__enum_number(f, t->text));
+  fits = e2b__json_to_i64(t->text, &number) && e2b__field_set_int(f, slot, number);
+  return fits || (f->kind == E2B__KIND_ENUM && e2b__field_set_int(f, slot, -1));
+}
+
+static e2b_err e2b__json_get(e2b__json_reader *r, const e2b__message *m, e2b__arena *arena, void *out);
+
+/* One value whose first token was read. */
+static e2b_err e2b__json_get_value(e2b__json_reader *r, const e2b__field *f, const e2b__json_token *t,
+                                   e2b__arena *arena, void *slot) {
+  e2b_str *text = (e2b_str *)slot; /* for the kinds that are text */
+  bool ok = t->type == E2B__JSON_STRING;
+  switch (f->kind) {
+  case E2B__KIND_BOOL:
+    *(bool *)slot = t->boolean;
+    ok = t->type == E2B__JSON_BOOL;
+    break;
+  case E2B__KIND_STR: *text = t->text; break;
+  case E2B__KIND_BYTES:
+    *text = t->text;
+    ok = ok && e2b__base64_decode_in_place((char *)t->text.ptr, t->text.len, &text->len);
+    break;
+  case E2B__KIND_TEXT:
+    *text = t->type == E2B__JSON_BOOL ? e2b__str(t->boolean ? "true" : "false") : t->text;
+    ok = e2b__json_skip(r, t);
+    break;
+  case E2B__KIND_RAW:
+    ok = e2b__json_skip(r, t);
+    *text = e2b__str_n(t->start, (size_t)(r->at - t->start));
+    break;
+  case E2B__KIND_MSG:
+    if (f->sub == &e2b__msg_timestamp) ok = ok && e2b__time_parse(t->text, (e2b__timestamp *)slot);
+    else return t->type == E2B__JSON_OBJECT ? e2b__json_get(r, f->sub, arena, slot) : E2B_ERR_PROTOCOL;
+    break;
+  default: ok = e2b__json_get_int(f, t, slot);
+  }
+  return ok ? E2B_OK : E2B_ERR_PROTOCOL;
+}
+
+/* A whole member whose first token was read. `m` is the message it belongs to. */
+static e2b_err e2b__json_get_member(e2b__json_reader *r, const e2b__message *m, const e2b__field *f,
+                                    e2b__json_token *t, e2b__arena *arena, void *out) {
+  bool map = f->kind == E2B__KIND_MAP, list = (f->flags & E2B__REPEATED) != 0;
+  e2b__json_type open = map ? E2B__JSON_OBJECT : E2B__JSON_ARRAY;
+  e2b__json_type close = map ? E2B__JSON_OBJECT_END : E2B__JSON_ARRAY_END;
+  void *slot;
+  e2b_err err;
+  if (t->type == E2B__JSON_NULL) return E2B_OK; /* the same as absent */
+  if (list && t->type != open) return E2B_ERR_PROTOCOL;
+  while (!list || e2b__json_next(r, t) != close) {
+    slot = e2b__field_slot(m, f, arena, out);
+    if (!slot) return arena->err;
+    if (map) {
+      ((e2b__pair *)slot)->key = t->text;
+      err = e2b__json_next(r, t) == E2B__JSON_STRING ? E2B_OK : E2B_ERR_PROTOCOL;
+      ((e2b__pair *)slot)->value = t->text;
+    } else {
+      err = e2b__json_get_value(r, f, t, arena, slot);
+    }
+    if (err || !list) return err;
+  }
+  return E2B_OK;
+}
+
+static const e2b__field *e2b__json_find(const e2b__message *m, e2b_str name) {
+  size_t i;
+  for (i = 0; i < m->count; i++)
+    if (e2b__str_eq(name, m->fields[i].name)) return &m->fields[i];
+  return NULL;
+}
+
+/* The rest of an object whose brace was read. Unknown members are skipped. */
+static e2b_err e2b__json_get(e2b__json_reader *r, const e2b__message *m, e2b__arena *arena, void *out) {
+  e2b__json_token t;
+  e2b_err err = E2B_OK;
+  while (!err && e2b__json_next(r, &t) == E2B__JSON_KEY) {
+    const e2b__field *f = e2b__json_find(m, t.text);
+    r->verbatim = !f || f->kind == E2B__KIND_RAW;
+    e2b__json_next(r, &t);
+    r->verbatim = false;
+    if (f) err = e2b__json_get_member(r, m, f, &t, arena, out);
+    else if (!e2b__json_skip(r, &t)) err = E2B_ERR_PROTOCOL;
+  }
+  return err || t.type == E2B__JSON_OBJECT_END ? err : E2B_ERR_PROTOCOL;
+}
+
+static e2b_err e2b__json_get_document(const e2b__field *root, char *text, size_t len, e2b__arena *arena, void *out) {
+  e2b__json_reader r;
+  e2b__json_token t;
+  e2b_err err;
+  e2b__json_open(&r, text, len);
+  e2b__json_next(&r, &t);
+  err = e2b__json_get_member(&r, NULL, root, &t, arena, out);
+  return err || e2b__json_next(&r, &t) == E2B__JSON_END ? err : E2B_ERR_PROTOCOL;
+}
+
+/* Zeroes *out first. Strings are unescaped in place, also when it fails later: *out keeps pointing into `text`; its
+ * lists are in the arena. null is the same as absent, even for the whole. Codes as for e2b__pb_decode. */
+static e2b_err e2b__json_decode(const e2b__message *m, char *text, size_t len, e2b__arena *arena, void *out) {
+  e2b__field root;
+  memset(&root, 0, sizeof root);
+  root.kind = E2B__KIND_MSG;
+  root.sub = m;
+  memset(out, 0, m->size);
+  return e2b__json_get_document(&root, text, len, arena, out);
+}
+
+/* The same for an array of messages. */
+static e2b_err e2b__json_decode_list(const e2b__message *item, char *text, size_t len, e2b__arena *arena,
+                                     e2b__list *out) {
+  e2b__field root;
+  memset(&root, 0, sizeof root);
+  root.kind = E2B__KIND_MSG;
+  root.flags = E2B__REPEATED;
+  root.sub = item;
+  memset(out, 0, sizeof *out);
+  return e2b__json_get_document(&root, text, len, arena, out);
+}
+/* ================================================================================================================== */
+/* >>>> messages */
+/* ================================================================================================================== */
+
+/* The messages of envd, of the Connect protocol and of the control plane: a struct each, and the table that describes
+ * it to the codecs. Members are called as in the .proto file, in snake_case, except stdin, stdout and stderr, which are
+ * macros of <stdio.h>. Messages that look the same on the wire share one struct. In a table: number = that of the
+ * .proto file, 0 = member of a JSON document only. */
+
+#define E2B__FIELD(type, member, json, number, kind) \
+  { json, number, E2B__KIND_##kind, 0, 0, offsetof(type, member), 0, NULL, NULL }
+#define E2B__FIELD_ENUM(type, member, json, number, names) \
+  { json, number, E2B__KIND_ENUM, 0, 0, offsetof(type, member), 0, NULL, names }
+#define E2B__FIELD_LIST(type, member, json, number, kind, sub) \
+  { json, number, E2B__KIND_##kind, E2B__REPEATED, 0, offsetof(type, member), 0, sub, NULL }
+/* With presence: `optional` members and submessages (oneof = 0), or members of the oneof of a message (oneof = 1). */
+#define E2B__FIELD_HAS(type, member, json, number, kind, oneof, sub) \
+  { json, number, E2B__KIND_##kind, E2B__PRESENCE, oneof, \
+    offsetof(type, member), offsetof(type, has_##member), sub, NULL }
+#define E2B__MESSAGE(type, fields) { fields, E2B__COUNT(fields), sizeof(type) }
+
+/* ListRequest, KeepAlive, WatchDirResponse.StartEvent; Update-, SendInput-, StreamInput-, SendSignal-, CloseStdin-,
+ * Remove- and RemoveWatcherResponse */
+typedef struct e2b__empty {
+  uint8_t none;
+} e2b__empty;
+static const e2b__message e2b__msg_empty = { NULL, 0, sizeof(e2b__empty) };
+
+/* ---- package process ---- */
+
+typedef struct e2b__pty_size {
+  uint32_t cols, rows;
+} e2b__pty_size;
+static const e2b__field e2b__fields_pty_size[] = {
+  E2B__FIELD(e2b__pty_size, cols, "cols", 1, U32),
+  E2B__FIELD(e2b__pty_size, rows, "rows", 2, U32),
+};
+static const e2b__message e2b__msg_pty_size = E2B__MESSAGE(e2b__pty_size, e2b__fields_pty_size);
+
+typedef struct e2b__pty {
+  e2b__pty_size size;
+  bool has_size;
+} e2b__pty;
+static const e2b__field e2b__fields_pty[] = {
+  E2B__FIELD_HAS(e2b__pty, size, "size", 1, MSG, 0, &e2b__msg_pty_size),
+};
+static const e2b__message e2b__msg_pty = E2B__MESSAGE(e2b__pty, e2b__fields_pty);
+
+typedef struct e2b__process_config {
+  e2b_str cmd;
+  e2b__list args; /* e2b_str */
+  e2b__list envs; /* e2b__pair */
+  e2b_str cwd;
+  bool has_cwd;
+} e2b__process_config;
+static const e2b__field e2b__fields_process_config[] = {
+  E2B__FIELD(e2b__process_config, cmd, "cmd", 1, STR),
+  E2B__FIELD_LIST(e2b__process_config, args, "args", 2, STR, NULL),
+  E2B__FIELD_LIST(e2b__process_config, envs, "envs", 3, MAP, &e2b__msg_pair),
+  E2B__FIELD_HAS(e2b__process_config, cwd, "cwd", 4, STR, 0, NULL),
+};
+static const e2b__message e2b__msg_process_config = E2B__MESSAGE(e2b__process_config, e2b__fields_process_config);
+
+typedef struct e2b__process_selector {
+  uint32_t pid; /* one of pid, tag */
+  e2b_str tag;
+  bool has_pid, has_tag;
+} e2b__process_selector;
+static const e2b__field e2b__fields_process_selector[] = {
+  E2B__FIELD_HAS(e2b__process_selector, pid, "pid", 1, U32, 1, NULL),
+  E2B__FIELD_HAS(e2b__process_selector, tag, "tag", 2, STR, 1, NULL),
+};
+static const e2b__message e2b__msg_process_selector = E2B__MESSAGE(e2b__process_selector, e2b__fields_process_selector);
+
+typedef struct e2b__process_info {
+  e2b__process_config config;
+  uint32_t pid;
+  e2b_str tag;
+  bool has_config, has_tag;
+} e2b__process_info;
+static const e2b__field e2b__fields_process_info[] = {
+  E2B__FIELD_HAS(e2b__process_info, config, "config", 1, MSG, 0, &e2b__msg_process_config),
+  E2B__FIELD(e2b__process_info, pid, "pid", 2, U32),
+  E2B__FIELD_HAS(e2b__process_info, tag, "tag", 3, STR, 0, NULL),
+};
+static const e2b__message e2b__msg_process_info = E2B__MESSAGE(e2b__process_info, e2b__fields_process_info);
+
+/* ListResponse */
+typedef struct e2b__process_list {
+  e2b__list processes; /* e2b__process_info */
+} e2b__process_list;
+static const e2b__field e2b__fields_process_list[] = {
+  E2B__FIELD_LIST(e2b__process_list, processes, "processes", 1, MSG, &e2b__msg_process_info),
+};
+static const e2b__message e2b__msg_process_list = E2B__MESSAGE(e2b__process_list, e2b__fields_process_list);
+
+typedef struct e2b__start_request {
+  e2b__process_config process;
+  e2b__pty pty;
+  e2b_str tag;
+  bool stdin_open; /* `stdin` on the wire; absent means true */
+  bool has_process, has_pty, has_tag, has_stdin_open;
+} e2b__start_request;
+static const e2b__field e2b__fields_start_request[] = {
+  E2B__FIELD_HAS(e2b__start_request, process, "process", 1, MSG, 0, &e2b__msg_process_config),
+  E2B__FIELD_HAS(e2b__start_request, pty, "pty", 2, MSG, 0, &e2b__msg_pty),
+  E2B__FIELD_HAS(e2b__start_request, tag, "tag", 3, STR, 0, NULL),
+  E2B__FIELD_HAS(e2b__start_request, stdin_open, "stdin", 4, BOOL, 0, NULL),
+};
+static const e2b__message e2b__msg_start_request = E2B__MESSAGE(e2b__start_request, e2b__fields_start_request);
+
+/* ProcessEvent.StartEvent */
+typedef struct e2b__start_event {
+  uint32_t pid;
+} e2b__start_event;
+static const e2b__field e2b__fields_start_event[] = {
+  E2B__FIELD(e2b__start_event, pid, "pid", 1, U32),
+};
+static const e2b__message e2b__msg_start_event = E2B__MESSAGE(e2b__start_event, e2b__fields_start_event);
+
+/* ProcessEvent.DataEvent */
+typedef struct e2b__data_event {
+  e2b_str stdout_data, stderr_data, pty; /* one of them */
+  bool has_stdout_data, has_stderr_data, has_pty;
+} e2b__data_event;
+static const e2b__field e2b__fields_data_event[] = {
+  E2B__FIELD_HAS(e2b__data_event, stdout_data, "stdout", 1, BYTES, 1, NULL),
+  E2B__FIELD_HAS(e2b__data_event, stderr_data, "stderr", 2, BYTES, 1, NULL),
+  E2B__FIELD_HAS(e2b__data_event, pty, "pty", 3, BYTES, 1, NULL),
+};
+static const e2b__message e2b__msg_data_event = E2B__MESSAGE(e2b__data_event, e2b__fields_data_event);
+
+/* ProcessEvent.EndEvent */
+typedef struct e2b__end_event {
+  int32_t exit_code;
+  bool exited;
+  e2b_str status, error;
+  bool has_error;
+} e2b__end_event;
+static const e2b__field e2b__fields_end_event[] = {
+  E2B__FIELD(e2b__end_event, exit_code, "exitCode", 1, SINT32),
+  E2B__FIELD(e2b__end_event, exited, "exited", 2, BOOL),
+  E2B__FIELD(e2b__end_event, status, "status", 3, STR),
+  E2B__FIELD_HAS(e2b__end_event, error, "error", 4, STR, 0, NULL),
+};
+static const e2b__message e2b__msg_end_event = E2B__MESSAGE(e2b__end_event, e2b__fields_end_event);
+
+typedef struct e2b__process_event {
+  e2b__start_event start; /* one of start, data, end, keepalive */
+  e2b__data_event data;
+  e2b__end_event end;
+  e2b__empty keepalive;
+  bool has_start, has_data, has_end, has_keepalive;
+} e2b__process_event;
+static const e2b__field e2b__fields_process_event[] = {
+  E2B__FIELD_HAS(e2b__process_event, start, "start", 1, MSG, 1, &e2b__msg_start_event),
+  E2B__FIELD_HAS(e2b__process_event, data, "data", 2, MSG, 1, &e2b__msg_data_event),
+  E2B__FIELD_HAS(e2b__process_event, end, "end", 3, MSG, 1, &e2b__msg_end_event),
+  E2B__FIELD_HAS(e2b__process_event, keepalive, "keepalive", 4, MSG, 1, &e2b__msg_empty),
+};
+static const e2b__message e2b__msg_process_event = E2B__MESSAGE(e2b__process_event, e2b__fields_process_event);
+
+/* StartResponse, ConnectResponse */
+typedef struct e2b__event_response {
+  e2b__process_event event;
+  bool has_event;
+} e2b__event_response;
+static const e2b__field e2b__fields_event_response[] = {
+  E2B__FIELD_HAS(e2b__event_response, event, "event", 1, MSG, 0, &e2b__msg_process_event),
+};
+static const e2b__message e2b__msg_event_response = E2B__MESSAGE(e2b__event_response, e2b__fields_event_response);
+
+/* ConnectRequest, CloseStdinRequest; StreamInputRequest.StartEvent */
+typedef struct e2b__selector_request {
+  e2b__process_selector process;
+  bool has_process;
+} e2b__selector_request;
+static const e2b__field e2b__fields_selector_request[] = {
+  E2B__FIELD_HAS(e2b__selector_request, process, "process", 1, MSG, 0, &e2b__msg_process_selector),
+};
+static const e2b__message e2b__msg_selector_request = E2B__MESSAGE(e2b__selector_request, e2b__fields_selector_request);
+
+typedef struct e2b__update_request {
+  e2b__process_selector process;
+  e2b__pty pty;
+  bool has_process, has_pty;
+} e2b__update_request;
+static const e2b__field e2b__fields_update_request[] = {
+  E2B__FIELD_HAS(e2b__update_request, process, "process", 1, MSG, 0, &e2b__msg_process_selector),
+  E2B__FIELD_HAS(e2b__update_request, pty, "pty", 2, MSG, 0, &e2b__msg_pty),
+};
+static const e2b__message e2b__msg_update_request = E2B__MESSAGE(e2b__update_request, e2b__fields_update_request);
+
+typedef struct e2b__process_input {
+  e2b_str stdin_data, pty; /* one of them */
+  bool has_stdin_data, has_pty;
+} e2b__process_input;
+static const e2b__field e2b__fields_process_input[] = {
+  E2B__FIELD_HAS(e2b__process_input, stdin_data, "stdin", 1, BYTES, 1, NULL),
+  E2B__FIELD_HAS(e2b__process_input, pty, "pty", 2, BYTES, 1, NULL),
+};
+static const e2b__message e2b__msg_process_input = E2B__MESSAGE(e2b__process_input, e2b__fields_process_input);
+
+typedef struct e2b__send_input_request {
+  e2b__process_selector process;
+  e2b__process_input input;
+  bool has_process, has_input;
+} e2b__send_input_request;
+static const e2b__field e2b__fields_send_input_request[] = {
+  E2B__FIELD_HAS(e2b__send_input_request, process, "process", 1, MSG, 0, &e2b__msg_process_selector),
+  E2B__FIELD_HAS(e2b__send_input_request, input, "input", 2, MSG, 0, &e2b__msg_process_input),
+};
+static const e2b__message e2b__msg_send_input_request =
+  E2B__MESSAGE(e2b__send_input_request, e2b__fields_send_input_request);
+
+/* StreamInputRequest.DataEvent; it has no field 1 */
+typedef struct e2b__stream_input_data {
+  e2b__process_input input;
+  bool has_input;
+} e2b__stream_input_data;
+static const e2b__field e2b__fields_stream_input_data[] = {
+  E2B__FIELD_HAS(e2b__stream_input_data, input, "input", 2, MSG, 0, &e2b__msg_process_input),
+};
+static const e2b__message e2b__msg_stream_input_data =
+  E2B__MESSAGE(e2b__stream_input_data, e2b__fields_stream_input_data);
+
+typedef struct e2b__stream_input_request {
+  e2b__selector_request start; /* one of start, data, keepalive */
+  e2b__stream_input_data data;
+  e2b__empty keepalive;
+  bool has_start, has_data, has_keepalive;
+} e2b__stream_input_request;
+static const e2b__field e2b__fields_stream_input_request[] = {
+  E2B__FIELD_HAS(e2b__stream_input_request, start, "start", 1, MSG, 1, &e2b__msg_selector_request),
+  E2B__FIELD_HAS(e2b__stream_input_request, data, "data", 2, MSG, 1, &e2b__msg_stream_input_data),
+  E2B__FIELD_HAS(e2b__stream_input_request, keepalive, "keepalive", 3, MSG, 1, &e2b__msg_empty),
+};
+static const e2b__message e2b__msg_stream_input_request =
+  E2B__MESSAGE(e2b__stream_input_request, e2b__fields_stream_input_request);
+
+#define E2B__SIGNAL_KILL 9
+#define E2B__SIGNAL_TERM 15
+static const char *const e2b__names_signal[] = {
+  "SIGNAL_UNSPECIFIED", "", "", "", "", "", "", "", "", "SIGNAL_SIGKILL", "", "", "", "", "", "SIGNAL_SIGTERM", NULL
+};
+
+typedef struct e2b__send_signal_request {
+  e2b__process_selector process;
+  int32_t signal;
+  bool has_process;
+} e2b__send_signal_request;
+static const e2b__field e2b__fields_send_signal_request[] = {
+  E2B__FIELD_HAS(e2b__send_signal_request, process, "process", 1, MSG, 0, &e2b__msg_process_selector),
+  E2B__FIELD_ENUM(e2b__send_signal_request, signal, "signal", 2, e2b__names_signal),
+};
+static const e2b__message e2b__msg_send_signal_request =
+  E2B__MESSAGE(e2b__send_signal_request, e2b__fields_send_signal_request);
+
+/* ---- package filesystem ---- */
+
+/* StatRequest, MakeDirRequest, RemoveRequest */
+typedef struct e2b__path_request {
+  e2b_str path;
+} e2b__path_request;
+static const e2b__field e2b__fields_path_request[] = {
+  E2B__FIELD(e2b__path_request, path, "path", 1, STR),
+};
+static const e2b__message e2b__msg_path_request = E2B__MESSAGE(e2b__path_request, e2b__fields_path_request);
+
+typedef struct e2b__move_request {
+  e2b_str source, destination;
+} e2b__move_request;
+static const e2b__field e2b__fields_move_request[] = {
+  E2B__FIELD(e2b__move_request, source, "source", 1, STR),
+  E2B__FIELD(e2b__move_request, destination, "destination", 2, STR),
+};
+static const e2b__message e2b__msg_move_request = E2B__MESSAGE(e2b__move_request, e2b__fields_move_request);
+
+typedef struct e2b__list_dir_request {
+  e2b_str path;
+  uint32_t depth;
+} e2b__list_dir_request;
+static const e2b__field e2b__fields_list_dir_request[] = {
+  E2B__FIELD(e2b__list_dir_request, path, "path", 1, STR),
+  E2B__FIELD(e2b__list_dir_request, depth, "depth", 2, U32),
+};
+static const e2b__message e2b__msg_list_dir_request = E2B__MESSAGE(e2b__list_dir_request, e2b__fields_list_dir_request);
+
+#define E2B__FILE_TYPE_FILE 1
+#define E2B__FILE_TYPE_DIRECTORY 2
+#define E2B__FILE_TYPE_SYMLINK 3
+static const char *const e2b__names_file_type[] = {
+  "FILE_TYPE_UNSPECIFIED", "FILE_TYPE_FILE", "FILE_TYPE_DIRECTORY", "FILE_TYPE_SYMLINK", NULL
+};
+
+typedef struct e2b__entry_info {
+  e2b_str name, path, permissions, owner, group, symlink_target;
+  int32_t type; /* E2B__FILE_TYPE_...; may be any other number */
+  uint32_t mode;
+  int64_t size;
+  e2b__timestamp modified_time;
+  e2b__list metadata; /* e2b__pair */
+  bool has_modified_time, has_symlink_target;
+} e2b__entry_info;
+static const e2b__field e2b__fields_entry_info[] = {
+  E2B__FIELD(e2b__entry_info, name, "name", 1, STR),
+  E2B__FIELD_ENUM(e2b__entry_info, type, "type", 2, e2b__names_file_type),
+  E2B__FIELD(e2b__entry_info, path, "path", 3, STR),
+  E2B__FIELD(e2b__entry_info, size, "size", 4, I64),
+  E2B__FIELD(e2b__entry_info, mode, "mode", 5, U32),
+  E2B__FIELD(e2b__entry_info, permissions, "permissions", 6, STR),
+  E2B__FIELD(e2b__entry_info, owner, "owner", 7, STR),
+  E2B__FIELD(e2b__entry_info, group, "group", 8, STR),
+  E2B__FIELD_HAS(e2b__entry_info, modified_time, "modifiedTime", 9, MSG, 0, &e2b__msg_timestamp),
+  E2B__FIELD_HAS(e2b__entry_info, symlink_target, "symlinkTarget", 10, STR, 0, NULL),
+  E2B__FIELD_LIST(e2b__entry_info, metadata, "metadata", 11, MAP, &e2b__msg_pair),
+};
+static const e2b__message e2b__msg_entry_info = E2B__MESSAGE(e2b__entry_info, e2b__fields_entry_info);
+
+/* StatResponse, MakeDirResponse, MoveResponse */
+typedef struct e2b__entry_response {
+  e2b__entry_info entry;
+  bool has_entry;
+} e2b__entry_response;
+static const e2b__field e2b__fields_entry_response[] = {
+  E2B__FIELD_HAS(e2b__entry_response, entry, "entry", 1, MSG, 0, &e2b__msg_entry_info),
+};
+static const e2b__message e2b__msg_entry_response = E2B__MESSAGE(e2b__entry_response, e2b__fields_entry_response);
+
+typedef struct e2b__list_dir_response {
+  e2b__list entries; /* e2b__entry_info */
+} e2b__list_dir_response;
+static const e2b__field e2b__fields_list_dir_response[] = {
+  E2B__FIELD_LIST(e2b__list_dir_response, entries, "entries", 1, MSG, &e2b__msg_entry_info),
+};
+static const e2b__message e2b__msg_list_dir_response =
+  E2B__MESSAGE(e2b__list_dir_response, e2b__fields_list_dir_response);
+
+/* WatchDirRequest, CreateWatcherRequest */
+typedef struct e2b__watch_request {
+  e2b_str path;
+  bool recursive, include_entry, allow_network_mounts;
+} e2b__watch_request;
+static const e2b__field e2b__fields_watch_request[] = {
+  E2B__FIELD(e2b__watch_request, path, "path", 1, STR),
+  E2B__FIELD(e2b__watch_request, recursive, "recursive", 2, BOOL),
+  E2B__FIELD(e2b__watch_request, include_entry, "includeEntry", 3, BOOL),
+  E2B__FIELD(e2b__watch_request, allow_network_mounts, "allowNetworkMounts", 4, BOOL),
+};
+static const e2b__message e2b__msg_watch_request = E2B__MESSAGE(e2b__watch_request, e2b__fields_watch_request);
+
+#define E2B__EVENT_TYPE_CREATE 1
+#define E2B__EVENT_TYPE_WRITE 2
+#define E2B__EVENT_TYPE_REMOVE 3
+#define E2B__EVENT_TYPE_RENAME 4
+#define E2B__EVENT_TYPE_CHMOD 5
+static const char *const e2b__names_event_type[] = {
+  "EVENT_TYPE_UNSPECIFIED", "EVENT_TYPE_CREATE", "EVENT_TYPE_WRITE", "EVENT_TYPE_REMOVE", "EVENT_TYPE_RENAME",
+  "EVENT_TYPE_CHMOD", NULL
+};
+
+typedef struct e2b__filesystem_event {
+  e2b_str name;
+  int32_t type; /* E2B__EVENT_TYPE_...; may be any other number */
+  e2b__entry_info entry;
+  bool has_entry;
+} e2b__filesystem_event;
+static const e2b__field e2b__fields_filesystem_event[] = {
+  E2B__FIELD(e2b__filesystem_event, name, "name", 1, STR),
+  E2B__FIELD_ENUM(e2b__filesystem_event, type, "type", 2, e2b__names_event_type),
+  E2B__FIELD_HAS(e2b__filesystem_event, entry, "entry", 3, MSG, 0, &e2b__msg_entry_info),
+};
+static const e2b__message e2b__msg_filesystem_event = E2B__MESSAGE(e2b__filesystem_event, e2b__fields_filesystem_event);
+
+typedef struct e2b__watch_dir_response {
+  e2b__empty start; /* one of start, filesystem, keepalive */
+  e2b__filesystem_event filesystem;
+  e2b__empty keepalive;
+  bool has_start, has_filesystem, has_keepalive;
+} e2b__watch_dir_response;
+static const e2b__field e2b__fields_watch_dir_response[] = {
+  E2B__FIELD_HAS(e2b__watch_dir_response, start, "start", 1, MSG, 1, &e2b__msg_empty),
+  E2B__FIELD_HAS(e2b__watch_dir_response, filesystem, "filesystem", 2, MSG, 1, &e2b__msg_filesystem_event),
+  E2B__FIELD_HAS(e2b__watch_dir_response, keepalive, "keepalive", 3, MSG, 1, &e2b__msg_empty),
+};
+static const e2b__message e2b__msg_watch_dir_response =
+  E2B__MESSAGE(e2b__watch_dir_response, e2b__fields_watch_dir_response);
+
+/* CreateWatcherResponse, GetWatcherEventsRequest, RemoveWatcherRequest */
+typedef struct e2b__watcher_id {
+  e2b_str watcher_id;
+} e2b__watcher_id;
+static const e2b__field e2b__fields_watcher_id[] = {
+  E2B__FIELD(e2b__watcher_id, watcher_id, "watcherId", 1, STR),
+};
+static const e2b__message e2b__msg_watcher_id = E2B__MESSAGE(e2b__watcher_id, e2b__fields_watcher_id);
+
+/* GetWatcherEventsResponse */
+typedef struct e2b__watcher_events {
+  e2b__list events; /* e2b__filesystem_event */
+} e2b__watcher_events;
+static const e2b__field e2b__fields_watcher_events[] = {
+  E2B__FIELD_LIST(e2b__watcher_events, events, "events", 1, MSG, &e2b__msg_filesystem_event),
+};
+static const e2b__message e2b__msg_watcher_events = E2B__MESSAGE(e2b__watcher_events, e2b__fields_watcher_events);
+
+/* ---- JSON documents ---- */
+
+typedef struct e2b__rest_volume_mount {
+  e2b_str name, path;
+} e2b__rest_volume_mount;
+static const e2b__field e2b__fields_rest_volume_mount[] = {
+  E2B__FIELD(e2b__rest_volume_mount, name, "name", 0, STR),
+  E2B__FIELD(e2b__rest_volume_mount, path, "path", 0, STR),
+};
+static const e2b__message e2b__msg_rest_volume_mount =
+  E2B__MESSAGE(e2b__rest_volume_mount, e2b__fields_rest_volume_mount);
+
+/* Sandbox, SandboxDetail and ListedSandbox in one; which members are there depends on the server and the call. */
+typedef struct e2b__rest_sandbox {
+  e2b_str sandbox_id, template_id, client_id, envd_version, alias, domain, state;
+  e2b_str envd_access_token, traffic_access_token, traffic_access_token_expiration;
+  e2b_str started_at, ended_at; /* RFC 3339, or "<unknown>" */
+  int64_t cpu_count, memory_mb, disk_size_mb;
+  e2b__list metadata;      /* e2b__pair */
+  e2b__list volume_mounts; /* e2b__rest_volume_mount */
+} e2b__rest_sandbox;
+static const e2b__field e2b__fields_rest_sandbox[] = {
+  E2B__FIELD(e2b__rest_sandbox, sandbox_id, "sandboxID", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, template_id, "templateID", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, client_id, "clientID", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, envd_version, "envdVersion", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, alias, "alias", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, domain, "domain", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, state, "state", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, envd_access_token, "envdAccessToken", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, traffic_access_token, "trafficAccessToken", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, traffic_access_token_expiration, "trafficAccessTokenExpiration", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, started_at, "startedAt", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, ended_at, "endAt", 0, STR),
+  E2B__FIELD(e2b__rest_sandbox, cpu_count, "cpuCount", 0, I64),
+  E2B__FIELD(e2b__rest_sandbox, memory_mb, "memoryMB", 0, I64),
+  E2B__FIELD(e2b__rest_sandbox, disk_size_mb, "diskSizeMB", 0, I64),
+  E2B__FIELD_LIST(e2b__rest_sandbox, metadata, "metadata", 0, MAP, &e2b__msg_pair),
+  E2B__FIELD_LIST(e2b__rest_sandbox, volume_mounts, "volumeMounts", 0, MSG, &e2b__msg_rest_volume_mount),
+};
+static const e2b__message e2b__msg_rest_sandbox = E2B__MESSAGE(e2b__rest_sandbox, e2b__fields_rest_sandbox);
+
+/* Error bodies of the control plane, of unary RPC and of proxies: `code` is a name for some and a number for others. */
+typedef struct e2b__rest_error {
+  e2b_str code, message, error_code, sandbox_id, port;
+  e2b_str details; /* JSON text */
+} e2b__rest_error;
+static const e2b__field e2b__fields_rest_error[] = {
+  E2B__FIELD(e2b__rest_error, code, "code", 0, TEXT),
+  E2B__FIELD(e2b__rest_error, message, "message", 0, STR),
+  E2B__FIELD(e2b__rest_error, error_code, "error_code", 0, STR),
+  E2B__FIELD(e2b__rest_error, sandbox_id, "sandboxId", 0, STR),
+  E2B__FIELD(e2b__rest_error, port, "port", 0, TEXT),
+  E2B__FIELD(e2b__rest_error, details, "details", 0, RAW),
+};
+static const e2b__message e2b__msg_rest_error = E2B__MESSAGE(e2b__rest_error, e2b__fields_rest_error);
+
+/* The payload of an end-of-stream envelope. */
+typedef struct e2b__connect_end {
+  e2b__rest_error error;
+  e2b_str metadata; /* JSON text */
+  bool has_error;
+} e2b__connect_end;
+static const e2b__field e2b__fields_connect_end[] = {
+  E2B__FIELD_HAS(e2b__connect_end, error, "error", 0, MSG, 0, &e2b__msg_rest_error),
+  E2B__FIELD(e2b__connect_end, metadata, "metadata", 0, RAW),
+};
+static const e2b__message e2b__msg_connect_end = E2B__MESSAGE(e2b__connect_end, e2b__fields_connect_end);
+
+/* One item of the answer to an upload. */
+typedef struct e2b__rest_write_info {
+  e2b_str name, path, type;
+} e2b__rest_write_info;
+static const e2b__field e2b__fields_rest_write_info[] = {
+  E2B__FIELD(e2b__rest_write_info, name, "name", 0, STR),
+  E2B__FIELD(e2b__rest_write_info, path, "path", 0, STR),
+  E2B__FIELD(e2b__rest_write_info, type, "type", 0, STR),
+};
+static const e2b__message e2b__msg_rest_write_info = E2B__MESSAGE(e2b__rest_write_info, e2b__fields_rest_write_info);
+/* ================================================================================================================== */
+/* >>>> url */
+/* ================================================================================================================== */
+
+#define E2B__HOST_MAX 253 /* RFC 1035, in its textual form */
+
+static bool e2b__is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
+
+static bool e2b__is_alnum(char c) {
+  char lower = e2b__ascii_lower(c);
+  return e2b__is_digit(c) || (lower >= 'a' && lower <= 'z');
+}
+
+/* The value of a hexadecimal digit, or -1. */
+static int e2b__hex_value(char c) {
+  char lower = e2b__ascii_lower(c);
+  if (e2b__is_digit(c)) return c - '0';
+  return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
+}
+
+/* RFC 3986 unreserved: what percent-encoding leaves alone. */
+static bool e2b__is_unreserved(char c) {
+  return e2b__is_alnum(c) || c == '-' || c == '.' || c == '_' || c == '~';
+}
+
+/* RFC 9110 tchar: what methods and header names are made of. */
+static bool e2b__is_token_char(char c) {
+  return e2b__is_alnum(c) || (c && strchr("!#$%&'*+-.^_`|~", c) != NULL);
+}
+
+/* Control characters have no place in a line of HTTP; the tab is the exception. */
+static bool e2b__is_control(char c) {
+  return ((uint8_t)c < 0x20 && c != '\t') || c == 0x7f;
+}
+
+static bool e2b__is_blank(char c) {
+  return c == ' ' || c == '\t';
+}
+
+/* Without the blanks at both ends. */
+static e2b_str e2b__str_trim(e2b_str text) {
+  while (text.len && e2b__is_blank(text.ptr[text.len - 1])) text.len--;
+  while (text.len && e2b__is_blank(text.ptr[0])) {
+    text.ptr++;
+    text.len--;
+  }
+  return text;
+}
+
+static bool e2b__header_name_ok(e2b_str name) {
+  size_t i;
+  for (i = 0; i < name.len; i++)
+    if (!e2b__is_token_char(name.ptr[i])) return false;
+  return name.len > 0;
+}
+
+static bool e2b__header_value_ok(e2b_str value) {
+  size_t i;
+  for (i = 0; i < value.len; i++)
+    if (e2b__is_control(value.ptr[i]) || (uint8_t)value.ptr[i] >= 0x80) return false;
+  return true;
+}
+
+/* For names that go into paths, queries and JSON: any UTF-8 but control characters. */
+static bool e2b__text_ok(const char *text) {
+  for (; text && *text; text++)
+    if (e2b__is_control(*text)) return false;
+  return true;
+}
+
+/* Four decimal numbers 0..255 without leading zeros. */
+static bool e2b__host_is_ipv4(e2b_str host) {
+  size_t at = 0, digits, group;
+  unsigned value;
+  for (group = 0; group < 4; group++) {
+    if (group > 0 && (at == host.len || host.ptr[at++] != '.')) return false;
+    value = 0;
+    for (digits = 0; at < host.len && e2b__is_digit(host.ptr[at]) && digits < 4; digits++, at++)
+      value = value * 10u + (unsigned)(host.ptr[at] - '0');
+    if (digits == 0 || digits > 3 || value > 255 || (digits > 1 && host.ptr[at - digits] == '0')) return false;
+  }
+  return at == host.len;
+}
+
+/* RFC 4291: eight groups of 1..4 hexadecimal digits, one run of zeros as "::", the last two groups perhaps as IPv4.
+ * Without brackets, without a zone. */
+static bool e2b__host_is_ipv6(e2b_str host) {
+  size_t at = 0, digits, groups = 0;
+  bool gap = false;
+  if (host.len >= 2 && host.ptr[0] == ':' && host.ptr[1] == ':') {
+    gap = true;
+    at = 2;
+  }
+  while (at < host.len) {
+    if (e2b__host_is_ipv4(e2b__str_n(host.ptr + at, host.len - at))) {
+      groups += 2;
+      break;
+    }
+    for (digits = 0; at < host.len && e2b__hex_value(host.ptr[at]) >= 0; digits++) at++;
+    if (digits == 0 || digits > 4) return false;
+    groups++;
+    if (at == host.len) break;
+    if (host.ptr[at++] != ':' || at == host.len) return false;
+    if (host.ptr[at] == ':') {
+      if (gap) return false;
+      gap = true;
+      at++;
+    }
+  }
+  return gap ? groups < 8 : groups == 8;
+}
+
+static bool e2b__host_is_ip(e2b_str host) {
+  return e2b__host_is_ipv4(host) || e2b__host_is_ipv6(host);
+}
+
+/* A DNS name or IPv4 address: labels of letters, digits, '-' and '_', one trailing dot allowed. */
+static bool e2b__host_name_ok(e2b_str host) {
+  size_t i, label = 0;
+  if (host.len && host.ptr[host.len - 1] == '.') host.len--;
+  if (host.len == 0 || host.len > E2B__HOST_MAX) return false;
+  for (i = 0; i < host.len; i++) {
+    char c = host.ptr[i];
+    if (c != '.' && c != '-' && c != '_' && !e2b__is_alnum(c)) return false;
+    if (c == '.' && label == 0) return false;
+    label = c == '.' ? 0 : label + 1;
+    if (label > 63) return false;
+  }
+  return label > 0;
+}
+
+/* Slices of the text it was parsed from. */
+typedef struct e2b__url {
+  bool tls;
+  bool host_is_ipv6;
+  bool default_port; /* 443 with https, 80 with http, written or not */
+  uint16_t port;
+  e2b_str host; /* without brackets */
+  e2b_str path; /* without trailing '/': "" or "/..." */
+} e2b__url;
+
+/* Reads ":port" or nothing; the default is set already. */
+static bool e2b__url_port(e2b_str text, uint16_t *port) {
+  uint32_t value = 0;
+  size_t i;
+  if (text.len == 0) return true;
+  if (text.ptr[0] != ':' || text.len < 2 || text.len > 6) return false;
+  for (i = 1; i < text.len; i++) {
+    if (!e2b__is_digit(text.ptr[i])) return false;
+    value = value * 10u + (uint32_t)(text.ptr[i] - '0');
+  }
+  if (value < 1 || value > 65535) return false;
+  *port = (uint16_t)value;
+  return true;
+}
+
+/* http(s)://host[:port][/path] and nothing else: no user, query, fragment, blanks, controls or non-ASCII. */
+static bool e2b__url_parse(const char *text, e2b__url *out) {
+  uint16_t standard;
+  size_t i, len = strlen(text), host_len, authority;
+  memset(out, 0, sizeof *out);
+  for (i = 0; i < len; i++)
+    if ((uint8_t)text[i] <= 0x20 || (uint8_t)text[i] >= 0x7f || strchr("?#@\\", text[i])) return false;
+  out->tls = len >= 8 && e2b__str_eq_nocase(e2b__str_n(text, 8), "https://");
+  if (!out->tls && (len < 7 || !e2b__str_eq_nocase(e2b__str_n(text, 7), "http://"))) return false;
+  text += out->tls ? 8 : 7;
+  standard = out->port = out->tls ? 443 : 80;
+
+  authority = strcspn(text, "/");
+  out->host_is_ipv6 = text[0] == '[';
+  if (out->host_is_ipv6) {
+    host_len = strcspn(text, "]/");
+    if (text[host_len] != ']') return false;
+    out->host = e2b__str_n(text + 1, host_len - 1);
+    if (!e2b__host_is_ipv6(out->host)) return false;
+    host_len++;
+  } else {
+    host_len = strcspn(text, ":/");
+    out->host = e2b__str_n(text, host_len);
+    if (!e2b__host_name_ok(out->host)) return false;
+  }
+  if (!e2b__url_port(e2b__str_n(text + host_len, authority - host_len), &out->port)) return false;
+  out->default_port = out->port == standard;
+
+  out->path = e2b__str(text + authority);
+  while (out->path.len && out->path.ptr[out->path.len - 1] == '/') out->path.len--;
+  return true;
+}
+
+/* What goes into the Host header: brackets for IPv6, the port unless it is the default of the scheme. */
+E2B__MAYBE_UNUSED static void e2b__url_host_header(e2b__buf *out, const e2b__url *url) {
+  if (url->host_is_ipv6) e2b__buf_byte(out, '[');
+  e2b__buf_str(out, url->host);
+  if (url->host_is_ipv6) e2b__buf_byte(out, ']');
+  if (url->default_port) return;
+  e2b__buf_byte(out, ':');
+  e2b__buf_u64(out, url->port);
+}
+
+/* Percent-encodes `layers` times over: '%' itself becomes "%25" in every further layer. `space_as_plus` is the form
+ * style, in which the innermost layer writes ' ' as '+'. */
+static void e2b__url_escape_layers(e2b__buf *out, e2b_str text, int layers, bool space_as_plus) {
+  static const char hex[] = "0123456789ABCDEF";
+  size_t i;
+  int layer;
+  for (i = 0; i < text.len; i++) {
+    char c = text.ptr[i];
+    bool plus = space_as_plus && c == ' ';
+    if (plus) c = '+';
+    if (e2b__is_unreserved(c)) {
+      e2b__buf_byte(out, (uint8_t)c);
+      continue;
+    }
+    e2b__buf_byte(out, '%');
+    for (layer = plus ? 2 : 1; layer < layers; layer++) e2b__buf_text(out, "25");
+    e2b__buf_byte(out, (uint8_t)hex[(uint8_t)c >> 4]);
+    e2b__buf_byte(out, (uint8_t)hex[(uint8_t)c & 15u]);
+  }
+}
+
+/* Everything but RFC 3986 unreserved becomes %XX. */
+static void e2b__url_escape(e2b__buf *out, e2b_str text) {
+  e2b__url_escape_layers(out, text, 1, false);
+}
+
+/* Starts a parameter of the query: '?' when it is the first in `out`, else '&', then "name=". */
+static void e2b__url_query_name(e2b__buf *out, const char *name) {
+  e2b__buf_byte(out, out->len && memchr(out->data, '?', out->len) ? '&' : '?');
+  e2b__buf_text(out, name);
+  e2b__buf_byte(out, '=');
+}
+
+static void e2b__url_query(e2b__buf *out, const char *name, e2b_str value) {
+  e2b__url_query_name(out, name);
+  e2b__url_escape(out, value);
+}
+
+/* The value of the metadata= parameter: pairs "key=value" joined by '&', each half encoded on its own and then the
+ * whole once more as a query value. E2B's cloud decodes three layers, others two; what they need is not the same:
+ *   3: each half twice, then the whole;   2: each half once, form style (blank as '+'), then the whole. */
+static void e2b__url_metadata(e2b__buf *out, e2b_kvs filter, int layers) {
+  size_t i;
+  bool form = layers == 2;
+  for (i = 0; i < filter.count; i++) {
+    if (i > 0) e2b__buf_text(out, "%26");
+    e2b__url_escape_layers(out, e2b__str(filter.items[i].key), layers, form);
+    e2b__buf_text(out, "%3D");
+    e2b__url_escape_layers(out, e2b__str(filter.items[i].value), layers, form);
+  }
+}
+
+/* Takes the number in front of *text and the dot behind it; 0 when there is none. */
+static uint32_t e2b__version_part(const char **text) {
+  const char *at = *text;
+  uint32_t value = 0;
+  for (; e2b__is_digit(*at); at++) value = value > 99999999u ? value : value * 10u + (uint32_t)(*at - '0');
+  *text = *at == '.' ? at + 1 : at;
+  return value;
+}
+
+/* Compares dotted numbers: -1, 0, 1. A leading 'v' and everything behind the numbers (pre-release, build) are ignored;
+ * missing numbers are 0, so "" is the lowest of all. NULL is "". */
+static int e2b__version_compare(const char *a, const char *b) {
+  a = a ? a : "";
+  b = b ? b : "";
+  if (*a == 'v' || *a == 'V') a++;
+  if (*b == 'v' || *b == 'V') b++;
+  while (e2b__is_digit(*a) || e2b__is_digit(*b)) {
+    uint32_t left = e2b__version_part(&a), right = e2b__version_part(&b);
+    if (left != right) return left < right ? -1 : 1;
+  }
+  return 0;
+}
+/* ================================================================================================================== */
+/* >>>> http1 */
+/* ================================================================================================================== */
+
+#include "llhttp.h"
+
+#if LLHTTP_VERSION_MAJOR < 6
+  #error "e2b.h: llhttp 6.0 or later is needed"
+#endif
+
+#define E2B__H1_MAX_FIELDS 128     /* in one response head */
+#define E2B__H1_MAX_INTERIM 16     /* 1xx responses before the real one */
+#define E2B__H1_FIRST_LEN 7        /* "HTTP/1." */
+#define E2B__H1_STATUS_LEN 12      /* "HTTP/1.1 200" */
+#define E2B__H1_CHUNK_ALLOWANCE 16 /* bytes of framing a chunk may have before they count, plus two per byte of data */
+
+/* The header fields of one request or response, "name\0value\0" each, names in lower case. The first failure sticks in
+ * text.err. */
+typedef struct e2b__headers {
+  e2b__buf text;
+  uint32_t count;
+} e2b__headers;
+
+static void e2b__headers_init(e2b__headers *headers, e2b__mem *mem, size_t max_bytes) {
+  e2b__buf_init(&headers->text, mem, max_bytes);
+  headers->count = 0;
+}
+
+static void e2b__headers_free(e2b__headers *headers) {
+  e2b__buf_free(&headers->text);
+  headers->count = 0;
+}
+
+/* Appends bytes in lower case. */
+static void e2b__headers_put_lower(e2b__headers *headers, const char *text, size_t len) {
+  uint8_t *to = e2b__buf_reserve(&headers->text, len);
+  size_t i;
+  if (!to) return;
+  for (i = 0; i < len; i++) to[i] = (uint8_t)e2b__ascii_lower(text[i]);
+  headers->text.len += len;
+}
+
+/* What could end a line or a field early is refused here (E2B_ERR_INVALID_ARGUMENT), so nothing can be smuggled into a
+ * request head, whoever forgot to check. */
+static void e2b__headers_add(e2b__headers *headers, e2b_str name, e2b_str value) {
+  size_t i;
+  bool ok = e2b__header_name_ok(name);
+  for (i = 0; i < value.len; i++) ok = ok && !e2b__is_control(value.ptr[i]);
+  if (!ok && !headers->text.err) headers->text.err = E2B_ERR_INVALID_ARGUMENT;
+  value = e2b__str_trim(value);
+  if (!e2b__buf_reserve(&headers->text, name.len + value.len + 2)) return;
+  e2b__headers_put_lower(headers, name.ptr, name.len);
+  e2b__buf_byte(&headers->text, 0);
+  e2b__buf_str(&headers->text, value);
+  e2b__buf_byte(&headers->text, 0);
+  headers->count++;
+}
+
+/* Walks the list: start with *cursor = 0; false at its end. */
+static bool e2b__headers_next(const e2b__headers *headers, size_t *cursor, e2b_str *name, e2b_str *value) {
+  if (!headers->text.data || *cursor >= headers->text.len) return false;
+  *name = e2b__str((const char *)headers->text.data + *cursor);
+  *value = e2b__str(name->ptr + name->len + 1);
+  *cursor += name->len + value->len + 2;
+  return true;
+}
+
+/* The first value of that name (in lower case), or NULL. */
+static const char *e2b__headers_get(const e2b__headers *headers, const char *name) {
+  e2b_str field, value;
+  size_t cursor = 0;
+  while (e2b__headers_next(headers, &cursor, &field, &value))
+    if (e2b__str_eq(field, name)) return value.ptr;
+  return NULL;
+}
+
+/* Replaces all fields of that name, in any case, by one. */
+static void e2b__headers_set(e2b__headers *headers, const char *name, e2b_str value) {
+  e2b_str field, old;
+  size_t from = 0, to = 0;
+  while (e2b__headers_next(headers, &to, &field, &old)) {
+    if (e2b__str_eq_nocase(field, name)) {
+      memmove(headers->text.data + from, headers->text.data + to, headers->text.len - to);
+      headers->text.len -= to - from;
+      headers->count--;
+      to = from;
+    }
+    from = to;
+  }
+  e2b__headers_add(headers, e2b__str(name), value);
+}
+
+/* Whether a comma-separated list, perhaps over several fields, has that member. */
+static bool e2b__headers_has_token(const e2b__headers *headers, const char *name, const char *token) {
+  e2b_str field, value, part;
+  size_t cursor = 0;
+  while (e2b__headers_next(headers, &cursor, &field, &value)) {
+    if (!e2b__str_eq(field, name)) continue;
+    for (;;) {
+      part = e2b__str_n(value.ptr, strcspn(value.ptr, ","));
+      if (e2b__str_eq_nocase(e2b__str_trim(part), token)) return true;
+      if (part.len == value.len) break;
+      value = e2b__str_n(value.ptr + part.len + 1, value.len - part.len - 1);
+    }
+  }
+  return false;
+}
+
+/* Retry-After in seconds, as milliseconds, at most a day. Dates and anything else are 0: not given. */
+static uint32_t e2b__http_retry_after_ms(const char *value) {
+  const uint32_t day = 24u * 60u * 60u;
+  e2b_str text = e2b__str_trim(e2b__str(value));
+  uint32_t seconds = 0;
+  size_t i;
+  for (i = 0; i < text.len; i++) {
+    if (!e2b__is_digit(text.ptr[i])) return 0;
+    seconds = E2B__MIN(seconds * 10u + (uint32_t)(text.ptr[i] - '0'), day);
+  }
+  return seconds * 1000u;
+}
+
+/* The response parser of one HTTP/1.1 connection.
+ *
+ * llhttp parses; but which bytes are lines and which are data is decided here, and llhttp is fed accordingly: either
+ * the content of one line, then a CR LF of our own; or data, no more than the chunk or content-length has left:
+ *   - llhttp 6 to 8 built without LLHTTP_STRICT_MODE (the default, and a header cannot tell) take a lone CR, a bare LF
+ *     or any byte for a line end in places. Here a line ends with CR LF or the response is refused.
+ *   - The versions differ in what they take: folded fields, quoted chunk extensions, framing fields in trailers. So no
+ *     line with a blank in front gets as far as llhttp; chunk extensions and trailers are checked, counted and dropped.
+ *   - llhttp has no limits, and tells neither where the head ends nor how far it got before an error.
+ * After each line the two must agree whether the head, a chunk or the message has ended; else the response is refused.
+ * Every message gets a fresh parser, so nothing is carried from one to the next. */
+typedef enum e2b__h1_part {
+  E2B__H1_FIRST,      /* the first bytes, which must be "HTTP/1." */
+  E2B__H1_STATUS,     /* the rest of the status line */
+  E2B__H1_FIELDS,
+  E2B__H1_DATA,       /* h1->left bytes of body or chunk, or all until the connection ends */
+  E2B__H1_CHUNK_SIZE, /* the line in front of a chunk */
+  E2B__H1_CHUNK_END,  /* the empty line behind it */
+  E2B__H1_TRAILERS
+} e2b__h1_part;
+
+typedef enum e2b__h1_extension { E2B__H1_NO_EXTENSION, E2B__H1_BLANKS, E2B__H1_EXTENSION } e2b__h1_extension;
+
+/* Called from e2b__h1_feed. An error returned aborts it with that code. They must not free or begin the parser. */
+typedef struct e2b__h1_events {
+  e2b_err (*on_head)(void *owner, int status, const e2b__headers *headers); /* of the final response only */
+  e2b_err (*on_body)(void *owner, const uint8_t *data, size_t len);         /* any split, len > 0 */
+} e2b__h1_events;
+
+typedef struct e2b__h1 {
+  /* for the caller to read */
+  bool started;    /* a byte of this response was seen, be it of a 1xx */
+  bool head_done;  /* on_head was called */
+  bool complete;
+  bool keep_alive; /* valid when complete: the connection may be used again, if nothing is left over */
+  int status;      /* valid when head_done */
+  const char *detail; /* why it failed, static text */
+  e2b__headers headers; /* valid from on_head until the next begin */
+  uint8_t first_bytes[32]; /* what the peer began with, when that was not HTTP */
+  size_t first_len;
+  /* the rest is private */
+  const e2b__h1_events *events;
+  void *owner;
+  llhttp_settings_t settings;
+  llhttp_t parser;
+  e2b_err err;
+  e2b__h1_part part;
+  e2b__h1_extension extension; /* of the chunk-size line being read */
+  bool cr, colon;              /* of the line being read: a CR was its last byte, it has a colon */
+  bool head_request, connect_request;
+  bool no_body, chunked, until_close, persistent;
+  bool fired, message_done;    /* llhttp reported the end of a head or chunk size; of the message */
+  uint32_t interim;
+  size_t line_len;
+  size_t value_start;          /* of the field being read, in headers.text */
+  size_t framing, max_framing; /* bytes of head, chunk lines or trailers so far */
+  uint64_t left;               /* of the data */
+} e2b__h1;
+
+static void e2b__h1_fail(e2b__h1 *h1, e2b_err err, const char *detail) {
+  if (h1->err) return;
+  h1->err = err;
+  h1->detail = detail;
+}
+
+/* Ends a callback of llhttp: any failure so far stops it. The stored fields are shorter than the head they came in, so
+ * its limit is met first. */
+static int e2b__h1_result(e2b__h1 *h1) {
+  if (h1->headers.text.err) e2b__h1_fail(h1, h1->headers.text.err, "out of memory for the response head");
+  return h1->err ? -1 : 0;
+}
+
+static int e2b__h1_on_field(llhttp_t *parser, const char *at, size_t len) {
+  e2b__h1 *h1 = (e2b__h1 *)parser->data;
+  e2b__headers_put_lower(&h1->headers, at, len);
+  return e2b__h1_result(h1);
+}
+
+static int e2b__h1_on_field_end(llhttp_t *parser) {
+  e2b__h1 *h1 = (e2b__h1 *)parser->data;
+  e2b__buf_byte(&h1->headers.text, 0);
+  h1->value_start = h1->headers.text.len;
+  return e2b__h1_result(h1);
+}
+
+static int e2b__h1_on_value(llhttp_t *parser, const char *at, size_t len) {
+  e2b__h1 *h1 = (e2b__h1 *)parser->data;
+  e2b__buf_put(&h1->headers.text, at, len);
+  return e2b__h1_result(h1);
+}
+
+static int e2b__h1_on_value_end(llhttp_t *parser) {
+  e2b__h1 *h1 = (e2b__h1 *)parser->data;
+  e2b__buf *text = &h1->headers.text;
+  while (text->len > h1->value_start && e2b__is_blank((char)text->data[text->len - 1])) text->len--;
+  e2b__buf_byte(text, 0);
+  if (++h1->headers.count > E2B__H1_MAX_FIELDS)
+    e2b__h1_fail(h1, E2B_ERR_LIMIT, "the response has too many header fields");
+  return e2b__h1_result(h1);
+}
+
+/* Only what every version of llhttp and every proxy on the way understands alike: one content-length of digits, or one
+ * transfer-encoding that is "chunked", never both. */
+static void e2b__h1_check_framing(e2b__h1 *h1) {
+  uint32_t lengths = 0, encodings = 0;
+  e2b_str name, value;
+  size_t cursor = 0;
+  bool ok = true;
+  while (e2b__headers_next(&h1->headers, &cursor, &name, &value)) {
+    if (e2b__str_eq(name, "content-length")) {
+      lengths++;
+      ok = ok && value.len > 0 && strspn(value.ptr, "0123456789") == value.len;
+    } else if (e2b__str_eq(name, "transfer-encoding")) {
+      encodings++;
+      ok = ok && e2b__str_eq_nocase(value, "chunked");
+    }
+  }
+  h1->chunked = encodings > 0;
+  h1->until_close = lengths + encodings == 0;
+  if (!ok || lengths + encodings > 1 || h1->chunked != ((h1->parser.flags & F_CHUNKED) != 0))
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, "invalid or conflicting content-length and transfer-encoding");
+}
+
+static int e2b__h1_on_head_end(llhttp_t *parser) {
+  e2b__h1 *h1 = (e2b__h1 *)parser->data;
+  int status = parser->status_code;
+  bool http_1_0 = parser->http_minor == 0;
+  h1->fired = true;
+  h1->status = status;
+  if (status == 101)
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, "the server switched protocols (101), which it was not asked to");
+  else if (status < 200 && ++h1->interim > E2B__H1_MAX_INTERIM)
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, "too many interim (1xx) responses");
+  e2b__h1_check_framing(h1);
+  if (e2b__h1_result(h1)) return -1;
+
+  h1->no_body = status < 200 || status == 204 || status == 304 || h1->head_request ||
+                (h1->connect_request && status < 300);
+  h1->persistent = !e2b__headers_has_token(&h1->headers, "connection", "close") &&
+                   (!http_1_0 || (e2b__headers_has_token(&h1->headers, "connection", "keep-alive") && !h1->chunked));
+  return h1->no_body ? 1 : 0;
+}
+
+static int e2b__h1_on_data(llhttp_t *parser, const char *at, size_t len) {
+  e2b__h1 *h1 = (e2b__h1 *)parser->data;
+  e2b_err err = len ? h1->events->on_body(h1->owner, (const uint8_t *)at, len) : E2B_OK;
+  if (err) e2b__h1_fail(h1, err, "stopped by the receiver of the body");
+  return h1->err ? -1 : 0;
+}
+
+static int e2b__h1_on_chunk_size(llhttp_t *parser) {
+  e2b__h1 *h1 = (e2b__h1 *)parser->data;
+  h1->fired = true;
+  h1->left = parser->content_length;
+  return 0;
+}
+
+static int e2b__h1_on_message_end(llhttp_t *parser) {
+  e2b__h1 *h1 = (e2b__h1 *)parser->data;
+  h1->message_done = true;
+  return HPE_PAUSED;
+}
+
+/* A fresh parser for the next message on the wire. */
+static void e2b__h1_restart(e2b__h1 *h1) {
+  llhttp_init(&h1->parser, HTTP_RESPONSE, &h1->settings);
+  h1->parser.data = h1;
+  h1->headers.text.len = 0;
+  h1->headers.count = 0;
+  h1->part = E2B__H1_FIRST;
+  h1->first_len = 0;
+  h1->line_len = h1->framing = 0;
+  h1->left = 0;
+  h1->extension = E2B__H1_NO_EXTENSION;
+  h1->cr = h1->colon = h1->fired = h1->message_done = false;
+}
+
+/* Before each response. The struct may be moved between messages, not within one. */
+static void e2b__h1_begin(e2b__h1 *h1, bool head_request, bool connect_request) {
+  h1->started = h1->head_done = h1->complete = h1->keep_alive = false;
+  h1->status = 0;
+  h1->detail = NULL;
+  h1->err = h1->headers.text.err = E2B_OK;
+  h1->interim = 0;
+  h1->head_request = head_request;
+  h1->connect_request = connect_request;
+  e2b__h1_restart(h1);
+}
+
+/* Once per connection; takes no memory before the first header field arrives. `events` must outlive the parser. */
+static void e2b__h1_init(e2b__h1 *h1, e2b__mem *mem, uint32_t max_header_bytes, const e2b__h1_events *events,
+                         void *owner) {
+  memset(h1, 0, sizeof *h1);
+  h1->events = events;
+  h1->owner = owner;
+  h1->max_framing = max_header_bytes;
+  e2b__headers_init(&h1->headers, mem, max_header_bytes);
+  llhttp_settings_init(&h1->settings);
+  h1->settings.on_header_field = e2b__h1_on_field;
+  h1->settings.on_header_field_complete = e2b__h1_on_field_end;
+  h1->settings.on_header_value = e2b__h1_on_value;
+  h1->settings.on_header_value_complete = e2b__h1_on_value_end;
+  h1->settings.on_headers_complete = e2b__h1_on_head_end;
+  h1->settings.on_body = e2b__h1_on_data;
+  h1->settings.on_chunk_header = e2b__h1_on_chunk_size;
+  h1->settings.on_message_complete = e2b__h1_on_message_end;
+  e2b__h1_begin(h1, false, false);
+}
+
+static void e2b__h1_free(e2b__h1 *h1) {
+  e2b__headers_free(&h1->headers);
+}
+
+/* llhttp's own codes differ by version: group them by what the user can make of them. */
+static const char *e2b__h1_explain(const e2b__h1 *h1, llhttp_errno_t code) {
+  switch (code) {
+    case HPE_INVALID_CONTENT_LENGTH:
+    case HPE_UNEXPECTED_CONTENT_LENGTH:
+    case HPE_INVALID_TRANSFER_ENCODING:
+      return "invalid or conflicting content-length and transfer-encoding";
+    default:
+      break;
+  }
+  if (h1->part <= E2B__H1_STATUS) return "malformed status line";
+  return h1->part == E2B__H1_FIELDS ? "malformed header field" : "malformed chunk";
+}
+
+/* Zero bytes are never given to llhttp: to it that can mean the end of the connection. */
+static bool e2b__h1_execute(e2b__h1 *h1, const void *data, size_t len) {
+  llhttp_errno_t code;
+  if (len == 0) return true;
+  code = llhttp_execute(&h1->parser, (const char *)data, len);
+  if (code != HPE_OK && !(code == HPE_PAUSED && h1->message_done))
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, e2b__h1_explain(h1, code));
+  return h1->err == E2B_OK;
+}
+
+/* What a peer that does not speak HTTP/1 probably is. */
+static const char *e2b__h1_explain_first(const e2b__h1 *h1) {
+  const uint8_t *first = h1->first_bytes;
+  if (h1->first_len >= 4 && first[0] == 0 && first[1] == 0 && (first[3] == 4 || first[3] == 7))
+    return "the server answered with HTTP/2 frames: it does not speak HTTP/1.1 on this port";
+  if (h1->first_len >= 3 && (first[0] == 0x15 || first[0] == 0x16) && first[1] == 3)
+    return "the server answered with TLS: use https:// for this port";
+  if (h1->first_len >= 5 && memcmp(first, "HTTP/", 5) == 0) return "not HTTP/1.0 or HTTP/1.1";
+  return "the answer is not HTTP: another service listens on this port";
+}
+
+/* Collects "HTTP/1." before llhttp sees anything: some versions also take HTTP/0.9, HTTP/2.0, RTSP/ and ICE/, or skip
+ * empty lines in front. */
+static size_t e2b__h1_first(e2b__h1 *h1, const uint8_t *data, size_t len) {
+  size_t n = E2B__MIN(len, E2B__H1_FIRST_LEN - h1->first_len), more;
+  memcpy(h1->first_bytes + h1->first_len, data, n);
+  h1->first_len += n;
+  if (h1->first_len < E2B__H1_FIRST_LEN) return n;
+  if (memcmp(h1->first_bytes, "HTTP/1.", E2B__H1_FIRST_LEN) != 0) {
+    more = E2B__MIN(len - n, sizeof h1->first_bytes - h1->first_len);
+    if (more) memcpy(h1->first_bytes + h1->first_len, data + n, more);
+    h1->first_len += more;
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, e2b__h1_explain_first(h1));
+  } else if (e2b__h1_execute(h1, h1->first_bytes, E2B__H1_FIRST_LEN)) {
+    h1->part = E2B__H1_STATUS;
+    h1->line_len = h1->framing = E2B__H1_FIRST_LEN;
+  }
+  return n;
+}
+
+/* "HTTP/1.1 200 ...": one digit of version, three of status 100 to 599. The versions of llhttp differ here too. */
+static bool e2b__h1_status_byte_ok(size_t at, char c) {
+  switch (at) {
+    case 7: return c == '0' || c == '1';
+    case 9: return c >= '1' && c <= '5';
+    case 10:
+    case 11: return e2b__is_digit(c);
+    case 8:
+    case 12: return c == ' ';
+    default: return true;
+  }
+}
+
+/* Takes note of the next byte of a line. Returns why it may not stand there, or NULL. */
+static const char *e2b__h1_line_byte(e2b__h1 *h1, char c) {
+  if (h1->cr != (c == '\n')) return "a line does not end with CR LF";
+  if (c == '\r' || c == '\n') {
+    h1->cr = c == '\r';
+    return NULL;
+  }
+  if (e2b__is_control(c)) return "control character in a line";
+  if (h1->part == E2B__H1_STATUS && !e2b__h1_status_byte_ok(h1->line_len, c)) return "malformed status line";
+  if (h1->part == E2B__H1_CHUNK_END) return "a chunk is longer than its size";
+  if (h1->part == E2B__H1_FIELDS || h1->part == E2B__H1_TRAILERS) {
+    if (!h1->colon && c == ':' && h1->line_len > 0)
+      h1->colon = true;
+    else if (!h1->colon && !e2b__is_token_char(c))
+      return h1->line_len > 0 ? "malformed header field" : "header field without a name, or folded";
+  }
+  if (h1->part == E2B__H1_CHUNK_SIZE) {
+    if (h1->extension != E2B__H1_EXTENSION && c == ';')
+      h1->extension = E2B__H1_EXTENSION;
+    else if (h1->extension == E2B__H1_NO_EXTENSION && e2b__is_blank(c))
+      h1->extension = E2B__H1_BLANKS;
+    else if (h1->extension == E2B__H1_BLANKS && !e2b__is_blank(c))
+      return "malformed chunk";
+  }
+  h1->line_len++;
+  return NULL;
+}
+
+/* The message has ended by our account; llhttp must say the same. */
+static void e2b__h1_message_end(e2b__h1 *h1) {
+  if (!h1->message_done) {
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, "the end of the response is not where it should be");
+  } else if (!h1->head_done) {
+    e2b__h1_restart(h1);
+  } else {
+    h1->complete = true;
+    h1->keep_alive = h1->persistent && !h1->until_close;
+  }
+}
+
+static void e2b__h1_head_end(e2b__h1 *h1) {
+  e2b_err err;
+  if (h1->status >= 200) {
+    h1->head_done = true;
+    err = h1->events->on_head(h1->owner, h1->status, &h1->headers);
+    if (err) e2b__h1_fail(h1, err, "stopped by the receiver of the head");
+    if (h1->err) return;
+  }
+  h1->framing = 0;
+  h1->until_close = h1->until_close && !h1->no_body;
+  h1->left = h1->until_close ? UINT64_MAX : h1->chunked ? 0 : h1->parser.content_length;
+  if (h1->no_body || (!h1->chunked && h1->left == 0))
+    e2b__h1_message_end(h1);
+  else
+    h1->part = h1->chunked ? E2B__H1_CHUNK_SIZE : E2B__H1_DATA;
+}
+
+/* Framing that is small beside the data it carries does not count, so that a stream may run for ever, but a peer cannot
+ * keep us busy with extensions. */
+static void e2b__h1_chunk_begin(e2b__h1 *h1) {
+  uint64_t allowance = E2B__H1_CHUNK_ALLOWANCE + 2u * E2B__MIN(h1->left, (uint64_t)h1->max_framing);
+  h1->framing -= (size_t)E2B__MIN(allowance, (uint64_t)h1->framing);
+  h1->extension = E2B__H1_NO_EXTENSION;
+  h1->part = h1->left ? E2B__H1_DATA : E2B__H1_TRAILERS;
+  if (!h1->left) h1->framing = 0;
+}
+
+/* CR LF was read. Trailers are dropped: nothing here needs them, and their fields must not be taken for the head's. */
+static void e2b__h1_line_end(e2b__h1 *h1) {
+  size_t line_len = h1->line_len;
+  bool empty = line_len == 0, is_field = h1->colon;
+  bool milestone = h1->part == E2B__H1_CHUNK_SIZE || (h1->part == E2B__H1_FIELDS && empty);
+  h1->line_len = 0;
+  h1->colon = h1->fired = false;
+  if (h1->part == E2B__H1_STATUS && line_len < E2B__H1_STATUS_LEN)
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, "malformed status line");
+  if ((h1->part == E2B__H1_FIELDS || h1->part == E2B__H1_TRAILERS) && !empty && !is_field)
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, "malformed header field");
+  if (h1->err || (h1->part == E2B__H1_TRAILERS && !empty)) return;
+  if (!e2b__h1_execute(h1, "\r\n", 2)) return;
+  if (h1->fired != milestone) {
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, e2b__h1_explain(h1, HPE_OK));
+    return;
+  }
+  if (h1->part == E2B__H1_STATUS)
+    h1->part = E2B__H1_FIELDS;
+  else if (h1->part == E2B__H1_CHUNK_END)
+    h1->part = E2B__H1_CHUNK_SIZE;
+  else if (h1->part == E2B__H1_CHUNK_SIZE)
+    e2b__h1_chunk_begin(h1);
+  else if (h1->part == E2B__H1_TRAILERS)
+    e2b__h1_message_end(h1);
+  else if (empty)
+    e2b__h1_head_end(h1);
+}
+
+/* Reads on in the line under way, at most to its end. What llhttp says about bytes in front of one that is refused here
+ * comes first, so that the outcome does not depend on how the bytes are split. */
+static size_t e2b__h1_line(e2b__h1 *h1, const uint8_t *data, size_t len) {
+  size_t at = 0, content = 0;
+  const char *why = NULL;
+  e2b_err err = E2B_ERR_PROTOCOL;
+  bool end = false;
+  while (at < len && !end) {
+    if (h1->framing++ == h1->max_framing) {
+      err = E2B_ERR_LIMIT;
+      why = h1->head_done ? "too much chunk framing or trailers" : "the response head is too long";
+    } else {
+      why = e2b__h1_line_byte(h1, (char)data[at]);
+    }
+    if (why) break;
+    end = data[at++] == '\n';
+    if (!h1->cr && !end && h1->extension == E2B__H1_NO_EXTENSION) content = at;
+  }
+  if (h1->part != E2B__H1_TRAILERS) (void)e2b__h1_execute(h1, data, content);
+  if (why) e2b__h1_fail(h1, err, why);
+  if (end && !h1->err) e2b__h1_line_end(h1);
+  return at;
+}
+
+static size_t e2b__h1_data(e2b__h1 *h1, const uint8_t *data, size_t len) {
+  size_t n = (size_t)E2B__MIN((uint64_t)len, h1->left);
+  if (!e2b__h1_execute(h1, data, n)) return n;
+  if (!h1->until_close) h1->left -= n;
+  if (h1->left == 0 && h1->chunked)
+    h1->part = E2B__H1_CHUNK_END;
+  else if (h1->left == 0)
+    e2b__h1_message_end(h1);
+  return n;
+}
+
+/* Takes bytes as they arrive, in any split, and stops behind the message: *used < len then says that the peer sent
+ * more. E2B_OK; E2B_ERR_PROTOCOL, _LIMIT or _NO_MEMORY with h1->detail; or the code of an event. Failures stick. */
+static e2b_err e2b__h1_feed(e2b__h1 *h1, const uint8_t *data, size_t len, size_t *used) {
+  size_t at = 0;
+  while (at < len && !h1->complete && !h1->err) {
+    h1->started = true;
+    if (h1->part == E2B__H1_FIRST)
+      at += e2b__h1_first(h1, data + at, len - at);
+    else if (h1->part == E2B__H1_DATA)
+      at += e2b__h1_data(h1, data + at, len - at);
+    else
+      at += e2b__h1_line(h1, data + at, len - at);
+  }
+  *used = at;
+  return h1->err;
+}
+
+/* The peer closed. E2B_OK and complete when that was the end of the body (or the message had ended before);
+ * E2B_ERR_CLOSED when nothing of an answer had arrived; E2B_ERR_TRUNCATED otherwise. */
+static e2b_err e2b__h1_finish(e2b__h1 *h1) {
+  if (h1->err || h1->complete) return h1->err;
+  if (h1->part == E2B__H1_DATA && h1->until_close) {
+    (void)llhttp_finish(&h1->parser);
+    e2b__h1_message_end(h1);
+  } else if (!h1->started) {
+    e2b__h1_fail(h1, E2B_ERR_CLOSED, "the server closed the connection without an answer");
+  } else if (h1->part == E2B__H1_FIRST && memcmp(h1->first_bytes, "HTTP/1.", h1->first_len) != 0) {
+    e2b__h1_fail(h1, E2B_ERR_PROTOCOL, e2b__h1_explain_first(h1));
+  } else if (h1->part == E2B__H1_FIRST || !h1->head_done) {
+    e2b__h1_fail(h1, E2B_ERR_TRUNCATED, "the server closed the connection within the response head");
+  } else if (h1->chunked) {
+    e2b__h1_fail(h1, E2B_ERR_TRUNCATED, h1->part == E2B__H1_DATA
+                                            ? "the server closed the connection within a chunk of the body"
+                                            : "the server closed the connection before the last chunk of the body");
+  } else {
+    e2b__h1_fail(h1, E2B_ERR_TRUNCATED, "the server closed the connection before content-length bytes of the body");
+  }
+  return h1->err;
+}
+
+/* Nothing that could end the request line or the Host field early. */
+static bool e2b__h1_target_ok(e2b_str text) {
+  size_t i;
+  for (i = 0; i < text.len; i++)
+    if ((uint8_t)text.ptr[i] <= 0x20 || (uint8_t)text.ptr[i] >= 0x7f) return false;
+  return text.len > 0;
+}
+
+#define E2B__BODY_CHUNKED (-1)
+#define E2B__BODY_NONE (-2)
+
+/* Writes a request head. `headers` (NULL: none) holds neither host nor framing fields. body_len >= 0 is the
+ * content-length, 0 for an empty body where one is expected. What is not fit for a head gives E2B_ERR_INVALID_ARGUMENT
+ * in out->err; so does a failure in headers->text.err. */
+static void e2b__h1_write_head(e2b__buf *out, const char *method, e2b_str target, e2b_str host_header,
+                               const e2b__headers *headers, int64_t body_len) {
+  e2b_str name, value;
+  size_t cursor = 0;
+  if (!out->err && headers && headers->text.err) out->err = headers->text.err;
+  if (!out->err &&
+      (!e2b__header_name_ok(e2b__str(method)) || !e2b__h1_target_ok(target) || !e2b__h1_target_ok(host_header)))
+    out->err = E2B_ERR_INVALID_ARGUMENT;
+  e2b__buf_text(out, method);
+  e2b__buf_byte(out, ' ');
+  e2b__buf_str(out, target);
+  e2b__buf_text(out, " HTTP/1.1\r\nhost: ");
+  e2b__buf_str(out, host_header);
+  while (headers && e2b__headers_next(headers, &cursor, &name, &value)) {
+    e2b__buf_text(out, "\r\n");
+    e2b__buf_str(out, name);
+    e2b__buf_text(out, ": ");
+    e2b__buf_str(out, value);
+  }
+  if (body_len >= 0) {
+    e2b__buf_text(out, "\r\ncontent-length: ");
+    e2b__buf_i64(out, body_len);
+  } else if (body_len == E2B__BODY_CHUNKED) {
+    e2b__buf_text(out, "\r\ntransfer-encoding: chunked");
+  }
+  e2b__buf_text(out, "\r\n\r\n");
+}
+
+/* What stands in front of `len` bytes of data, which the caller follows with CR LF; with 0, the end of the body. */
+E2B__MAYBE_UNUSED static void e2b__h1_write_chunk_head(e2b__buf *out, size_t len) {
+  char text[2 * sizeof len + 3];
+  size_t at = sizeof text;
+  if (len == 0) {
+    e2b__buf_text(out, "0\r\n\r\n");
+    return;
+  }
+  text[--at] = '\n';
+  text[--at] = '\r';
+  for (; len; len >>= 4) text[--at] = "0123456789abcdef"[len & 15u];
+  e2b__buf_put(out, text + at, sizeof text - at);
+}
+/* ================================================================================================================== */
+/* >>>> sockets */
+/* ================================================================================================================== */
+
+#if E2B__WIN32
+  #include <winsock2.h>
+  #include <ws2tcpip.h>
+  #include <mstcpip.h>
+  #include <windows.h>
+  #include <bcrypt.h>
+  #include <wincrypt.h>
+#else
+  #include <errno.h>
+  #include <fcntl.h>
+  #include <netdb.h>
+  #include <poll.h>
+  #include <signal.h>
+  #include <time.h>
+  #include <unistd.h>
+  #include <arpa/inet.h>
+  #include <netinet/in.h>
+  #include <netinet/tcp.h>
+  #include <sys/socket.h>
+  #include <sys/types.h>
+  #if !defined(AI_NUMERICHOST) || !defined(CLOCK_MONOTONIC)
+    #error "e2b.h: include it before system headers, or compile with -D_POSIX_C_SOURCE=200809L: POSIX is hidden"
+  #endif
+#endif
+
+#if defined(E2B_NO_THREADS)
+  #define E2B__THREADS 0
+#else
+  #define E2B__THREADS 1
+  #if !E2B__WIN32
+    #include <pthread.h>
+  #endif
+#endif
+
+/* Clock, randomness. */
+
+/* Microseconds on a clock that is never set. */
+static uint64_t e2b__net_now_us(void) {
+#if E2B__WIN32
+  LARGE_INTEGER ticks, per_second;
+  uint64_t t, f;
+  QueryPerformanceCounter(&ticks);
+  QueryPerformanceFrequency(&per_second);
+  t = (uint64_t)ticks.QuadPart;
+  f = (uint64_t)per_second.QuadPart;
+  return t / f * 1000000u + t % f * 1000000u / f;
+#else
+  struct timespec ts;
+  if (clock_gettime(CLOCK_MONOTONIC, &ts) != 0) return 0;
+  return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
+#endif
+}
+
+E2B__MAYBE_UNUSED static uint64_t e2b__net_now_ms(void) {
+  return e2b__net_now_us() / 1000u;
+}
+
+/* Unpredictable bytes, for nonces; TLS has a generator of its own. */
+static bool e2b__net_random(void *out, size_t len) {
+#if E2B__WIN32
+  return BCryptGenRandom(NULL, (PUCHAR)out, (ULONG)len, BCRYPT_USE_SYSTEM_PREFERRED_RNG) == 0;
+#else
+  size_t done = 0;
+  int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  while (done < len) {
+    ssize_t got = read(fd, (uint8_t *)out + done, len - done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) break;
+    done += (size_t)got;
+  }
+  close(fd);
+  return done == len;
+#endif
+}
+
+/* The differences between POSIX and Windows sockets. */
+#if E2B__WIN32
+typedef SOCKET e2b__sock;
+typedef WSAPOLLFD e2b__native_pollfd;
+  #define E2B__SOCK_NONE INVALID_SOCKET
+  #define E2B__SOCK_ERR(name) WSA##name
+#else
+typedef int e2b__sock;
+typedef struct pollfd e2b__native_pollfd;
+  #define E2B__SOCK_NONE (-1)
+  #define E2B__SOCK_ERR(name) name
+#endif
+#if defined(MSG_NOSIGNAL)
+  #define E2B__SOCK_SEND_FLAGS MSG_NOSIGNAL
+#else
+  #define E2B__SOCK_SEND_FLAGS 0
+#endif
+
+static int e2b__sock_error(void) {
+#if E2B__WIN32
+  return WSAGetLastError();
+#else
+  return errno;
+#endif
+}
+
+static bool e2b__sock_would_block(int code) {
+#if !E2B__WIN32
+  if (code == EAGAIN || code == ENOMEM) return true;
+#endif
+  return code == E2B__SOCK_ERR(EWOULDBLOCK) || code == E2B__SOCK_ERR(ENOBUFS);
+}
+
+static bool e2b__sock_no_fds(int code) {
+#if !E2B__WIN32
+  if (code == ENFILE) return true;
+#endif
+  return code == E2B__SOCK_ERR(EMFILE);
+}
+
+/* Plain words for the common codes of connections, NULL for the others. */
+static const char *e2b__sock_error_text(int code) {
+  static const struct {
+    int code;
+    const char *text;
+  } texts[] = {
+    { E2B__SOCK_ERR(ECONNREFUSED), "connection refused" },
+    { E2B__SOCK_ERR(ECONNRESET), "connection reset by the peer" },
+    { E2B__SOCK_ERR(ECONNABORTED), "connection aborted" },
+    { E2B__SOCK_ERR(ETIMEDOUT), "no answer" },
+    { E2B__SOCK_ERR(EHOSTUNREACH), "host unreachable" },
+    { E2B__SOCK_ERR(ENETUNREACH), "network unreachable" },
+    { E2B__SOCK_ERR(ENETDOWN), "network down" },
+    { E2B__SOCK_ERR(EADDRNOTAVAIL), "address not available" },
+    { E2B__SOCK_ERR(EAFNOSUPPORT), "address family not supported" },
+    { E2B__SOCK_ERR(EACCES), "not permitted here" },
+    { E2B__SOCK_ERR(EMFILE), "too many open files" },
+    { E2B__SOCK_ERR(ENOBUFS), "no buffer space" },
+    { E2B__SOCK_ERR(ENOTCONN), "not connected" },
+#if !E2B__WIN32
+    { EPIPE, "connection closed by the peer" },
+    { ENFILE, "too many open files" },
+    { EPERM, "not permitted here" },
+    { ENOMEM, "out of memory" },
+#endif
+  };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(texts); i++)
+    if (texts[i].code == code) return texts[i].text;
+  return NULL;
+}
+
+static void e2b__sock_close(e2b__sock s) {
+  if (s == E2B__SOCK_NONE) return;
+#if E2B__WIN32
+  closesocket(s);
+#else
+  close(s);
+#endif
+}
+
+/* Non-blocking, and not inherited by child processes. */
+static bool e2b__sock_prepare(e2b__sock s) {
+#if E2B__WIN32
+  u_long on = 1;
+  SetHandleInformation((HANDLE)s, HANDLE_FLAG_INHERIT, 0);
+  return ioctlsocket(s, (long)FIONBIO, &on) == 0;
+#else
+  int flags = fcntl(s, F_GETFL);
+  return flags >= 0 && fcntl(s, F_SETFL, flags | O_NONBLOCK) == 0 && fcntl(s, F_SETFD, FD_CLOEXEC) == 0;
+#endif
+}
+
+static void e2b__sock_set(e2b__sock s, int level, int option, int value) {
+  (void)setsockopt(s, level, option, (const char *)&value, (socklen_t)sizeof value);
+}
+
+/* Small frames leave at once, and a peer that vanished is noticed after about a minute of silence. */
+static void e2b__sock_tune(e2b__sock s) {
+  e2b__sock_set(s, IPPROTO_TCP, TCP_NODELAY, 1);
+  e2b__sock_set(s, SOL_SOCKET, SO_KEEPALIVE, 1);
+#if E2B__WIN32
+  {
+    struct tcp_keepalive keep;
+    DWORD got = 0;
+    keep.onoff = 1;
+    keep.keepalivetime = 30000;
+    keep.keepaliveinterval = 3000; /* ten probes, fixed by the system */
+    (void)WSAIoctl(s, SIO_KEEPALIVE_VALS, &keep, (DWORD)sizeof keep, NULL, 0, &got, NULL, NULL);
+  }
+#endif
+#if defined(TCP_KEEPIDLE) && !E2B__WIN32
+  e2b__sock_set(s, IPPROTO_TCP, TCP_KEEPIDLE, 30);
+#elif defined(TCP_KEEPALIVE) && !E2B__WIN32
+  e2b__sock_set(s, IPPROTO_TCP, TCP_KEEPALIVE, 30);
+#endif
+#if defined(TCP_KEEPINTVL) && defined(TCP_KEEPCNT) && !E2B__WIN32
+  e2b__sock_set(s, IPPROTO_TCP, TCP_KEEPINTVL, 10);
+  e2b__sock_set(s, IPPROTO_TCP, TCP_KEEPCNT, 3);
+#endif
+#if defined(SO_NOSIGPIPE)
+  e2b__sock_set(s, SOL_SOCKET, SO_NOSIGPIPE, 1);
+#endif
+}
+
+/* A TCP socket, non-blocking. E2B__SOCK_NONE on failure, e2b__sock_error tells why. */
+static e2b__sock e2b__sock_new(int family) {
+#if defined(SOCK_NONBLOCK) && defined(SOCK_CLOEXEC)
+  return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+#else
+  e2b__sock s = socket(family, SOCK_STREAM, 0);
+  if (s != E2B__SOCK_NONE && !e2b__sock_prepare(s)) {
+    e2b__sock_close(s);
+    return E2B__SOCK_NONE;
+  }
+  return s;
+#endif
+}
+
+/* The built-in transport. A connection is its descriptor, kept in the pointer (plus 1: descriptor 0 is not NULL).
+ * Failures are the system's error code, negated. */
+static void *e2b__sock_to_conn(e2b__sock s) {
+  return (void *)((uintptr_t)s + 1u);
+}
+
+static e2b__sock e2b__sock_of(void *conn) {
+  return (e2b__sock)((uintptr_t)conn - 1u);
+}
+
+static int e2b__sock_open(void *user, const e2b_endpoint *to, void **conn) {
+  struct sockaddr_storage addr;
+  socklen_t len;
+  e2b__sock s;
+  int code;
+  E2B__UNUSED(user);
+  memset(&addr, 0, sizeof addr);
+  if (to->addr_len == 16) {
+    struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&addr;
+    v6->sin6_family = AF_INET6;
+    v6->sin6_port = htons(to->port);
+    memcpy(&v6->sin6_addr, to->addr, 16);
+    len = (socklen_t)sizeof *v6;
+  } else {
+    struct sockaddr_in *v4 = (struct sockaddr_in *)&addr;
+    v4->sin_family = AF_INET;
+    v4->sin_port = htons(to->port);
+    memcpy(&v4->sin_addr, to->addr, 4);
+    len = (socklen_t)sizeof *v4;
+  }
+  s = e2b__sock_new(to->addr_len == 16 ? AF_INET6 : AF_INET);
+  if (s == E2B__SOCK_NONE) return -e2b__sock_error();
+  e2b__sock_tune(s);
+  *conn = e2b__sock_to_conn(s);
+  if (connect(s, (const struct sockaddr *)&addr, len) == 0) return 0;
+  code = e2b__sock_error();
+  /* After EINTR the connect goes on by itself. */
+  if (code == E2B__SOCK_ERR(EINPROGRESS) || code == E2B__SOCK_ERR(EWOULDBLOCK) || code == E2B__SOCK_ERR(EINTR))
+    return E2B_IO_AGAIN;
+  e2b__sock_close(s);
+  return -code;
+}
+
+static int e2b__sock_ready(void *user, void *conn) {
+  e2b__sock s = e2b__sock_of(conn);
+  int n, code = 0;
+  socklen_t len = (socklen_t)sizeof code;
+#if E2B__WIN32
+  struct timeval none; /* WSAPoll misses failed connects before Windows 10 2004 */
+  fd_set writable, failed;
+  none.tv_sec = none.tv_usec = 0;
+  FD_ZERO(&writable);
+  FD_ZERO(&failed);
+  FD_SET(s, &writable);
+  FD_SET(s, &failed);
+  n = select(0, NULL, &writable, &failed, &none);
+#else
+  struct pollfd p;
+  p.fd = s;
+  p.events = POLLOUT;
+  p.revents = 0;
+  n = poll(&p, 1, 0);
+#endif
+  E2B__UNUSED(user);
+  if (n <= 0) return E2B_IO_AGAIN;
+  if (getsockopt(s, SOL_SOCKET, SO_ERROR, (char *)&code, &len) != 0) code = e2b__sock_error();
+  return -code;
+}
+
+static int e2b__sock_rx(void *user, void *conn, void *buf, size_t cap) {
+  E2B__UNUSED(user);
+  for (;;) {
+    int code;
+#if E2B__WIN32
+    int n = recv(e2b__sock_of(conn), (char *)buf, (int)E2B__MIN(cap, (size_t)INT_MAX), 0);
+#else
+    ssize_t n = recv(e2b__sock_of(conn), buf, E2B__MIN(cap, (size_t)INT_MAX), 0);
+#endif
+    if (n > 0) return (int)n;
+    if (n == 0) return E2B_IO_EOF;
+    code = e2b__sock_error();
+    if (code == E2B__SOCK_ERR(EINTR)) continue;
+    return e2b__sock_would_block(code) ? E2B_IO_AGAIN : -code;
+  }
+}
+
+static int e2b__sock_tx(void *user, void *conn, const void *buf, size_t len) {
+  E2B__UNUSED(user);
+  for (;;) {
+    int code;
+#if E2B__WIN32
+    int n = send(e2b__sock_of(conn), (const char *)buf, (int)E2B__MIN(len, (size_t)INT_MAX), 0);
+#else
+    ssize_t n = send(e2b__sock_of(conn), buf, E2B__MIN(len, (size_t)INT_MAX), E2B__SOCK_SEND_FLAGS);
+#endif
+    if (n >= 0) return n > 0 ? (int)n : E2B_IO_AGAIN;
+    code = e2b__sock_error();
+    if (code == E2B__SOCK_ERR(EINTR)) continue;
+    return e2b__sock_would_block(code) ? E2B_IO_AGAIN : -code;
+  }
+}
+
+static void e2b__sock_shut(void *user, void *conn) {
+  E2B__UNUSED(user);
+  e2b__sock_close(e2b__sock_of(conn));
+}
+
+static intptr_t e2b__sock_fd(void *user, void *conn) {
+  E2B__UNUSED(user);
+  return (intptr_t)e2b__sock_of(conn);
+}
+
+static const e2b_transport *e2b__net_transport(void) {
+  static const e2b_transport sockets = {
+    e2b__sock_open, e2b__sock_ready, e2b__sock_rx, e2b__sock_tx, e2b__sock_shut, e2b__sock_fd, NULL, NULL, NULL, 0
+  };
+  return &sockets;
+}
+
+/* e2b_error.sys_code for a transport's result: the system's codes are positive, the user's stay as they are. */
+static int e2b__transport_code(const e2b_transport *transport, int result) {
+  return transport == e2b__net_transport() ? -result : result;
+}
+
+static void e2b__transport_text(const e2b_transport *transport, int result, char *out, size_t cap) {
+  int code = e2b__transport_code(transport, result);
+  const char *text = transport == e2b__net_transport() ? e2b__sock_error_text(code) : NULL;
+  if (text)
+    (void)snprintf(out, cap, "%s", text);
+  else
+    (void)snprintf(out, cap, "error %d", code);
+}
+
+/* Waiting, with poll: descriptors may have any number. */
+static void e2b__native_poll_set(e2b__native_pollfd *entry, intptr_t fd, uint32_t events) {
+  memset(entry, 0, sizeof *entry);
+  entry->fd = (e2b__sock)fd;
+  if (events & E2B_FD_READ) entry->events = (short)(entry->events | POLLIN);
+  if (events & E2B_FD_WRITE) entry->events = (short)(entry->events | POLLOUT);
+}
+
+/* E2B_FD_READ and E2B_FD_WRITE of an entry after the wait; an error or hang-up counts as both. */
+static uint32_t e2b__native_poll_get(const e2b__native_pollfd *entry) {
+  uint32_t events = 0;
+  if (entry->revents & (POLLERR | POLLHUP | POLLNVAL)) return E2B_FD_READ | E2B_FD_WRITE;
+  if (entry->revents & POLLIN) events |= E2B_FD_READ;
+  if (entry->revents & POLLOUT) events |= E2B_FD_WRITE;
+  return events;
+}
+
+/* Returns how many entries have revents; 0 after timeout_ms (-1 = no limit) and after a signal, so that the loop looks
+ * at the clock again; a negated error code when the wait itself failed. */
+static int e2b__native_poll(e2b__native_pollfd *fds, size_t count, int timeout_ms) {
+#if E2B__WIN32
+  int n;
+  if (count == 0) { /* which WSAPoll refuses */
+    Sleep(timeout_ms < 0 ? INFINITE : (DWORD)timeout_ms);
+    return 0;
+  }
+  n = WSAPoll(fds, (ULONG)count, timeout_ms);
+  return n >= 0 ? n : -WSAGetLastError();
+#else
+  int n = poll(fds, (nfds_t)count, timeout_ms);
+  if (n >= 0) return n;
+  return errno == EINTR || errno == EAGAIN ? 0 : -errno;
+#endif
+}
+
+/* Wake-up: a pipe (POSIX) or a pair of connected sockets (Windows), whose rx end stands in every wait. */
+typedef struct e2b__wake {
+  intptr_t rx, tx;
+} e2b__wake;
+
+#if E2B__WIN32
+/* Windows can only wait for sockets. Whoever else connects to the listener meanwhile is turned away. */
+static bool e2b__wake_pair(e2b__sock *rx, e2b__sock *tx) {
+  struct sockaddr_in addr, peer;
+  int len = (int)sizeof addr;
+  e2b__sock listener = socket(AF_INET, SOCK_STREAM, 0);
+  *rx = E2B__SOCK_NONE;
+  *tx = socket(AF_INET, SOCK_STREAM, 0);
+  memset(&addr, 0, sizeof addr);
+  addr.sin_family = AF_INET;
+  addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (listener != E2B__SOCK_NONE && *tx != E2B__SOCK_NONE &&
+      bind(listener, (struct sockaddr *)&addr, (int)sizeof addr) == 0 && listen(listener, 1) == 0 &&
+      getsockname(listener, (struct sockaddr *)&addr, &len) == 0 &&
+      connect(*tx, (struct sockaddr *)&addr, (int)sizeof addr) == 0) {
+    len = (int)sizeof peer;
+    *rx = accept(listener, (struct sockaddr *)&peer, &len);
+    len = (int)sizeof addr;
+    if (*rx != E2B__SOCK_NONE &&
+        (getsockname(*tx, (struct sockaddr *)&addr, &len) != 0 || addr.sin_port != peer.sin_port)) {
+      e2b__sock_close(*rx);
+      *rx = E2B__SOCK_NONE;
+      WSASetLastError(WSAECONNABORTED);
+    }
+  }
+  e2b__sock_close(listener);
+  return *rx != E2B__SOCK_NONE;
+}
+#endif
+
+static bool e2b__wake_open(e2b__wake *w, int *sys_code) {
+#if E2B__WIN32
+  e2b__sock ends[2];
+  bool ok = e2b__wake_pair(&ends[0], &ends[1]);
+#else
+  e2b__sock ends[2] = { E2B__SOCK_NONE, E2B__SOCK_NONE };
+  bool ok = pipe(ends) == 0;
+#endif
+  if (ok && e2b__sock_prepare(ends[0]) && e2b__sock_prepare(ends[1])) {
+    w->rx = (intptr_t)ends[0];
+    w->tx = (intptr_t)ends[1];
+    return true;
+  }
+  *sys_code = e2b__sock_error();
+  e2b__sock_close(ends[0]);
+  e2b__sock_close(ends[1]);
+  return false;
+}
+
+static void e2b__wake_close(e2b__wake *w) {
+  e2b__sock_close((e2b__sock)w->rx);
+  e2b__sock_close((e2b__sock)w->tx);
+}
+
+/* Writes a byte; false when the pipe is full. From any thread and from signal handlers, never blocks. */
+static bool e2b__wake_put(const e2b__wake *w, char byte) {
+#if E2B__WIN32
+  return send((e2b__sock)w->tx, &byte, 1, 0) == 1 || WSAGetLastError() != WSAEWOULDBLOCK;
+#else
+  int saved = errno;
+  ssize_t n;
+  bool full;
+  do n = write((e2b__sock)w->tx, &byte, 1);
+  while (n < 0 && errno == EINTR);
+  full = n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+  errno = saved;
+  return !full;
+#endif
+}
+
+/* Reads what was written; 0 = nothing. */
+static size_t e2b__wake_take(const e2b__wake *w, char *out, size_t cap) {
+#if E2B__WIN32
+  int n = recv((e2b__sock)w->rx, out, (int)cap, 0);
+#else
+  int saved = errno;
+  ssize_t n;
+  do n = read((e2b__sock)w->rx, out, cap);
+  while (n < 0 && errno == EINTR);
+  errno = saved;
+#endif
+  return n > 0 ? (size_t)n : 0;
+}
+
+/* A lock; nothing when there are no threads. */
+#if !E2B__THREADS
+typedef int e2b__lock;
+  #define e2b__lock_init(lock) ((void)(lock))
+  #define e2b__lock_free(lock) ((void)(lock))
+  #define e2b__lock_take(lock) ((void)(lock))
+  #define e2b__lock_drop(lock) ((void)(lock))
+#elif E2B__WIN32
+typedef CRITICAL_SECTION e2b__lock;
+  #define e2b__lock_init(lock) InitializeCriticalSection(lock)
+  #define e2b__lock_free(lock) DeleteCriticalSection(lock)
+  #define e2b__lock_take(lock) EnterCriticalSection(lock)
+  #define e2b__lock_drop(lock) LeaveCriticalSection(lock)
+#else
+typedef pthread_mutex_t e2b__lock;
+  #define e2b__lock_init(lock) ((void)pthread_mutex_init(lock, NULL))
+  #define e2b__lock_free(lock) ((void)pthread_mutex_destroy(lock))
+  #define e2b__lock_take(lock) ((void)pthread_mutex_lock(lock))
+  #define e2b__lock_drop(lock) ((void)pthread_mutex_unlock(lock))
+#endif
+
+/* The wake-up of one client, shared with its look-up threads, which may outlive it. It also keeps Winsock started, so
+ * the built-in transport needs one. Memory by E2B_MALLOC: the last reference may be dropped on another thread. */
+typedef struct e2b__waker {
+  e2b__wake wake;   /* constant while a reference is held: to be used without the lock */
+  bool interrupted; /* the client's thread only */
+  e2b__lock lock;   /* of refs */
+  int refs;
+} e2b__waker;
+
+/* NULL with *sys_code: an error code, or 0 for no memory. */
+static e2b__waker *e2b__waker_new(int *sys_code) {
+  e2b__waker *w = (e2b__waker *)E2B_MALLOC(sizeof *w);
+  *sys_code = 0;
+  if (!w) return NULL;
+  memset(w, 0, sizeof *w);
+#if E2B__WIN32
+  {
+    WSADATA data;
+    *sys_code = WSAStartup(MAKEWORD(2, 2), &data);
+    if (*sys_code != 0) {
+      E2B_FREE(w);
+      return NULL;
+    }
+  }
+#endif
+  if (!e2b__wake_open(&w->wake, sys_code)) {
+#if E2B__WIN32
+    WSACleanup();
+#endif
+    E2B_FREE(w);
+    return NULL;
+  }
+  e2b__lock_init(&w->lock);
+  w->refs = 1;
+  return w;
+}
+
+static e2b__waker *e2b__waker_retain(e2b__waker *w) {
+  e2b__lock_take(&w->lock);
+  w->refs++;
+  e2b__lock_drop(&w->lock);
+  return w;
+}
+
+/* NULL is fine. */
+static void e2b__waker_release(e2b__waker *w) {
+  int left;
+  if (!w) return;
+  e2b__lock_take(&w->lock);
+  left = --w->refs;
+  e2b__lock_drop(&w->lock);
+  if (left > 0) return;
+  e2b__lock_free(&w->lock);
+  e2b__wake_close(&w->wake);
+#if E2B__WIN32
+  WSACleanup();
+#endif
+  E2B_FREE(w);
+}
+
+/* For the wait: readable after a signal. */
+static intptr_t e2b__waker_fd(const e2b__waker *w) {
+  return w->wake.rx;
+}
+
+/* From any thread and from signal handlers: ends the wait. A full pipe does so already. */
+static void e2b__waker_signal(const e2b__waker *w) {
+  (void)e2b__wake_put(&w->wake, 'w');
+}
+
+/* The same, and e2b__waker_interrupted will say so. In a full pipe it takes the place of another signal. */
+static void e2b__waker_interrupt(const e2b__waker *w) {
+  char old;
+  while (!e2b__wake_put(&w->wake, 'i')) (void)e2b__wake_take(&w->wake, &old, 1);
+}
+
+/* True when there was a signal: then links in E2B__LINK_RESOLVING want to be stepped. */
+static bool e2b__waker_drain(e2b__waker *w) {
+  char bytes[64];
+  bool any = false;
+  size_t n;
+  do {
+    n = e2b__wake_take(&w->wake, bytes, sizeof bytes);
+    if (n > 0) any = true;
+    if (n > 0 && memchr(bytes, 'i', n)) w->interrupted = true;
+  } while (n == sizeof bytes);
+  return any;
+}
+
+/* Was there an interrupt among the signals drained so far? It is forgotten with that. */
+static bool e2b__waker_interrupted(e2b__waker *w) {
+  bool interrupted = w->interrupted;
+  w->interrupted = false;
+  return interrupted;
+}
+
+/* ================================================================================================================== */
+/* >>>> dns */
+/* ================================================================================================================== */
+
+#define E2B__DNS_ADDRS 16      /* kept of one answer */
+#define E2B__DNS_SLOTS 16      /* names remembered, and look-ups under way at once, per client */
+#define E2B__DNS_TTL_MS 30000u /* getaddrinfo tells no time to live */
+#define E2B__DNS_NAME_MAX 253
+
+typedef struct e2b__addr {
+  uint8_t len;
+  uint8_t bytes[16];
+} e2b__addr; /* len 4 or 16 */
+
+/* One look-up, shared by links, the cache and its thread. Memory by E2B_MALLOC: the thread may be the last to let go.
+ * Until `done` the thread alone writes; afterwards nobody does. */
+typedef struct e2b__dns {
+  e2b__lock lock; /* of refs and done */
+  int refs;
+  bool done;
+  int sys_code;
+  const char *why; /* static text when count is 0 */
+  size_t count;
+  e2b__addr addrs[E2B__DNS_ADDRS];
+  e2b__waker *waker;
+  char host[E2B__DNS_NAME_MAX + 2]; /* and the final dot */
+} e2b__dns;
+
+/* Length without the final dot of an absolute name. */
+static size_t e2b__dns_name_len(const char *host) {
+  size_t len = strlen(host);
+  return len > 0 && host[len - 1] == '.' ? len - 1 : len;
+}
+
+/* 4 or 16 bytes into `out`; 0 when it is not an address literal. */
+static uint8_t e2b__dns_literal(const char *host, uint8_t out[16]) {
+  if (inet_pton(AF_INET, host, out) == 1) return 4;
+  return inet_pton(AF_INET6, host, out) == 1 ? 16 : 0;
+}
+
+/* LDH names and '_', labels of 1 to 63. Names that end in a number are addresses in a notation of the last century
+ * ("127.1", "017700000001"), which getaddrinfo would accept: refused. */
+static bool e2b__dns_name_ok(const char *host) {
+  size_t i, label = 0, len = e2b__dns_name_len(host);
+  bool digits = true;
+  if (len == 0 || len > E2B__DNS_NAME_MAX) return false;
+  for (i = 0; i < len; i++) {
+    char c = e2b__ascii_lower(host[i]);
+    if (c == '.') {
+      if (label == 0) return false;
+      label = 0;
+      digits = true;
+      continue;
+    }
+    if (!(c >= 'a' && c <= 'z') && !(c >= '0' && c <= '9') && c != '-' && c != '_') return false;
+    if (c < '0' || c > '9') digits = false;
+    if (++label > 63) return false;
+  }
+  return label > 0 && !digits;
+}
+
+/* Is it `name` or below it? */
+static bool e2b__dns_name_within(const char *host, const char *name) {
+  size_t len = e2b__dns_name_len(host), n = strlen(name);
+  return len >= n && e2b__str_eq_nocase(e2b__str_n(host + len - n, n), name) && (len == n || host[len - n - 1] == '.');
+}
+
+static void e2b__dns_add(e2b__dns *d, const void *bytes, uint8_t len) {
+  size_t i;
+  for (i = 0; i < d->count; i++)
+    if (d->addrs[i].len == len && memcmp(d->addrs[i].bytes, bytes, len) == 0) return;
+  if (d->count == E2B__DNS_ADDRS) return;
+  d->addrs[d->count].len = len;
+  memcpy(d->addrs[d->count].bytes, bytes, len);
+  d->count++;
+}
+
+/* RFC 8305: the families take turns, the resolver's first choice leading. */
+static void e2b__dns_interleave(e2b__dns *d) {
+  size_t i, j;
+  for (i = 1; i < d->count; i++) {
+    e2b__addr next;
+    for (j = i; j < d->count && d->addrs[j].len == d->addrs[i - 1].len; j++) continue;
+    if (j == d->count) return;
+    next = d->addrs[j];
+    memmove(&d->addrs[i + 1], &d->addrs[i], (j - i) * sizeof next);
+    d->addrs[i] = next;
+  }
+}
+
+/* Answers without asking: literals, and what RFC 6761 reserves. */
+static bool e2b__dns_known(e2b__dns *d) {
+  static const uint8_t loopback4[4] = { 127, 0, 0, 1 };
+  static const uint8_t loopback6[16] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1 };
+  uint8_t literal[16];
+  uint8_t len = e2b__dns_literal(d->host, literal);
+  if (len) {
+    e2b__dns_add(d, literal, len);
+  } else if (e2b__dns_name_within(d->host, "localhost")) {
+    e2b__dns_add(d, loopback4, 4);
+    e2b__dns_add(d, loopback6, 16);
+  } else if (e2b__dns_name_within(d->host, "invalid")) {
+    d->why = "there is no such name";
+  } else {
+    return false;
+  }
+  d->done = true;
+  return true;
+}
+
+static const char *e2b__dns_why(int code) {
+  if (code == EAI_NONAME) return "there is no such name";
+#if defined(EAI_NODATA)
+  if (code == EAI_NODATA) return "the name has no address";
+#endif
+  if (code == EAI_AGAIN) return "no name server answered";
+  if (code == EAI_MEMORY) return "out of memory";
+  return "the look-up failed";
+}
+
+/* Blocks, for seconds perhaps. */
+static void e2b__dns_ask(e2b__dns *d) {
+  struct addrinfo hints, *list = NULL, *at;
+  int rc;
+  memset(&hints, 0, sizeof hints);
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  rc = getaddrinfo(d->host, NULL, &hints, &list);
+  if (rc == EAI_AGAIN) rc = getaddrinfo(d->host, NULL, &hints, &list);
+  if (rc != 0) {
+    d->sys_code = rc;
+    d->why = e2b__dns_why(rc);
+#if defined(EAI_SYSTEM)
+    if (rc == EAI_SYSTEM) d->sys_code = e2b__sock_error();
+#endif
+    return;
+  }
+  for (at = list; at; at = at->ai_next) {
+    if (at->ai_family == AF_INET && at->ai_addrlen >= sizeof(struct sockaddr_in))
+      e2b__dns_add(d, &((const struct sockaddr_in *)(const void *)at->ai_addr)->sin_addr, 4);
+    else if (at->ai_family == AF_INET6 && at->ai_addrlen >= sizeof(struct sockaddr_in6))
+      e2b__dns_add(d, &((const struct sockaddr_in6 *)(const void *)at->ai_addr)->sin6_addr, 16);
+  }
+  freeaddrinfo(list);
+  if (d->count == 0) d->why = "the name has no address";
+  e2b__dns_interleave(d);
+}
+
+/* Lets go of a look-up, at any time: its thread may still run. NULL is fine. */
+static void e2b__dns_release(e2b__dns *d) {
+  int left;
+  if (!d) return;
+  e2b__lock_take(&d->lock);
+  left = --d->refs;
+  e2b__lock_drop(&d->lock);
+  if (left > 0) return;
+  e2b__lock_free(&d->lock);
+  e2b__waker_release(d->waker);
+  E2B_FREE(d);
+}
+
+static e2b__dns *e2b__dns_retain(e2b__dns *d) {
+  e2b__lock_take(&d->lock);
+  d->refs++;
+  e2b__lock_drop(&d->lock);
+  return d;
+}
+
+/* True when the look-up is finished: then addrs, count (0 = failed), sys_code and why may be read. */
+static bool e2b__dns_done(e2b__dns *d) {
+  bool done;
+  e2b__lock_take(&d->lock);
+  done = d->done;
+  e2b__lock_drop(&d->lock);
+  return done;
+}
+
+static void e2b__dns_finish(e2b__dns *d) {
+  e2b__lock_take(&d->lock);
+  d->done = true;
+  e2b__lock_drop(&d->lock);
+}
+
+#if E2B__THREADS
+static void e2b__dns_thread_body(e2b__dns *d) {
+  e2b__dns_ask(d);
+  e2b__dns_finish(d);
+  e2b__waker_signal(d->waker);
+  e2b__dns_release(d);
+}
+
+  #if E2B__WIN32
+static DWORD WINAPI e2b__dns_thread(LPVOID arg) {
+  e2b__dns_thread_body((e2b__dns *)arg);
+  return 0;
+}
+
+/* 0, or the system's error code. */
+static int e2b__dns_spawn(e2b__dns *d) {
+  HANDLE thread = CreateThread(NULL, 0, e2b__dns_thread, d, 0, NULL);
+  if (!thread) return (int)GetLastError();
+  CloseHandle(thread);
+  return 0;
+}
+  #else
+static void *e2b__dns_thread(void *arg) {
+  e2b__dns_thread_body((e2b__dns *)arg);
+  return NULL;
+}
+
+/* 0, or the system's error code. The thread takes no signals: the program's handlers do not expect to run on it. */
+static int e2b__dns_spawn(e2b__dns *d) {
+  pthread_t thread;
+  sigset_t all, before;
+  int rc;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  rc = pthread_create(&thread, NULL, e2b__dns_thread, d);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (rc == 0) pthread_detach(thread);
+  return rc;
+}
+  #endif
+#endif
+
+/* Starts a look-up; the waker fires when it is finished. `host` must be a literal or pass e2b__dns_name_ok.
+ * NULL = no memory. */
+static e2b__dns *e2b__dns_start(e2b__waker *waker, const char *host) {
+  e2b__dns *d = (e2b__dns *)E2B_MALLOC(sizeof *d);
+  size_t len = strlen(host);
+#if E2B__THREADS
+  int rc;
+#endif
+  if (!d) return NULL;
+  memset(d, 0, sizeof *d);
+  e2b__lock_init(&d->lock);
+  d->refs = 1;
+  memcpy(d->host, host, E2B__MIN(len, sizeof d->host - 1));
+  if (e2b__dns_known(d)) return d;
+#if E2B__THREADS
+  d->waker = e2b__waker_retain(waker);
+  d->refs = 2;
+  rc = e2b__dns_spawn(d);
+  if (rc == 0) return d;
+  d->refs = 1;
+  d->sys_code = rc;
+  d->why = "cannot start a thread for the look-up";
+#else
+  E2B__UNUSED(waker);
+  e2b__dns_ask(d);
+#endif
+  e2b__dns_finish(d);
+  return d;
+}
+
+/* The names a client looked up lately, and those under way: links that want the same name share one look-up. */
+typedef struct e2b__dns_slot {
+  e2b__dns *dns;
+  uint64_t expires_ms;
+} e2b__dns_slot;
+
+static void e2b__dns_slot_clear(e2b__dns_slot *slot) {
+  e2b__dns_release(slot->dns);
+  slot->dns = NULL;
+}
+
+/* E2B_OK and a reference in *out; E2B_PENDING when too many look-ups are under way: try again when the waker fires;
+ * E2B_ERR_NO_MEMORY. */
+static e2b_err e2b__dns_get(e2b__dns_slot *slots, e2b__waker *waker, const char *host, uint64_t now_ms,
+                            e2b__dns **out) {
+  uint8_t literal[16];
+  e2b__dns_slot *use = NULL;
+  size_t i;
+  if (e2b__dns_literal(host, literal) || e2b__dns_name_within(host, "localhost")) {
+    *out = e2b__dns_start(waker, host);
+    return *out ? E2B_OK : E2B_ERR_NO_MEMORY;
+  }
+  for (i = 0; i < E2B__DNS_SLOTS; i++) {
+    e2b__dns_slot *slot = &slots[i];
+    bool done = slot->dns && e2b__dns_done(slot->dns);
+    if (done && (slot->dns->count == 0 || now_ms >= slot->expires_ms)) e2b__dns_slot_clear(slot);
+    if (slot->dns && e2b__str_eq_nocase(e2b__str(host), slot->dns->host)) {
+      *out = e2b__dns_retain(slot->dns);
+      return E2B_OK;
+    }
+    if (slot->dns && !done) continue;
+    if (!use || (use->dns && (!slot->dns || slot->expires_ms < use->expires_ms))) use = slot;
+  }
+  if (!use) return E2B_PENDING;
+  e2b__dns_slot_clear(use);
+  use->dns = e2b__dns_start(waker, host);
+  if (!use->dns) return E2B_ERR_NO_MEMORY;
+  use->expires_ms = now_ms + E2B__DNS_TTL_MS;
+  *out = e2b__dns_retain(use->dns);
+  return E2B_OK;
+}
+
+/* After none of a name's addresses answered: ask again next time. */
+static void e2b__dns_forget(e2b__dns_slot *slots, const char *host) {
+  size_t i;
+  for (i = 0; i < E2B__DNS_SLOTS; i++)
+    if (slots[i].dns && e2b__str_eq_nocase(e2b__str(host), slots[i].dns->host)) e2b__dns_slot_clear(&slots[i]);
+}
+
+/* ================================================================================================================== */
+/* >>>> tls */
+/* ================================================================================================================== */
+
+/* Everything that knows mbedTLS; the differences between 2.28, 3.x and 4.x are here and nowhere else. */
+#include <mbedtls/version.h>
+#if MBEDTLS_VERSION_NUMBER < 0x021C0000 || (MBEDTLS_VERSION_NUMBER >= 0x03000000 && MBEDTLS_VERSION_NUMBER < 0x03020000)
+  #error "e2b.h: mbedTLS 2.28, or 3.2 or newer is needed"
+#endif
+#include <mbedtls/net_sockets.h> /* error codes for the BIO; none of its functions */
+#include <mbedtls/ssl.h>
+#include <mbedtls/ssl_ciphersuites.h>
+#include <mbedtls/x509_crt.h>
+#define E2B__MBEDTLS3 (MBEDTLS_VERSION_NUMBER >= 0x03000000)
+#define E2B__MBEDTLS4 (MBEDTLS_VERSION_NUMBER >= 0x04000000)
+#if !E2B__MBEDTLS4
+  #include <mbedtls/ctr_drbg.h>
+  #include <mbedtls/entropy.h>
+#endif
+#if E2B__MBEDTLS3
+  #include <psa/crypto.h>
+#endif
+#if defined(MBEDTLS_ERROR_C) && !E2B__MBEDTLS4
+  #include <mbedtls/error.h>
+#endif
+
+#if E2B__MBEDTLS3
+  #define E2B__TLS_BAD_VERSION MBEDTLS_ERR_SSL_BAD_PROTOCOL_VERSION
+#else
+  #define E2B__TLS_BAD_VERSION MBEDTLS_ERR_SSL_BAD_HS_PROTOCOL_VERSION
+#endif
+#if E2B__MBEDTLS3 && defined(MBEDTLS_SSL_PROTO_TLS1_3)
+  #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2 and 1.3)"
+#else
+  #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2)"
+#endif
+
+#define E2B__TLS_SESSIONS 32
+#define E2B__TLS_SESSION_MAX 16384 /* bytes of one saved session: it holds the peer's certificate */
+#define E2B__TLS_ALPN_MAX 2
+
+/* A session to resume, serialised. Holds secrets. */
+typedef struct e2b__tls_session {
+  char *host; /* NULL = free slot */
+  uint16_t port;
+  bool once; /* a TLS 1.3 ticket: to be used for one connection */
+  uint8_t *blob;
+  size_t len;
+  uint32_t stamp; /* of its saving */
+} e2b__tls_session;
+
+/* What the connections of one client share. Sessions are kept by host and port; whatever else they depend on (trust,
+ * ALPN) is the same for all of them. */
+typedef struct e2b__tls_shared {
+  e2b__mem *mem;
+  mbedtls_ssl_config conf;
+  mbedtls_x509_crt ca;
+#if !E2B__MBEDTLS4
+  mbedtls_entropy_context entropy;
+  mbedtls_ctr_drbg_context rng;
+#endif
+  const char *alpn[E2B__TLS_ALPN_MAX + 1];
+  bool insecure;
+  bool keep_sessions; /* never when insecure: a resumed session is not verified again */
+  uint32_t stamp;
+  e2b__tls_session sessions[E2B__TLS_SESSIONS];
+} e2b__tls_shared;
+
+/* The library's text for a code, and the code. */
+static void e2b__tls_code_text(int code, char *out, size_t cap) {
+#if defined(MBEDTLS_ERROR_C) && !E2B__MBEDTLS4
+  char text[128];
+  mbedtls_strerror(code, text, sizeof text);
+  (void)snprintf(out, cap, "%s (-0x%04X)", text, (unsigned)-code);
+#else
+  (void)snprintf(out, cap, "mbedTLS error -0x%04X (%d)", (unsigned)-code, code);
+#endif
+}
+
+static bool e2b__tls_no_memory(int code) {
+  return code == MBEDTLS_ERR_SSL_ALLOC_FAILED || code == MBEDTLS_ERR_X509_ALLOC_FAILED ||
+         code == MBEDTLS_ERR_PK_ALLOC_FAILED;
+}
+
+/* Fails with NO_MEMORY or E2B_ERR_TLS. */
+static e2b_err e2b__tls_setup_error(e2b_error *err, int code, const char *what) {
+  char text[160];
+  if (e2b__tls_no_memory(code)) {
+    e2b__error_set(err, E2B_ERR_NO_MEMORY, E2B_PHASE_TLS, "out of memory: %s", what);
+    return E2B_ERR_NO_MEMORY;
+  }
+  e2b__tls_code_text(code, text, sizeof text);
+  e2b__error_set(err, E2B_ERR_TLS, E2B_PHASE_TLS, "TLS cannot be used: %s: %s", what, text);
+  if (err) err->tls_code = code;
+  return E2B_ERR_TLS;
+}
+
+/* CA certificates. */
+
+static bool e2b__tls_ca_loaded(const e2b__tls_shared *s) {
+  return s->ca.raw.p != NULL;
+}
+
+/* The two ways to fail: nothing usable in what the user gave, and nothing given and nothing found. */
+static e2b_err e2b__tls_ca_error(e2b_error *err, int code, const char *option, const char *file) {
+  char text[160] = "no certificate in it";
+  if (e2b__tls_no_memory(code)) return e2b__tls_setup_error(err, code, "reading CA certificates");
+  if (code < 0) e2b__tls_code_text(code, text, sizeof text);
+  e2b__error_set(err, E2B_ERR_TLS, E2B_PHASE_TLS, "%s%s%.120s cannot be used as CA certificates: %s", option,
+                 file ? " " : "", file ? file : "", text);
+  if (err) {
+    err->tls_code = code < 0 ? code : 0;
+    err->subject = E2B_SUBJECT_OPTION;
+  }
+  return E2B_ERR_TLS;
+}
+
+/* One certificate that cannot be read does not spoil a bundle. */
+static void e2b__tls_ca_note(const e2b_logger *logger, int unread, const char *where) {
+  if (unread > 0) e2b__log(logger, E2B_LOG_INFO, "%d certificates of %s could not be read", unread, where);
+}
+
+static e2b_err e2b__tls_ca_from_memory(e2b__tls_shared *s, const e2b_tls_config *config, const e2b_logger *logger,
+                                       e2b_error *err) {
+  size_t len = config->ca_pem_len ? config->ca_pem_len : strlen(config->ca_pem);
+  char *copy;
+  int rc;
+  if (len > 0 && (uint8_t)config->ca_pem[0] == 0x30) { /* DER: a SEQUENCE */
+    rc = mbedtls_x509_crt_parse_der(&s->ca, (const unsigned char *)config->ca_pem, len);
+  } else {
+    copy = e2b__mem_dup(s->mem, config->ca_pem, len); /* for the NUL that the parser wants to see */
+    if (!copy) return e2b__tls_setup_error(err, MBEDTLS_ERR_SSL_ALLOC_FAILED, "tls.ca_pem");
+    rc = mbedtls_x509_crt_parse(&s->ca, (const unsigned char *)copy, len + (copy[len ? len - 1 : 0] != 0));
+    e2b__mem_free(s->mem, copy, len + 1);
+  }
+  if (rc < 0 || !e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, rc, "tls.ca_pem", NULL);
+  e2b__tls_ca_note(logger, rc, "tls.ca_pem");
+  return E2B_OK;
+}
+
+#if defined(MBEDTLS_FS_IO)
+/* A file, or a directory of files. */
+static int e2b__tls_ca_from_path(e2b__tls_shared *s, const char *path, bool directory, const e2b_logger *logger) {
+  int rc = directory ? mbedtls_x509_crt_parse_path(&s->ca, path) : mbedtls_x509_crt_parse_file(&s->ca, path);
+  e2b__tls_ca_note(logger, rc, path);
+  return rc;
+}
+#endif
+
+/* The roots of this system, from the first place that has some. 0, or the code for no memory. */
+static int e2b__tls_ca_from_system(e2b__tls_shared *s, const e2b_logger *logger) {
+#if E2B__WIN32
+  HCERTSTORE store = CertOpenSystemStoreA(0, "ROOT");
+  const CERT_CONTEXT *cert = NULL;
+  int rc = 0;
+  E2B__UNUSED(logger);
+  if (!store) return 0;
+  while ((cert = CertEnumCertificatesInStore(store, cert)) != NULL) {
+    int one = mbedtls_x509_crt_parse_der(&s->ca, cert->pbCertEncoded, cert->cbCertEncoded);
+    if (e2b__tls_no_memory(one)) rc = one;
+  }
+  CertCloseStore(store, 0);
+  return rc;
+#elif defined(MBEDTLS_FS_IO)
+  static const char *const places[] = {
+    "/etc/ssl/certs/ca-certificates.crt",                /* Debian, Ubuntu, Arch, Gentoo */
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", /* Fedora, RHEL */
+    "/etc/pki/tls/certs/ca-bundle.crt",                  /* older RHEL */
+    "/etc/ssl/ca-bundle.pem",                            /* openSUSE */
+    "/etc/ssl/cert.pem",                                 /* Alpine, macOS, OpenBSD, FreeBSD */
+    "/usr/local/etc/ssl/cert.pem",                       /* FreeBSD ports */
+    "/etc/openssl/certs/",                               /* NetBSD */
+    "/apex/com.android.conscrypt/cacerts/",              /* Android */
+    "/system/etc/security/cacerts/",
+  };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(places) && !e2b__tls_ca_loaded(s); i++) {
+    int rc = e2b__tls_ca_from_path(s, places[i], places[i][strlen(places[i]) - 1] == '/', logger);
+    if (e2b__tls_no_memory(rc)) return rc;
+  }
+  return 0;
+#else
+  E2B__UNUSED(s);
+  E2B__UNUSED(logger);
+  return 0;
+#endif
+}
+
+/* What the user named, else SSL_CERT_FILE and SSL_CERT_DIR, else the system's. Never nothing. */
+static e2b_err e2b__tls_ca_load(e2b__tls_shared *s, const e2b_tls_config *config, bool no_env, const e2b_logger *logger,
+                                e2b_error *err) {
+  const char *env_file = no_env ? NULL : getenv("SSL_CERT_FILE"), *env_dir = no_env ? NULL : getenv("SSL_CERT_DIR");
+  bool pem_given = config->ca_pem && (config->ca_pem_len > 0 || config->ca_pem[0]);
+  e2b_err rc;
+  int code;
+  if (pem_given) {
+    rc = e2b__tls_ca_from_memory(s, config, logger, err);
+    if (rc != E2B_OK) return rc;
+  }
+#if defined(MBEDTLS_FS_IO)
+  if (e2b__given(config->ca_file)) {
+    code = e2b__tls_ca_from_path(s, config->ca_file, false, logger);
+    if (code < 0 || !e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "tls.ca_file", config->ca_file);
+  }
+  if (e2b__tls_ca_loaded(s)) return E2B_OK;
+  if (e2b__given(env_file)) {
+    code = e2b__tls_ca_from_path(s, env_file, false, logger);
+    if (code < 0 || !e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "SSL_CERT_FILE", env_file);
+  }
+  if (e2b__given(env_dir)) {
+    code = e2b__tls_ca_from_path(s, env_dir, true, logger);
+    if (!e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "SSL_CERT_DIR", env_dir);
+  }
+#else
+  E2B__UNUSED(env_file);
+  E2B__UNUSED(env_dir);
+  if (e2b__given(config->ca_file))
+    return e2b__tls_ca_error(err, 0, "this mbedTLS reads no files: tls.ca_file", config->ca_file);
+#endif
+  if (e2b__tls_ca_loaded(s)) return E2B_OK;
+  code = e2b__tls_ca_from_system(s, logger);
+  if (e2b__tls_ca_loaded(s) && code == 0) return E2B_OK;
+  if (code != 0) return e2b__tls_ca_error(err, code, "the system's certificates", NULL);
+  e2b__error_set(
+      err, E2B_ERR_TLS, E2B_PHASE_TLS,
+      "no CA certificates found (tried SSL_CERT_FILE, SSL_CERT_DIR and the places of "
+      "this system, such as /etc/ssl/certs/ca-certificates.crt): install them, or set tls.ca_file or tls.ca_pem");
+  return E2B_ERR_TLS;
+}
+
+/* The configuration shared by all connections. */
+
+/* AEAD with forward secrecy only: what HTTP/2 allows. AES-GCM first, for CPUs with AES instructions. */
+static const int *e2b__tls_suites(void) {
+  static const int suites[] = {
+#if defined(MBEDTLS_TLS1_3_AES_128_GCM_SHA256)
+    MBEDTLS_TLS1_3_AES_128_GCM_SHA256,
+    MBEDTLS_TLS1_3_AES_256_GCM_SHA384,
+    MBEDTLS_TLS1_3_CHACHA20_POLY1305_SHA256,
+#endif
+    MBEDTLS_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    MBEDTLS_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    MBEDTLS_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    MBEDTLS_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    MBEDTLS_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    MBEDTLS_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    0
+  };
+  return suites;
+}
+
+/* TLS 1.2 or newer, and no SHA-1, which some builds would offer. RSA-PSS comes last: a server that speaks TLS 1.2 only
+ * takes the first it knows, and mbedTLS 3.6.6 and 4.1.0 offer RSA-PSS but refuse it there. With TLS 1.3 PKCS #1 is no
+ * choice, whatever its place. */
+static void e2b__tls_conf_version(mbedtls_ssl_config *conf) {
+#if E2B__MBEDTLS3
+  static const uint16_t algs[] = {
+    MBEDTLS_TLS1_3_SIG_ECDSA_SECP256R1_SHA256,
+    MBEDTLS_TLS1_3_SIG_ECDSA_SECP384R1_SHA384,
+    MBEDTLS_TLS1_3_SIG_ECDSA_SECP521R1_SHA512,
+    MBEDTLS_TLS1_3_SIG_RSA_PKCS1_SHA256,
+    MBEDTLS_TLS1_3_SIG_RSA_PKCS1_SHA384,
+    MBEDTLS_TLS1_3_SIG_RSA_PKCS1_SHA512,
+    MBEDTLS_TLS1_3_SIG_RSA_PSS_RSAE_SHA256,
+    MBEDTLS_TLS1_3_SIG_RSA_PSS_RSAE_SHA384,
+    MBEDTLS_TLS1_3_SIG_RSA_PSS_RSAE_SHA512,
+    MBEDTLS_TLS1_3_SIG_NONE,
+  };
+  mbedtls_ssl_conf_min_tls_version(conf, MBEDTLS_SSL_VERSION_TLS1_2);
+  mbedtls_ssl_conf_sig_algs(conf, algs);
+#else
+  static const int hashes[] = { MBEDTLS_MD_SHA256, MBEDTLS_MD_SHA384, MBEDTLS_MD_SHA512, MBEDTLS_MD_NONE };
+  mbedtls_ssl_conf_min_version(conf, MBEDTLS_SSL_MAJOR_VERSION_3, MBEDTLS_SSL_MINOR_VERSION_3);
+  mbedtls_ssl_conf_sig_hashes(conf, hashes);
+#endif
+}
+
+static int e2b__tls_conf_fill(e2b__tls_shared *s) {
+  int rc = mbedtls_ssl_config_defaults(&s->conf, MBEDTLS_SSL_IS_CLIENT, MBEDTLS_SSL_TRANSPORT_STREAM,
+                                       MBEDTLS_SSL_PRESET_DEFAULT);
+  if (rc != 0) return rc;
+  e2b__tls_conf_version(&s->conf);
+  mbedtls_ssl_conf_ciphersuites(&s->conf, e2b__tls_suites());
+  mbedtls_ssl_conf_ca_chain(&s->conf, &s->ca, NULL);
+  /* OPTIONAL completes the handshake whatever is wrong; the verify callback clears the flags then. */
+  mbedtls_ssl_conf_authmode(&s->conf, s->insecure ? MBEDTLS_SSL_VERIFY_OPTIONAL : MBEDTLS_SSL_VERIFY_REQUIRED);
+#if defined(MBEDTLS_SSL_SESSION_TICKETS)
+  mbedtls_ssl_conf_session_tickets(&s->conf, s->keep_sessions ? MBEDTLS_SSL_SESSION_TICKETS_ENABLED
+                                                              : MBEDTLS_SSL_SESSION_TICKETS_DISABLED);
+  #if defined(MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED)
+  if (s->keep_sessions)
+    mbedtls_ssl_conf_tls13_enable_signal_new_session_tickets(&s->conf,
+                                                             MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED);
+  #endif
+#endif
+#if !E2B__MBEDTLS4
+  mbedtls_ssl_conf_rng(&s->conf, mbedtls_ctr_drbg_random, &s->rng);
+#endif
+#if defined(MBEDTLS_SSL_ALPN)
+  if (s->alpn[0]) {
+  #if E2B__MBEDTLS4
+    return mbedtls_ssl_conf_alpn_protocols(&s->conf, (const char *const *)s->alpn);
+  #else
+    return mbedtls_ssl_conf_alpn_protocols(&s->conf, s->alpn);
+  #endif
+  }
+#endif
+  return 0;
+}
+
+static void e2b__tls_session_clear(e2b__tls_shared *s, e2b__tls_session *session) {
+  if (session->blob) e2b__mem_wipe(session->blob, session->len);
+  e2b__mem_free(s->mem, session->blob, session->len);
+  e2b__mem_free_str(s->mem, session->host);
+  memset(session, 0, sizeof *session);
+}
+
+static void e2b__tls_shared_free(e2b__tls_shared *s) {
+  size_t i;
+  if (!s) return;
+  for (i = 0; i < E2B__TLS_SESSIONS; i++) e2b__tls_session_clear(s, &s->sessions[i]);
+  mbedtls_ssl_config_free(&s->conf);
+  mbedtls_x509_crt_free(&s->ca);
+#if !E2B__MBEDTLS4
+  mbedtls_ctr_drbg_free(&s->rng);
+  mbedtls_entropy_free(&s->entropy);
+#endif
+  e2b__mem_free(s->mem, s, sizeof *s);
+}
+
+static int e2b__tls_rng_start(e2b__tls_shared *s) {
+#if !E2B__MBEDTLS4
+  int rc = mbedtls_ctr_drbg_seed(&s->rng, mbedtls_entropy_func, &s->entropy, (const unsigned char *)"e2b.h", 5);
+  if (rc != 0) return rc;
+#else
+  E2B__UNUSED(s);
+#endif
+#if E2B__MBEDTLS4 || (E2B__MBEDTLS3 && defined(MBEDTLS_PSA_CRYPTO_C))
+  return psa_crypto_init() == PSA_SUCCESS ? 0 : MBEDTLS_ERR_SSL_INTERNAL_ERROR; /* idempotent; never undone by us */
+#else
+  return 0;
+#endif
+}
+
+/* Makes *slot when it is NULL: reads the CA certificates, which takes some milliseconds. After a failure *slot stays
+ * NULL, and the next connection tries again. `alpn`: at most two names, then NULL, static. */
+static e2b_err e2b__tls_shared_get(e2b__tls_shared **slot, e2b__mem *mem, const e2b_tls_config *config,
+                                   const char *const *alpn, bool no_env, const e2b_logger *logger, e2b_error *err) {
+  e2b__tls_shared *s;
+  e2b_err rc = E2B_OK;
+  size_t i;
+  int code;
+  if (*slot) return E2B_OK;
+  s = (e2b__tls_shared *)e2b__mem_alloc(mem, sizeof *s);
+  if (!s) return e2b__tls_setup_error(err, MBEDTLS_ERR_SSL_ALLOC_FAILED, "TLS configuration");
+  s->mem = mem;
+  s->insecure = config->insecure_skip_verify;
+  s->keep_sessions = !config->no_session_resumption && !s->insecure;
+  for (i = 0; i < E2B__TLS_ALPN_MAX && alpn[i]; i++) s->alpn[i] = alpn[i];
+  mbedtls_ssl_config_init(&s->conf);
+  mbedtls_x509_crt_init(&s->ca);
+#if !E2B__MBEDTLS4
+  mbedtls_entropy_init(&s->entropy);
+  mbedtls_ctr_drbg_init(&s->rng);
+#endif
+  code = e2b__tls_rng_start(s);
+  if (code != 0) rc = e2b__tls_setup_error(err, code, "random numbers");
+  if (rc == E2B_OK && !s->insecure) rc = e2b__tls_ca_load(s, config, no_env, logger, err);
+  if (rc == E2B_OK) {
+    code = e2b__tls_conf_fill(s);
+    if (code != 0) rc = e2b__tls_setup_error(err, code, "configuration");
+  }
+  if (rc == E2B_OK)
+    *slot = s;
+  else
+    e2b__tls_shared_free(s);
+  return rc;
+}
+
+/* One connection. */
+
+typedef struct e2b__tls {
+  mbedtls_ssl_context ssl;
+  e2b__tls_shared *shared;
+  const e2b_transport *transport;
+  void *conn;
+  const char *host; /* the link's */
+  uint16_t port;
+  bool over;                   /* the handshake is done */
+  bool broken;                 /* after a failure the context must not be used again */
+  bool again;                  /* not done, but not waiting for the network either: call again */
+  bool rx_blocked, tx_blocked; /* what the transport said during the last call */
+  bool rx_eof;
+  int io_code;      /* of the transport, when it failed */
+  size_t tx_len;    /* of the write whose record is packed but has not left completely */
+  size_t tx_left;   /* bytes of records that mbedTLS still holds */
+  uint8_t addr_len; /* of the host when it is an address */
+  uint8_t addr[16];
+  uint8_t first[8]; /* what the peer sent first, to recognise alerts and plain text */
+  uint8_t first_len;
+  char subject[80]; /* of a certificate that was refused */
+} e2b__tls;
+
+static int e2b__tls_bio_rx(void *arg, unsigned char *buf, size_t cap) {
+  e2b__tls *t = (e2b__tls *)arg;
+  int n = t->transport->rx_fn(t->transport->user, t->conn, buf, cap);
+  if (n > 0) {
+    size_t take = E2B__MIN((size_t)n, sizeof t->first - t->first_len);
+    memcpy(t->first + t->first_len, buf, take);
+    t->first_len = (uint8_t)(t->first_len + take);
+    return n;
+  }
+  if (n == E2B_IO_AGAIN) {
+    t->rx_blocked = true;
+    return MBEDTLS_ERR_SSL_WANT_READ;
+  }
+  if (n == E2B_IO_EOF) {
+    t->rx_eof = true;
+    return 0;
+  }
+  t->io_code = n;
+  return MBEDTLS_ERR_NET_RECV_FAILED;
+}
+
+static int e2b__tls_bio_tx(void *arg, const unsigned char *buf, size_t len) {
+  e2b__tls *t = (e2b__tls *)arg;
+  int n = t->transport->tx_fn(t->transport->user, t->conn, buf, len);
+  t->tx_left = len - (n > 0 ? (size_t)n : 0); /* it always offers all it has */
+  if (n > 0) return n;
+  if (n == E2B_IO_AGAIN) {
+    t->tx_blocked = true;
+    return MBEDTLS_ERR_SSL_WANT_WRITE;
+  }
+  t->io_code = n;
+  return MBEDTLS_ERR_NET_SEND_FAILED;
+}
+
+/* Does the certificate name the address, as an iPAddress subject alternative name (RFC 5280: tag 7)? */
+static bool e2b__tls_names_addr(const mbedtls_x509_crt *cert, const uint8_t *addr, size_t addr_len) {
+  const mbedtls_x509_sequence *name;
+  for (name = &cert->subject_alt_names; name; name = name->next)
+    if (name->buf.tag == (MBEDTLS_ASN1_CONTEXT_SPECIFIC | 7) && name->buf.len == addr_len &&
+        memcmp(name->buf.p, addr, addr_len) == 0)
+      return true;
+  return false;
+}
+
+/* Called for each certificate of a chain, the server's own last. mbedTLS 2.28 does not know addresses as names: it
+ * flags a mismatch, which is cleared here when the address is found. */
+static int e2b__tls_verify(void *arg, mbedtls_x509_crt *cert, int depth, uint32_t *flags) {
+  e2b__tls *t = (e2b__tls *)arg;
+  if (t->shared->insecure) {
+    *flags = 0;
+    return 0;
+  }
+  if (depth == 0 && t->addr_len && (*flags & MBEDTLS_X509_BADCERT_CN_MISMATCH) &&
+      e2b__tls_names_addr(cert, t->addr, t->addr_len))
+    *flags &= ~(uint32_t)MBEDTLS_X509_BADCERT_CN_MISMATCH;
+  if (depth == 0 && *flags) {
+    int n = mbedtls_x509_dn_gets(t->subject, sizeof t->subject, &cert->subject);
+    if (n < 0) t->subject[0] = 0;
+  }
+  return 0;
+}
+
+/* The saved session of a host, or NULL; the newest when there are several. */
+static e2b__tls_session *e2b__tls_session_find(e2b__tls_shared *s, const char *host, uint16_t port) {
+  e2b__tls_session *found = NULL;
+  size_t i;
+  for (i = 0; i < E2B__TLS_SESSIONS; i++) {
+    e2b__tls_session *at = &s->sessions[i];
+    if (!at->host || at->port != port || !e2b__str_eq_nocase(e2b__str(host), at->host)) continue;
+    if (!found || at->stamp > found->stamp) found = at;
+  }
+  return found;
+}
+
+/* Failing to resume costs a full handshake, nothing else. */
+static void e2b__tls_session_offer(e2b__tls *t) {
+  e2b__tls_session *saved = e2b__tls_session_find(t->shared, t->host, t->port);
+  mbedtls_ssl_session session;
+  if (!saved) return;
+  mbedtls_ssl_session_init(&session);
+  if (mbedtls_ssl_session_load(&session, saved->blob, saved->len) != 0 ||
+      mbedtls_ssl_set_session(&t->ssl, &session) != 0 || saved->once)
+    e2b__tls_session_clear(t->shared, saved);
+  mbedtls_ssl_session_free(&session);
+}
+
+/* Where to put a new one: of TLS 1.2 one is kept for each host, of TLS 1.3, whose tickets are used once, two. */
+static e2b__tls_session *e2b__tls_session_slot(e2b__tls_shared *s, const char *host, uint16_t port, bool once) {
+  e2b__tls_session *unused = NULL, *oldest = NULL, *oldest_same = NULL;
+  size_t i, same = 0;
+  for (i = 0; i < E2B__TLS_SESSIONS; i++) {
+    e2b__tls_session *at = &s->sessions[i];
+    if (!at->host) {
+      unused = at;
+      continue;
+    }
+    if (!oldest || at->stamp < oldest->stamp) oldest = at;
+    if (at->port != port || !e2b__str_eq_nocase(e2b__str(host), at->host)) continue;
+    same++;
+    if (!oldest_same || at->stamp < oldest_same->stamp) oldest_same = at;
+  }
+  if (same >= (once ? 2u : 1u)) return oldest_same;
+  return unused ? unused : oldest;
+}
+
+/* Keeps the connection's session, when memory allows. */
+static void e2b__tls_session_save(e2b__tls *t, bool once) {
+  e2b__tls_shared *s = t->shared;
+  e2b__tls_session made, *slot;
+  mbedtls_ssl_session session;
+  size_t len = 0;
+  if (!s->keep_sessions) return;
+  memset(&made, 0, sizeof made);
+  mbedtls_ssl_session_init(&session);
+  if (mbedtls_ssl_get_session(&t->ssl, &session) == 0) (void)mbedtls_ssl_session_save(&session, NULL, 0, &len);
+  if (len > 0 && len <= E2B__TLS_SESSION_MAX) {
+    made.len = len;
+    made.blob = (uint8_t *)e2b__mem_alloc(s->mem, len);
+    made.host = e2b__mem_dup(s->mem, t->host, strlen(t->host));
+    made.port = t->port;
+    made.once = once;
+    made.stamp = ++s->stamp;
+  }
+  if (made.blob && made.host && mbedtls_ssl_session_save(&session, made.blob, made.len, &len) == 0) {
+    slot = e2b__tls_session_slot(s, t->host, t->port, once);
+    e2b__tls_session_clear(s, slot);
+    *slot = made;
+  } else {
+    e2b__tls_session_clear(s, &made);
+  }
+  mbedtls_ssl_session_free(&session);
+}
+
+static void e2b__tls_free(e2b__tls *t) {
+  e2b__mem *mem;
+  if (!t) return;
+  mem = t->shared->mem;
+  mbedtls_ssl_free(&t->ssl);
+  e2b__mem_free(mem, t, sizeof *t);
+}
+
+/* `host` must outlive the connection. */
+static e2b_err e2b__tls_new(e2b__tls_shared *s, const e2b_transport *transport, void *conn, const char *host,
+                            uint16_t port, e2b__tls **out, e2b_error *err) {
+  char name[256];
+  size_t len = e2b__dns_name_len(host);
+  e2b__tls *t;
+  int code;
+  if (len >= sizeof name) {
+    e2b__error_set(err, E2B_ERR_INVALID_ARGUMENT, E2B_PHASE_TLS, "a host name cannot have more than 253 characters");
+    return E2B_ERR_INVALID_ARGUMENT;
+  }
+  memcpy(name, host, len); /* certificates have no final dot */
+  name[len] = 0;
+  t = (e2b__tls *)e2b__mem_alloc(s->mem, sizeof *t);
+  if (!t) return e2b__tls_setup_error(err, MBEDTLS_ERR_SSL_ALLOC_FAILED, "TLS connection");
+  t->shared = s;
+  t->transport = transport;
+  t->conn = conn;
+  t->host = host;
+  t->port = port;
+  t->addr_len = e2b__dns_literal(name, t->addr);
+  mbedtls_ssl_init(&t->ssl);
+  code = mbedtls_ssl_setup(&t->ssl, &s->conf);
+  if (code == 0) code = mbedtls_ssl_set_hostname(&t->ssl, name);
+  if (code != 0) {
+    e2b__tls_free(t);
+    return e2b__tls_setup_error(err, code, "TLS connection");
+  }
+  mbedtls_ssl_set_bio(&t->ssl, t, e2b__tls_bio_tx, e2b__tls_bio_rx, NULL);
+  mbedtls_ssl_set_verify(&t->ssl, e2b__tls_verify, t);
+  e2b__tls_session_offer(t);
+  *out = t;
+  return E2B_OK;
+}
+
+/* Codes that ask to call again. */
+static bool e2b__tls_wants_more(int code) {
+#if defined(MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
+  if (code == MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET) return true;
+#endif
+  return code == MBEDTLS_ERR_SSL_WANT_READ || code == MBEDTLS_ERR_SSL_WANT_WRITE ||
+         code == MBEDTLS_ERR_SSL_ASYNC_IN_PROGRESS || code == MBEDTLS_ERR_SSL_CRYPTO_IN_PROGRESS;
+}
+
+/* After a call into mbedTLS that wants more: true when it must wait for the network. WANT_READ alone does not say
+ * so. */
+static bool e2b__tls_blocked(e2b__tls *t, int code) {
+#if defined(MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
+  if (code == MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET) e2b__tls_session_save(t, true);
+#else
+  E2B__UNUSED(code);
+#endif
+  return t->rx_blocked || t->tx_blocked;
+}
+
+static void e2b__tls_begin(e2b__tls *t) {
+  t->rx_blocked = t->tx_blocked = t->again = false;
+}
+
+/* What is wrong with a certificate, and what to do, for the flags of a verification. */
+static void e2b__tls_certificate_text(uint32_t flags, char *out, size_t cap) {
+  static const struct {
+    uint32_t flags;
+    const char *text;
+  } reasons[] = {
+    { MBEDTLS_X509_BADCERT_CN_MISMATCH, "it is for another host: check the host name" },
+    { MBEDTLS_X509_BADCERT_EXPIRED | MBEDTLS_X509_BADCRL_EXPIRED,
+      "it has expired: renew it, or set this machine's clock" },
+    { MBEDTLS_X509_BADCERT_FUTURE | MBEDTLS_X509_BADCRL_FUTURE, "it is not valid yet: set this machine's clock" },
+    { MBEDTLS_X509_BADCERT_NOT_TRUSTED,
+      "it is self-signed or its issuer is unknown: set tls.ca_file to the CA of this server" },
+    { MBEDTLS_X509_BADCERT_REVOKED, "it was revoked" },
+    { MBEDTLS_X509_BADCERT_MISSING, "there is none" },
+    { MBEDTLS_X509_BADCERT_KEY_USAGE | MBEDTLS_X509_BADCERT_EXT_KEY_USAGE | MBEDTLS_X509_BADCERT_NS_CERT_TYPE,
+      "it is not made for a TLS server" },
+    { MBEDTLS_X509_BADCERT_BAD_MD | MBEDTLS_X509_BADCERT_BAD_PK | MBEDTLS_X509_BADCERT_BAD_KEY,
+      "it has a weak key or signature" }
+  };
+  size_t i, len = 0;
+  out[0] = 0;
+  for (i = 0; i < E2B__COUNT(reasons); i++) {
+    if (!(flags & reasons[i].flags)) continue;
+    (void)snprintf(out + len, cap - len, "%s%s", len ? "; " : "", reasons[i].text);
+    len = strlen(out);
+  }
+  if (len == 0) (void)snprintf(out, cap, "verification failed (0x%x)", (unsigned)flags);
+}
+
+/* Alerts that servers answer a ClientHello with. */
+static const char *e2b__tls_alert_text(unsigned alert) {
+  switch (alert) {
+  case 40: return "the server shares no cipher with this client";
+  case 70: return E2B__TLS_NO_VERSION;
+  case 80: return "the server had an internal error";
+  case 86: return "the server refuses a fallback";
+  case 112: return "the server does not know this host name";
+  case 116: return "the server demands a client certificate";
+  case 120: return "the server speaks none of the offered protocols (ALPN)";
+  default: return "the server refused the handshake";
+  }
+}
+
+/* Recognises from its first bytes what a peer that failed the handshake is. False when they look like TLS. */
+static bool e2b__tls_first_bytes_text(const e2b__tls *t, char *out, size_t cap) {
+  char seen[16];
+  if (t->first_len >= 7 && t->first[0] == 0x15 && t->first[3] == 0 && t->first[4] == 2 && t->first[5] == 2) {
+    (void)snprintf(out, cap, "%s (alert %u)", e2b__tls_alert_text(t->first[6]), (unsigned)t->first[6]);
+    return true;
+  }
+  if (t->first_len == 0 || (t->first[0] >= 0x14 && t->first[0] <= 0x17)) return false;
+  e2b__error_excerpt(seen, sizeof seen, t->first, t->first_len);
+  if (strncmp(seen, "HTTP/", 5) == 0)
+    (void)snprintf(out, cap, "the server answers in plain HTTP: use http:// or its https port");
+  else
+    (void)snprintf(out, cap, "the server does not speak TLS: it sent \"%s\"", seen);
+  return true;
+}
+
+/* Why a handshake failed. The certificate's flags come first: some faults have error codes that do not tell. */
+static e2b_err e2b__tls_handshake_error(e2b__tls *t, int code, e2b_error *err) {
+  uint32_t flags = mbedtls_ssl_get_verify_result(&t->ssl);
+  e2b_err rc = E2B_ERR_TLS;
+  char why[200], subject[104] = "";
+  if (e2b__tls_no_memory(code)) {
+    e2b__error_set(err, E2B_ERR_NO_MEMORY, E2B_PHASE_TLS, "out of memory in the TLS handshake with %.100s", t->host);
+    return E2B_ERR_NO_MEMORY;
+  }
+  if (!t->shared->insecure && flags != 0 && flags != 0xFFFFFFFFu) {
+    rc = E2B_ERR_TLS_CERTIFICATE;
+    e2b__tls_certificate_text(flags, why, sizeof why);
+    if (t->subject[0]) (void)snprintf(subject, sizeof subject, " (it says %s)", t->subject);
+    e2b__error_set(err, rc, E2B_PHASE_TLS, "%.80s:%u: certificate refused: %s%s", t->host, (unsigned)t->port, why,
+                   subject);
+  } else {
+    if (!e2b__tls_first_bytes_text(t, why, sizeof why)) {
+      if (t->io_code)
+        e2b__transport_text(t->transport, t->io_code, why, sizeof why);
+      else if (t->rx_eof)
+        (void)snprintf(why, sizeof why, "the server closed the connection");
+      else if (code == E2B__TLS_BAD_VERSION)
+        (void)snprintf(why, sizeof why, "%s", E2B__TLS_NO_VERSION);
+      else if (code == MBEDTLS_ERR_SSL_FEATURE_UNAVAILABLE)
+        (void)snprintf(why, sizeof why, "this mbedTLS cannot read what the server sent, perhaps a fragmented message");
+      else
+        e2b__tls_code_text(code, why, sizeof why);
+    }
+    e2b__error_set(err, rc, E2B_PHASE_TLS, "%.80s:%u: TLS handshake failed: %s", t->host, (unsigned)t->port, why);
+  }
+  if (err) {
+    err->tls_code = code;
+    err->sys_code = t->io_code ? e2b__transport_code(t->transport, t->io_code) : 0;
+  }
+  return rc;
+}
+
+static bool e2b__tls_is_over(e2b__tls *t) {
+#if E2B__MBEDTLS3
+  return mbedtls_ssl_is_handshake_over(&t->ssl) != 0;
+#else
+  return t->ssl.state == MBEDTLS_SSL_HANDSHAKE_OVER;
+#endif
+}
+
+/* One piece of the handshake: a step that costs time, or several that do not. E2B_OK, E2B_PENDING (look at `again`),
+ * or a failure. */
+static e2b_err e2b__tls_handshake(e2b__tls *t, e2b_error *err) {
+  uint64_t started = e2b__net_now_us();
+  int code;
+  e2b__tls_begin(t);
+  do {
+    code = mbedtls_ssl_handshake_step(&t->ssl);
+    t->over = code == 0 && e2b__tls_is_over(t);
+  } while (code == 0 && !t->over && e2b__net_now_us() - started < 500);
+  if (t->over) {
+#if E2B__MBEDTLS3
+    if (mbedtls_ssl_get_version_number(&t->ssl) == MBEDTLS_SSL_VERSION_TLS1_3)
+      return E2B_OK; /* its tickets come later */
+#endif
+    e2b__tls_session_save(t, false);
+    return E2B_OK;
+  }
+  if (code == 0 || e2b__tls_wants_more(code)) {
+    t->again = code == 0 || !e2b__tls_blocked(t, code);
+    return E2B_PENDING;
+  }
+  t->broken = true;
+  return e2b__tls_handshake_error(t, code, err);
+}
+
+/* The protocol agreed on, or NULL. */
+static const char *e2b__tls_alpn(const e2b__tls *t) {
+#if defined(MBEDTLS_SSL_ALPN)
+  return mbedtls_ssl_get_alpn_protocol(&t->ssl);
+#else
+  E2B__UNUSED(t);
+  return NULL;
+#endif
+}
+
+/* An established connection failed. What the transport said comes before what mbedTLS made of it. A message out of
+ * order is what a TLS 1.3 KeyUpdate looks like to versions that do not know it: no attack, but the end of the
+ * connection. */
+static int e2b__tls_io_error(e2b__tls *t, int code, e2b_error *err) {
+  e2b_err rc = t->io_code || code == MBEDTLS_ERR_SSL_UNEXPECTED_MESSAGE ? E2B_ERR_CLOSED : E2B_ERR_TLS;
+  char why[160];
+  t->broken = true;
+  if (e2b__tls_no_memory(code)) rc = E2B_ERR_NO_MEMORY;
+  if (t->io_code)
+    e2b__transport_text(t->transport, t->io_code, why, sizeof why);
+  else
+    e2b__tls_code_text(code, why, sizeof why);
+  e2b__error_set(err, rc, E2B_PHASE_NONE, "the connection to %.80s:%u failed: %s", t->host, (unsigned)t->port, why);
+  if (err) {
+    err->tls_code = code;
+    err->sys_code = t->io_code ? e2b__transport_code(t->transport, t->io_code) : 0;
+  }
+  return (int)rc;
+}
+
+/* > 0 bytes; E2B_IO_AGAIN (look at `again`); E2B_IO_EOF, unclean without a close_notify; or an e2b_err, with *err
+ * filled. */
+static int e2b__tls_read(e2b__tls *t, void *buf, size_t cap, bool *unclean, e2b_error *err) {
+  int turns;
+  if (t->broken) return e2b__tls_io_error(t, MBEDTLS_ERR_SSL_BAD_INPUT_DATA, err);
+  e2b__tls_begin(t);
+  for (turns = 0; turns < 16; turns++) { /* records without data are bounded work for one call */
+    int n = mbedtls_ssl_read(&t->ssl, (unsigned char *)buf, E2B__MIN(cap, (size_t)INT_MAX));
+    if (n > 0) return n;
+    if (n == MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY) return E2B_IO_EOF;
+    if (n == 0 || n == MBEDTLS_ERR_SSL_CONN_EOF) {
+      *unclean = true;
+      return E2B_IO_EOF;
+    }
+    if (!e2b__tls_wants_more(n)) return e2b__tls_io_error(t, n, err);
+    if (e2b__tls_blocked(t, n)) return E2B_IO_AGAIN;
+  }
+  t->again = true;
+  return E2B_IO_AGAIN;
+}
+
+/* > 0 bytes taken; E2B_IO_AGAIN; or an e2b_err, *err filled. After AGAIN come back with the same bytes, or with more
+ * behind them. While mbedTLS holds a record, mbedtls_ssl_write only flushes it and counts whatever it was given as
+ * sent; but when that record has left meanwhile, during a read that took a TLS 1.3 ticket, it sends what it is given,
+ * a second time. So held records are flushed by writing nothing, and what is ours among them is remembered here. */
+static int e2b__tls_write(e2b__tls *t, const void *buf, size_t len, e2b_error *err) {
+  int turns, n, max = mbedtls_ssl_get_max_out_record_payload(&t->ssl);
+  size_t give;
+  if (t->broken || max <= 0) return e2b__tls_io_error(t, MBEDTLS_ERR_SSL_BAD_INPUT_DATA, err);
+  E2B_ASSERT(t->tx_len <= len);
+  e2b__tls_begin(t);
+  for (turns = 0; turns < 16; turns++) {
+    if (t->tx_len && !t->tx_left) {
+      give = t->tx_len;
+      t->tx_len = 0;
+      return (int)give;
+    }
+    if (t->tx_left) {
+      n = mbedtls_ssl_write(&t->ssl, (const unsigned char *)buf, 0);
+    } else {
+      give = E2B__MIN(len, (size_t)max);
+      n = mbedtls_ssl_write(&t->ssl, (const unsigned char *)buf, give);
+      if (n > 0) return n;
+      if (t->tx_left) t->tx_len = give;
+    }
+    if (n < 0 && !e2b__tls_wants_more(n)) return e2b__tls_io_error(t, n, err);
+    if (n < 0 && e2b__tls_blocked(t, n)) return E2B_IO_AGAIN;
+  }
+  t->again = true;
+  return E2B_IO_AGAIN;
+}
+
+/* Decrypted data, or work that needs no waiting. */
+static bool e2b__tls_buffered(const e2b__tls *t) {
+  return t->again || (t->over && !t->broken && mbedtls_ssl_check_pending(&t->ssl) != 0);
+}
+
+/* Says goodbye, as far as the socket takes it. */
+static void e2b__tls_close_notify(e2b__tls *t) {
+  if (t->over && !t->broken) (void)mbedtls_ssl_close_notify(&t->ssl);
+}
+
+/* ================================================================================================================== */
+/* >>>> link */
+/* ================================================================================================================== */
+
+/* One outgoing byte stream: name look-up, connection (happy eyeballs, RFC 8305), TLS. No HTTP here. */
+
+#define E2B__LINK_FDS 4             /* connection attempts side by side */
+#define E2B__LINK_STAGGER_MS 250u   /* until the next address gets its chance too */
+#define E2B__LINK_RETRY_MS 50u      /* until the next try when too many look-ups are under way */
+#define E2B__LINK_PATIENCE_MS 2000u /* until the oldest of E2B__LINK_FDS silent attempts gives way to another address */
+
+/* What the links of one client share; lives in the client, which zeroes it and fills in the members up to waker. */
+typedef struct e2b__net {
+  e2b__mem *mem;
+  const e2b_transport *transport;          /* e2b__net_transport() or the user's */
+  const e2b_logger *logger;                /* not NULL */
+  e2b_tls_config tls_config;               /* its strings belong to the client */
+  const char *alpn[E2B__TLS_ALPN_MAX + 1]; /* offered, best first, then NULL; static texts */
+  bool no_env;                             /* do not look at SSL_CERT_FILE and SSL_CERT_DIR */
+  e2b__waker *waker;                       /* may be NULL when the transport resolves names itself */
+  e2b__tls_shared *tls;
+  e2b__dns_slot names[E2B__DNS_SLOTS];
+  e2b__native_pollfd *polls; /* of e2b__net_poll */
+  size_t poll_cap;
+} e2b__net;
+
+/* Frees what was made since, not the waker. All links must be closed. */
+static void e2b__net_free(e2b__net *net) {
+  size_t i;
+  for (i = 0; i < E2B__DNS_SLOTS; i++) e2b__dns_slot_clear(&net->names[i]);
+  e2b__tls_shared_free(net->tls);
+  e2b__mem_free(net->mem, net->polls, net->poll_cap * sizeof *net->polls);
+  net->tls = NULL;
+  net->polls = NULL;
+  net->poll_cap = 0;
+}
+
+/* Waits for fds and fills in revents; an error or hang-up counts as readable and writable. Returns how many have
+ * revents; 0 after timeout_ms (-1 = no limit) and after a signal, so that the loop looks at the clock again; < 0 when
+ * it could not wait (no memory). */
+static int e2b__net_poll(e2b__net *net, e2b_pollfd *fds, size_t count, int timeout_ms) {
+  size_t i;
+  int ready;
+  if (count > net->poll_cap) {
+    size_t cap = count + count / 2;
+    e2b__native_pollfd *grown = (e2b__native_pollfd *)e2b__mem_realloc(
+        net->mem, net->polls, net->poll_cap * sizeof *grown, cap * sizeof *grown);
+    if (!grown) return -1;
+    net->polls = grown;
+    net->poll_cap = cap;
+  }
+  for (i = 0; i < count; i++) e2b__native_poll_set(&net->polls[i], fds[i].fd, fds[i].events);
+  ready = e2b__native_poll(net->polls, count, timeout_ms);
+  for (i = 0; i < count; i++) fds[i].revents = ready > 0 ? e2b__native_poll_get(&net->polls[i]) : 0;
+  return ready;
+}
+
+/* While it opens (the middle three), a link wants to be stepped when the waker fires, when one of e2b__link_fds is
+ * ready and when e2b__link_deadline is reached. */
+typedef enum e2b__link_state {
+  E2B__LINK_IDLE,
+  E2B__LINK_RESOLVING,
+  E2B__LINK_CONNECTING,
+  E2B__LINK_TLS,
+  E2B__LINK_READY,
+  E2B__LINK_FAILED
+} e2b__link_state;
+
+typedef struct e2b__attempt {
+  void *conn;
+  uint8_t addr; /* index of its address */
+  uint64_t started_ms;
+} e2b__attempt;
+
+/* Needed only until there is a connection. */
+typedef struct e2b__opening {
+  e2b__dns *dns; /* NULL when the transport resolves names, or while too many look-ups are under way */
+  e2b__attempt attempts[E2B__LINK_FDS]; /* under way, oldest first */
+  uint8_t live, next;                   /* how many; the next address */
+  int sys_code;                         /* of the last failed attempt */
+  bool no_fds;
+  uint64_t timer_ms;   /* when the next address gets its chance */
+  uint64_t checked_ms; /* of the last step */
+  char causes[176];
+} e2b__opening;
+
+typedef struct e2b__link {
+  e2b__net *net;
+  const char *host; /* the caller's */
+  e2b__opening *opening;
+  void *conn;
+  e2b__tls *tls;
+  const char *alpn; /* the protocol agreed on, or NULL: then HTTP/1.1 */
+  uint16_t port;
+  bool secure;      /* https */
+  bool connected;   /* conn is valid: for a transport of the user's it may be NULL */
+  bool unclean_eof; /* with TLS: the peer went away without close_notify, so the end of its data proves nothing */
+  bool want_write;  /* the last read or write waits until the connection takes bytes */
+  e2b__link_state state;
+} e2b__link;
+
+static void e2b__link_init(e2b__link *l, e2b__net *net) {
+  memset(l, 0, sizeof *l);
+  l->net = net;
+}
+
+static void e2b__link_shut(e2b__link *l, void *conn) {
+  l->net->transport->shut_fn(l->net->transport->user, conn);
+}
+
+static void e2b__link_opening_free(e2b__link *l) {
+  e2b__opening *o = l->opening;
+  size_t i;
+  if (!o) return;
+  for (i = 0; i < o->live; i++) e2b__link_shut(l, o->attempts[i].conn);
+  e2b__dns_release(o->dns);
+  e2b__mem_free(l->net->mem, o, sizeof *o);
+  l->opening = NULL;
+}
+
+/* Idempotent; the link can be opened again. */
+static void e2b__link_close(e2b__link *l) {
+  e2b__link_opening_free(l);
+  if (l->tls) {
+    e2b__tls_close_notify(l->tls);
+    e2b__tls_free(l->tls);
+    l->tls = NULL;
+  }
+  if (l->connected) e2b__link_shut(l, l->conn);
+  l->connected = false;
+  l->conn = NULL;
+  l->alpn = NULL;
+  l->want_write = false;
+  l->state = E2B__LINK_IDLE;
+}
+
+/* As e2b__link_close, for an opening that failed. Returns `code`. */
+static e2b_err e2b__link_fail(e2b__link *l, e2b_err code) {
+  e2b__link_close(l);
+  l->state = E2B__LINK_FAILED;
+  return code;
+}
+
+/* How far the opening has come, for the text of a timeout. */
+static e2b_phase e2b__link_phase(const e2b__link *l) {
+  if (l->state == E2B__LINK_RESOLVING) return E2B_PHASE_RESOLVE;
+  if (l->state == E2B__LINK_CONNECTING) return E2B_PHASE_CONNECT;
+  return l->state == E2B__LINK_TLS ? E2B_PHASE_TLS : E2B_PHASE_NONE;
+}
+
+/* Starts. `host` is a name or a literal without brackets and must outlive the link. E2B_OK = under way. */
+static e2b_err e2b__link_open(e2b__link *l, const char *host, uint16_t port, bool secure, uint64_t now_ms,
+                              e2b_error *err) {
+  bool own_names = (l->net->transport->flags & E2B_TRANSPORT_HAS_DNS) != 0;
+  uint8_t literal[16];
+  E2B_ASSERT(l->state == E2B__LINK_IDLE || l->state == E2B__LINK_FAILED);
+  l->host = host;
+  l->port = port;
+  l->secure = secure;
+  l->unclean_eof = false;
+  if (!own_names && !e2b__dns_literal(host, literal) && !e2b__dns_name_ok(host)) {
+    e2b__error_set(err, E2B_ERR_INVALID_ARGUMENT, E2B_PHASE_NONE, "\"%.100s\" is not a valid host name", host);
+    return e2b__link_fail(l, E2B_ERR_INVALID_ARGUMENT);
+  }
+  l->opening = (e2b__opening *)e2b__mem_alloc(l->net->mem, sizeof *l->opening);
+  if (!l->opening) {
+    e2b__error_set(err, E2B_ERR_NO_MEMORY, E2B_PHASE_RESOLVE, "out of memory connecting to %.100s", host);
+    return e2b__link_fail(l, E2B_ERR_NO_MEMORY);
+  }
+  l->opening->timer_ms = l->opening->checked_ms = now_ms;
+  l->state = own_names ? E2B__LINK_CONNECTING : E2B__LINK_RESOLVING;
+  return E2B_OK;
+}
+
+static e2b_err e2b__link_resolve(e2b__link *l, uint64_t now_ms, e2b_error *err) {
+  e2b__opening *o = l->opening;
+  o->checked_ms = now_ms;
+  if (!o->dns) {
+    e2b_err rc = e2b__dns_get(l->net->names, l->net->waker, l->host, now_ms, &o->dns);
+    if (rc == E2B_PENDING) return rc;
+    if (rc != E2B_OK) {
+      e2b__error_set(err, rc, E2B_PHASE_RESOLVE, "out of memory looking up %.100s", l->host);
+      return rc;
+    }
+  }
+  if (!e2b__dns_done(o->dns)) return E2B_PENDING;
+  if (o->dns->count == 0) {
+    e2b__error_set(err, E2B_ERR_RESOLVE, E2B_PHASE_RESOLVE,
+                   "cannot find the address of \"%.100s\": %s; check the domain and this machine's network", l->host,
+                   o->dns->why);
+    if (err) err->sys_code = o->dns->sys_code;
+    return E2B_ERR_RESOLVE;
+  }
+  o->timer_ms = now_ms;
+  l->state = E2B__LINK_CONNECTING;
+  return E2B_OK;
+}
+
+static size_t e2b__link_addrs(const e2b__link *l) {
+  return l->opening->dns ? l->opening->dns->count : 1;
+}
+
+/* Notes why an attempt failed: "10.0.0.1: connection refused". */
+static void e2b__link_cause(e2b__link *l, size_t addr, const char *why) {
+  e2b__opening *o = l->opening;
+  const e2b__addr *a = o->dns ? &o->dns->addrs[addr] : NULL;
+  bool v6 = a && a->len == 16;
+  char text[64];
+  size_t len = strlen(o->causes);
+  if (!a || !inet_ntop(v6 ? AF_INET6 : AF_INET, a->bytes, text, (socklen_t)sizeof text)) text[0] = 0;
+  (void)snprintf(o->causes + len, sizeof o->causes - len, "%s%s%s%s%s%s", len ? "; " : "", v6 ? "[" : "", text,
+                 v6 ? "]" : "", text[0] ? ": " : "", why);
+}
+
+static void e2b__link_attempt_failed(e2b__link *l, size_t addr, int io_code) {
+  char why[64];
+  e2b__opening *o = l->opening;
+  o->sys_code = e2b__transport_code(l->net->transport, io_code);
+  if (l->net->transport == e2b__net_transport() && e2b__sock_no_fds(o->sys_code)) o->no_fds = true;
+  e2b__transport_text(l->net->transport, io_code, why, sizeof why);
+  e2b__link_cause(l, addr, why);
+}
+
+/* Takes attempt `i` off the list without closing it. */
+static void *e2b__link_attempt_take(e2b__opening *o, size_t i) {
+  void *conn = o->attempts[i].conn;
+  o->live--;
+  memmove(&o->attempts[i], &o->attempts[i + 1], (o->live - i) * sizeof o->attempts[0]);
+  return conn;
+}
+
+/* Starts an attempt with the next address. E2B_OK = connected. */
+static e2b_err e2b__link_attempt(e2b__link *l, uint64_t now_ms) {
+  e2b__opening *o = l->opening;
+  size_t addr = o->next++;
+  e2b_endpoint to;
+  void *conn = NULL;
+  int rc;
+  memset(&to, 0, sizeof to);
+  to.host = l->host;
+  to.port = l->port;
+  to.tls = l->secure;
+  if (o->dns) {
+    to.addr = o->dns->addrs[addr].bytes;
+    to.addr_len = o->dns->addrs[addr].len;
+  }
+  rc = l->net->transport->open_fn(l->net->transport->user, &to, &conn);
+  if (rc == 0) {
+    l->conn = conn;
+    return E2B_OK;
+  }
+  if (rc != E2B_IO_AGAIN) {
+    e2b__link_attempt_failed(l, addr, rc);
+    o->timer_ms = now_ms;
+    return E2B_PENDING;
+  }
+  o->attempts[o->live].conn = conn;
+  o->attempts[o->live].addr = (uint8_t)addr;
+  o->attempts[o->live].started_ms = now_ms;
+  o->live++;
+  o->timer_ms = now_ms + E2B__LINK_STAGGER_MS;
+  return E2B_PENDING;
+}
+
+/* Looks at the attempts under way. E2B_OK = one of them is connected. A failure lets the next one start at once. */
+static e2b_err e2b__link_attempts_check(e2b__link *l, uint64_t now_ms) {
+  e2b__opening *o = l->opening;
+  const e2b_transport *tp = l->net->transport;
+  size_t i = 0;
+  while (i < o->live) {
+    int rc = tp->ready_fn(tp->user, o->attempts[i].conn);
+    if (rc == E2B_IO_AGAIN) {
+      i++;
+      continue;
+    }
+    if (rc == 0) {
+      l->conn = e2b__link_attempt_take(o, i);
+      return E2B_OK;
+    }
+    e2b__link_attempt_failed(l, o->attempts[i].addr, rc);
+    e2b__link_shut(l, e2b__link_attempt_take(o, i));
+    o->timer_ms = now_ms;
+  }
+  return E2B_PENDING;
+}
+
+static e2b_err e2b__link_connect_error(e2b__link *l, e2b_error *err) {
+  e2b__opening *o = l->opening;
+  e2b_err code = o->no_fds ? E2B_ERR_IO : E2B_ERR_CONNECT;
+  const char *next = o->no_fds ? "raise the limit of open files (ulimit -n) or lower max_connections"
+                               : "check that the service runs there and is reachable";
+  e2b__error_set(err, code, E2B_PHASE_CONNECT, "cannot connect to %.80s:%u (%s): %s", l->host, (unsigned)l->port, next,
+                 o->causes);
+  if (err) err->sys_code = o->sys_code;
+  if (o->dns) e2b__dns_forget(l->net->names, l->host);
+  return code;
+}
+
+/* E2B_OK = connected, the other attempts are closed. */
+static e2b_err e2b__link_connect(e2b__link *l, uint64_t now_ms, e2b_error *err) {
+  e2b__opening *o = l->opening;
+  e2b_err rc = e2b__link_attempts_check(l, now_ms);
+  o->checked_ms = now_ms;
+  while (rc == E2B_PENDING && o->next < e2b__link_addrs(l) && (o->live == 0 || now_ms >= o->timer_ms)) {
+    if (o->live == E2B__LINK_FDS) {
+      uint64_t patience = o->attempts[0].started_ms + E2B__LINK_PATIENCE_MS;
+      if (now_ms < patience) {
+        o->timer_ms = patience;
+        break;
+      }
+      e2b__link_cause(l, o->attempts[0].addr, "no answer");
+      e2b__link_shut(l, e2b__link_attempt_take(o, 0));
+    }
+    rc = e2b__link_attempt(l, now_ms);
+  }
+  if (rc == E2B_PENDING) return o->live > 0 ? rc : e2b__link_connect_error(l, err);
+  l->connected = true;
+  e2b__link_opening_free(l);
+  return E2B_OK;
+}
+
+/* On a fresh connection. E2B_OK = ready, or TLS is to follow. */
+static e2b_err e2b__link_secure(e2b__link *l, e2b_error *err) {
+  e2b__net *net = l->net;
+  e2b_err rc;
+  l->state = E2B__LINK_READY;
+  if (!l->secure) return E2B_OK;
+  if (net->transport->flags & E2B_TRANSPORT_HAS_TLS) {
+    if (net->transport->alpn_fn) l->alpn = net->transport->alpn_fn(net->transport->user, l->conn);
+    return E2B_OK;
+  }
+  l->state = E2B__LINK_TLS;
+  rc = e2b__tls_shared_get(&net->tls, net->mem, &net->tls_config, net->alpn, net->no_env, net->logger, err);
+  if (rc != E2B_OK) return rc;
+  if (net->tls_config.insecure_skip_verify)
+    e2b__log(net->logger, E2B_LOG_WARN, "the certificate of %.100s:%u is NOT verified (tls.insecure_skip_verify)",
+             l->host, (unsigned)l->port);
+  return e2b__tls_new(net->tls, net->transport, l->conn, l->host, l->port, &l->tls, err);
+}
+
+/* Drives the opening. E2B_OK = ready; E2B_PENDING; or a failure with *err filled and everything closed. The caller has
+ * the deadline, and e2b__link_phase for its error. */
+static e2b_err e2b__link_step(e2b__link *l, uint64_t now_ms, e2b_error *err) {
+  e2b_err rc = E2B_OK;
+  E2B_ASSERT(l->state != E2B__LINK_IDLE && l->state != E2B__LINK_FAILED);
+  if (l->state == E2B__LINK_RESOLVING) rc = e2b__link_resolve(l, now_ms, err);
+  if (rc == E2B_OK && l->state == E2B__LINK_CONNECTING) {
+    rc = e2b__link_connect(l, now_ms, err);
+    if (rc == E2B_OK) rc = e2b__link_secure(l, err);
+  }
+  if (rc == E2B_OK && l->state == E2B__LINK_TLS) {
+    rc = e2b__tls_handshake(l->tls, err);
+    l->want_write = l->tls->tx_blocked;
+    if (rc == E2B_OK) {
+      l->alpn = e2b__tls_alpn(l->tls);
+      l->state = E2B__LINK_READY;
+    }
+  }
+  return rc < 0 ? e2b__link_fail(l, rc) : rc;
+}
+
+static int e2b__link_io_error(e2b__link *l, int io_code, e2b_error *err) {
+  char why[64];
+  e2b__transport_text(l->net->transport, io_code, why, sizeof why);
+  e2b__error_set(err, E2B_ERR_CLOSED, E2B_PHASE_NONE, "the connection to %.100s:%u failed: %s", l->host,
+                 (unsigned)l->port, why);
+  if (err) err->sys_code = e2b__transport_code(l->net->transport, io_code);
+  return (int)E2B_ERR_CLOSED;
+}
+
+/* > 0 bytes; E2B_IO_AGAIN; E2B_IO_EOF (see unclean_eof); or an e2b_err with *err filled. */
+static int e2b__link_read(e2b__link *l, void *buf, size_t cap, e2b_error *err) {
+  const e2b_transport *tp = l->net->transport;
+  int n;
+  E2B_ASSERT(l->state == E2B__LINK_READY && cap > 0);
+  if (l->tls) {
+    n = e2b__tls_read(l->tls, buf, cap, &l->unclean_eof, err);
+    l->want_write = l->tls->tx_blocked;
+    return n;
+  }
+  n = tp->rx_fn(tp->user, l->conn, buf, cap);
+  return n > 0 || n == E2B_IO_AGAIN || n == E2B_IO_EOF ? n : e2b__link_io_error(l, n, err);
+}
+
+/* > 0 bytes taken; E2B_IO_AGAIN; or an e2b_err with *err filled. After E2B_IO_AGAIN the next call must begin with the
+ * same bytes; there may be more behind them. */
+static int e2b__link_write(e2b__link *l, const void *buf, size_t len, e2b_error *err) {
+  const e2b_transport *tp = l->net->transport;
+  int n;
+  E2B_ASSERT(l->state == E2B__LINK_READY && len > 0);
+  if (l->tls) {
+    n = e2b__tls_write(l->tls, buf, len, err);
+    l->want_write = l->tls->tx_blocked;
+    return n;
+  }
+  n = tp->tx_fn(tp->user, l->conn, buf, len);
+  return n > 0 || n == E2B_IO_AGAIN ? n : e2b__link_io_error(l, n, err);
+}
+
+/* There is data, or work, that no descriptor tells of: step or read again instead of sleeping. */
+static bool e2b__link_buffered(const e2b__link *l) {
+  return l->tls && e2b__tls_buffered(l->tls);
+}
+
+static void e2b__link_fd(const e2b__link *l, void *conn, uint32_t events, e2b_pollfd *out, size_t cap, size_t *count) {
+  const e2b_transport *tp = l->net->transport;
+  intptr_t fd = tp->fd_fn ? tp->fd_fn(tp->user, conn) : -1;
+  if (fd < 0 || !events || *count >= cap) return;
+  out[*count].fd = fd;
+  out[*count].events = events;
+  out[*count].revents = 0;
+  (*count)++;
+}
+
+/* What to wait for: at most E2B__LINK_FDS entries. want_read and want_write matter when the link is ready. */
+static size_t e2b__link_fds(const e2b__link *l, e2b_pollfd *out, size_t cap, bool want_read, bool want_write) {
+  size_t i, count = 0;
+  uint32_t events;
+  if (l->state == E2B__LINK_CONNECTING) {
+    for (i = 0; i < l->opening->live; i++)
+      e2b__link_fd(l, l->opening->attempts[i].conn, E2B_FD_WRITE, out, cap, &count);
+  } else if (l->state == E2B__LINK_TLS) {
+    e2b__link_fd(l, l->conn, l->want_write ? E2B_FD_WRITE : E2B_FD_READ, out, cap, &count);
+  } else if (l->state == E2B__LINK_READY) {
+    events = (want_read ? E2B_FD_READ : 0u) | (want_write ? E2B_FD_WRITE : 0u);
+    if (events && l->want_write) events |= E2B_FD_WRITE;
+    e2b__link_fd(l, l->conn, events, out, cap, &count);
+  }
+  return count;
+}
+
+/* When to step it even if no descriptor is ready: 0 = now, E2B__NEVER. */
+static uint64_t e2b__link_deadline(const e2b__link *l) {
+  const e2b__opening *o = l->opening;
+  uint64_t deadline = (uint64_t)E2B__NEVER;
+  if (l->state == E2B__LINK_TLS && e2b__link_buffered(l)) return 0;
+  if (l->state == E2B__LINK_RESOLVING && !o->dns) return o->checked_ms + E2B__LINK_RETRY_MS;
+  if (l->state == E2B__LINK_RESOLVING && e2b__dns_done(o->dns)) return 0;
+  if (l->state != E2B__LINK_CONNECTING) return deadline;
+  if (o->live == 0 || o->next < e2b__link_addrs(l)) deadline = o->timer_ms;
+#if E2B__WIN32
+  deadline = E2B__MIN(deadline, o->checked_ms + 100u); /* old versions of WSAPoll do not report a failed connect */
+#endif
+  return deadline;
+}
+
+/* For a pooled connection nobody waits on: false when the peer closed it or sent something unasked. */
+static bool e2b__link_alive(e2b__link *l) {
+  uint8_t byte;
+  return l->state == E2B__LINK_READY && e2b__link_read(l, &byte, 1, NULL) == E2B_IO_AGAIN;
+}
+
+/* ================================================================================================================== */
+/* >>>> requests */
+/* ================================================================================================================== */
+
+typedef struct e2b__conn e2b__conn;
+typedef struct e2b__req e2b__req;
+typedef struct e2b__op e2b__op;
+
+/* First member of everything a callback may free while it is in use: what dies inside a turn is buried at its end. */
+typedef struct e2b__object {
+  struct e2b__object *next_dead;
+  size_t size;
+} e2b__object;
+
+typedef struct e2b__op_slot {
+  e2b__op *op;
+  uint16_t generation;
+} e2b__op_slot;
+
+struct e2b_client {
+  e2b__mem mem;
+  e2b_client_config config; /* resolved: no member is 0 for "default" any more, strings are ours */
+  e2b__net net;
+  uint64_t now;             /* milliseconds, read once per turn */
+  bool in_turn;             /* user callbacks run only then: blocking calls are refused */
+  bool closing;             /* in e2b_client_free: nothing new is started */
+  bool work;                /* something can be done without waiting for the network */
+  uint64_t budget_end_us;   /* no further piece of work starts after it; 0 = no budget */
+
+  e2b__conn *conns;
+  uint32_t conn_count, idle_count;
+  e2b__req *reqs, *reqs_tail; /* every request not ended yet, oldest first */
+  uint32_t queued_count;
+  uint8_t *io;              /* what was just read: always consumed before the next read, so one is enough */
+
+  e2b__op_slot *slots;
+  uint32_t slot_count, op_count;
+  e2b__op *done, *done_tail; /* finished, not delivered */
+  uint32_t delivered;        /* completions of this turn */
+  e2b_sandbox *sandboxes;
+  e2b__object *dead;
+  e2b_pollfd *polls;
+  size_t poll_cap;
+  e2b_client_stats stats;
+};
+
+static uint64_t e2b__now_ms(const e2b_client *client) {
+  return client->config.now_ms_fn ? client->config.now_ms_fn(client->config.platform_user) : e2b__net_now_us() / 1000u;
+}
+
+static uint64_t e2b__now_us(const e2b_client *client) {
+  return client->config.now_ms_fn ? client->config.now_ms_fn(client->config.platform_user) * 1000u : e2b__net_now_us();
+}
+
+static bool e2b__budget_spent(const e2b_client *client) {
+  return client->budget_end_us && e2b__now_us(client) >= client->budget_end_us;
+}
+
+static void *e2b__object_new(e2b_client *client, size_t size) {
+  e2b__object *object = (e2b__object *)e2b__mem_alloc(&client->mem, size);
+  if (object) object->size = size;
+  return object;
+}
+
+static void e2b__object_free(e2b_client *client, void *ptr) {
+  e2b__object *object = (e2b__object *)ptr;
+  if (client->in_turn) {
+    object->next_dead = client->dead;
+    client->dead = object;
+  } else {
+    e2b__mem_free(&client->mem, object, object->size);
+  }
+}
+
+static uint64_t e2b__deadline(uint64_t now, int32_t timeout_ms) {
+  return timeout_ms < 0 ? (uint64_t)E2B__NEVER : now + (uint64_t)timeout_ms;
+}
+
+/* What becomes of a request. All are called inside a turn. */
+typedef struct e2b__req_events {
+  /* Optional. The final head is in req->status and req->answer_headers. */
+  e2b_err (*on_head)(e2b__req *req);
+  /* Optional; without it the body collects in req->rx. Says in *taken how much it used; the rest is kept in rx and offered
+   * again together with what comes next. It may set req->paused: then nothing is offered until e2b__req_resume. */
+  e2b_err (*on_body)(e2b__req *req, const uint8_t *data, size_t len, size_t *taken);
+  /* Gives body bytes: > 0, 0 at the end, E2B_IO_AGAIN for none until e2b__req_kick, other < 0 = abort with that e2b_err. */
+  int (*on_source)(e2b__req *req, uint8_t *buf, size_t cap);
+  /* Once. err->code is E2B_OK for a complete answer of any status. The request may be freed or submitted again here. */
+  void (*on_end)(e2b__req *req, const e2b_error *err);
+} e2b__req_events;
+
+typedef enum e2b__req_state {
+  E2B__REQ_NEW = 0, /* being filled in, or ended */
+  E2B__REQ_QUEUED,
+  E2B__REQ_ACTIVE,  /* has a connection */
+  E2B__REQ_ENDED    /* the answer is complete, but the consumer paused: on_end comes after the rest of the data */
+} e2b__req_state;
+
+/* One HTTP exchange. Embedded in what wants it (an operation, a stream). */
+struct e2b__req {
+  e2b_client *client;
+  const e2b__req_events *events;
+  e2b__req *prev, *next;
+  e2b__conn *conn;
+  e2b__req_state state;
+  uint64_t deadline;           /* of the whole exchange */
+  int32_t idle_ms;             /* no progress for so long ends it; < 0 = no limit */
+  uint64_t last_progress;
+  uint64_t not_before;         /* stays queued until then */
+  e2b_phase failed_phase;
+
+  /* the request; strings ours */
+  const char *method;
+  bool tls;
+  uint16_t port;
+  char *host;
+  e2b__buf path;               /* what follows the host, with the query */
+  e2b__headers headers;
+  e2b__buf body;               /* sent first, */
+  int64_t body_len;            /* then the source until this many bytes in all; or E2B__BODY_* */
+  uint64_t body_done;          /* bytes handed to the connection */
+  bool body_ended, source_waits;
+  bool idempotent;             /* may be sent again when a reused connection turns out to be dead */
+  bool fresh;                  /* is being sent again: do not trust idle connections */
+  bool sent;                   /* a byte of it was given to the network */
+
+  /* the answer */
+  int status;                  /* 0 until the head is complete */
+  e2b__headers answer_headers;
+  uint64_t answer_len;         /* body bytes so far */
+  e2b__buf rx;
+  size_t rx_limit, rx_need;    /* held back when rx reaches the larger one; rx_limit 0 = never */
+  bool paused;                 /* the consumer wants nothing until e2b__req_resume */
+  bool pulled;                 /* the consumer takes from rx itself; on_end waits until it has (e2b__req_flush) */
+  bool flush;
+  e2b_error end;               /* in E2B__REQ_ENDED */
+};
+
+static void e2b__req_init(e2b__req *req, e2b_client *client, const e2b__req_events *events) {
+  memset(req, 0, sizeof *req);
+  req->client = client;
+  req->events = events;
+  req->method = "GET";
+  req->body_len = E2B__BODY_NONE;
+  req->deadline = (uint64_t)E2B__NEVER;
+  req->idle_ms = -1;
+  e2b__buf_init(&req->path, &client->mem, 65536);
+  e2b__buf_init(&req->body, &client->mem, SIZE_MAX);
+  e2b__buf_init(&req->rx, &client->mem, (size_t)client->config.max_message_bytes + client->config.io_buffer_size);
+  e2b__headers_init(&req->headers, &client->mem, 65536);
+  e2b__headers_init(&req->answer_headers, &client->mem, client->config.max_header_bytes);
+}
+
+/* Whether reading for it has to stop because nobody takes what came. */
+static bool e2b__req_held(const e2b__req *req) {
+  return req->paused || (req->rx_limit && req->rx.len >= E2B__MAX(req->rx_limit, req->rx_need));
+}
+
+static void e2b__req_link(e2b__req *req, bool first) {
+  e2b_client *client = req->client;
+  req->prev = first ? NULL : client->reqs_tail;
+  req->next = first ? client->reqs : NULL;
+  if (req->prev) req->prev->next = req; else client->reqs = req;
+  if (req->next) req->next->prev = req; else client->reqs_tail = req;
+}
+
+static void e2b__req_unlink(e2b__req *req) {
+  e2b_client *client = req->client;
+  if (req->prev) req->prev->next = req->next; else client->reqs = req->next;
+  if (req->next) req->next->prev = req->prev; else client->reqs_tail = req->prev;
+  req->prev = req->next = NULL;
+}
+
+static void e2b__req_set_state(e2b__req *req, e2b__req_state state) {
+  if (req->state == E2B__REQ_QUEUED) req->client->queued_count--;
+  if (state == E2B__REQ_QUEUED) req->client->queued_count++;
+  req->state = state;
+}
+
+static void e2b__req_clear_answer(e2b__req *req) {
+  req->status = 0;
+  req->answer_len = 0;
+  req->rx.len = 0;
+  req->body_done = 0;
+  req->body_ended = req->source_waits = req->sent = false;
+  e2b__headers_free(&req->answer_headers);
+}
+
+/* Queues it. Everything else happens in turns. Failures of the builders (path, headers, body) are reported here. */
+static e2b_err e2b__req_submit(e2b__req *req) {
+  e2b_err failed = req->path.err ? req->path.err : req->body.err ? req->body.err : req->headers.text.err;
+  if (failed || !req->host) return failed ? failed : E2B_ERR_NO_MEMORY;
+  e2b__req_clear_answer(req);
+  req->last_progress = req->client->now;
+  e2b__req_set_state(req, E2B__REQ_QUEUED);
+  e2b__req_link(req, false);
+  req->client->work = true;
+  return E2B_OK;
+}
+
+/* Puts a request back that may safely be sent again. */
+static void e2b__req_requeue(e2b__req *req) {
+  req->conn = NULL;
+  req->fresh = true;
+  e2b__req_clear_answer(req);
+  e2b__req_unlink(req);
+  e2b__req_link(req, true);
+  e2b__req_set_state(req, E2B__REQ_QUEUED);
+  req->client->work = true;
+}
+
+static void e2b__req_finish(e2b__req *req) {
+  e2b_error end = req->end;
+  e2b__req_set_state(req, E2B__REQ_NEW);
+  e2b__req_unlink(req);
+  req->events->on_end(req, &end);
+}
+
+/* Offers what is in rx. Returns an error of the consumer. */
+static e2b_err e2b__req_offer(e2b__req *req) {
+  size_t taken = 0;
+  e2b_err code;
+  if (!req->events->on_body || req->paused || req->pulled || !req->rx.len) return E2B_OK;
+  code = req->events->on_body(req, req->rx.data, req->rx.len, &taken);
+  if (req->state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
+  e2b__buf_drop(&req->rx, taken);
+  return code;
+}
+
+/* Ends the exchange; the connection has let go of it already. */
+static void e2b__req_end(e2b__req *req, const e2b_error *err) {
+  const char *id = e2b__headers_get(&req->answer_headers, "x-request-id");
+  req->conn = NULL;
+  req->end = *err;
+  req->end.http_status = req->status;
+  if (id) (void)snprintf(req->end.request_id, sizeof req->end.request_id, "%s", id);
+  if (err->code) req->end.maybe_done = req->sent && !req->idempotent;
+  e2b__req_set_state(req, E2B__REQ_ENDED);
+  if ((req->paused || req->pulled) && req->rx.len) { /* e2b__req_flush comes back to it */
+    req->deadline = (uint64_t)E2B__NEVER;
+    return;
+  }
+  e2b__req_finish(req);
+}
+
+/* Body bytes from the connection. */
+static e2b_err e2b__req_receive(e2b__req *req, const uint8_t *data, size_t len) {
+  size_t taken = 0;
+  e2b_err code = E2B_OK;
+  req->answer_len += len;
+  if (req->events->on_body && !req->paused && !req->pulled && !req->rx.len) {
+    code = req->events->on_body(req, data, len, &taken);
+    if (req->state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
+    if (code) return code;
+    e2b__buf_put(&req->rx, data + taken, len - taken);
+    return req->rx.err;
+  }
+  e2b__buf_put(&req->rx, data, len);
+  return req->rx.err ? req->rx.err : e2b__req_offer(req);
+}
+
+static void e2b__req_free(e2b__req *req) {
+  if (!req->client) return;
+  e2b__buf_free(&req->path);
+  e2b__buf_free(&req->body);
+  e2b__buf_free(&req->rx);
+  e2b__headers_free(&req->headers);
+  e2b__headers_free(&req->answer_headers);
+  e2b__mem_free_str(&req->client->mem, req->host);
+  req->host = NULL;
+}
+
+/* Sets host, port and the beginning of the path from a base URL; the caller appends to req->path. */
+static void e2b__req_target(e2b__req *req, const e2b__url *base) {
+  e2b__mem_free_str(&req->client->mem, req->host);
+  req->tls = base->tls;
+  req->port = base->port;
+  req->host = e2b__mem_dup(&req->client->mem, base->host.ptr, base->host.len);
+  req->path.len = 0;
+  e2b__buf_str(&req->path, base->path);
+}
+
+/* ================================================================================================================== */
+/* >>>> connections */
+/* ================================================================================================================== */
+
+typedef enum e2b__conn_state {
+  E2B__CONN_OPENING = 0,
+  E2B__CONN_OPEN,        /* busy with conn->req, or idle in the pool when that is NULL */
+  E2B__CONN_CLOSED       /* waits to be buried */
+} e2b__conn_state;
+
+/* One HTTP/1.1 connection of the pool. Its life: opening for one request, then request after request, idle in between. */
+struct e2b__conn {
+  e2b__object object;
+  e2b_client *client;
+  e2b__conn *next;
+  e2b__conn_state state;
+  char *host;
+  uint16_t port;
+  bool tls;
+  bool reused;            /* carried a request before this one */
+  bool kick;              /* step it in the next turn whether its socket is ready or not */
+  bool ready;             /* its socket is */
+  bool want_write;
+  e2b__link link;
+  e2b__h1 h1;
+  e2b__req *req;
+  e2b__buf out;           /* what goes to the link next; refilled only when empty */
+  size_t out_done;
+  e2b_error tx_error;     /* writing failed; an answer may still be there to read */
+  uint64_t open_deadline, idle_since;
+};
+
+static e2b_err e2b__conn_on_head(void *owner, int status, const e2b__headers *headers) {
+  e2b__conn *conn = (e2b__conn *)owner;
+  e2b__req *req = conn->req;
+  e2b_err code;
+  req->status = status;
+  e2b__buf_put(&req->answer_headers.text, headers->text.data, headers->text.len);
+  req->answer_headers.count = headers->count;
+  if (req->answer_headers.text.err) return req->answer_headers.text.err;
+  code = req->events->on_head ? req->events->on_head(req) : E2B_OK;
+  return conn->req == req ? code : E2B_ERR_CANCELED;
+}
+
+static e2b_err e2b__conn_on_body(void *owner, const uint8_t *data, size_t len) {
+  e2b__conn *conn = (e2b__conn *)owner;
+  e2b__req *req = conn->req;
+  e2b_err code = e2b__req_receive(req, data, len);
+  return conn->req == req ? code : E2B_ERR_CANCELED;
+}
+
+static const e2b__h1_events e2b__conn_h1_events = { e2b__conn_on_head, e2b__conn_on_body };
+
+static void e2b__conn_close(e2b__conn *conn) {
+  if (conn->state == E2B__CONN_CLOSED) return;
+  if (conn->state == E2B__CONN_OPEN && !conn->req) conn->client->idle_count--;
+  conn->client->conn_count--;
+  conn->state = E2B__CONN_CLOSED;
+  conn->req = NULL;
+  e2b__link_close(&conn->link);
+  conn->client->work = true; /* somebody may be waiting for the place */
+}
+
+static void e2b__conn_bury(e2b__conn *conn) {
+  e2b__mem *mem = &conn->client->mem;
+  e2b__buf_free(&conn->out);
+  e2b__h1_free(&conn->h1);
+  e2b__mem_free_str(mem, conn->host);
+  e2b__mem_free(mem, conn, conn->object.size);
+}
+
+/* Where its request stands, for error messages. */
+static e2b_phase e2b__req_phase(const e2b__req *req) {
+  const e2b__conn *conn = req->conn;
+  if (!conn) return req->state == E2B__REQ_QUEUED ? E2B_PHASE_QUEUE : E2B_PHASE_BODY;
+  if (conn->state == E2B__CONN_OPENING) return e2b__link_phase(&conn->link);
+  if (req->status) return E2B_PHASE_BODY;
+  return req->body_ended && conn->out.len == 0 ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
+}
+
+/* Takes the request away from its connection without a word to its owner. */
+static void e2b__req_abort(e2b__req *req) {
+  if (req->state == E2B__REQ_NEW) return;
+  if (req->conn) e2b__conn_close(req->conn);
+  req->conn = NULL;
+  req->rx.len = 0;
+  e2b__req_set_state(req, E2B__REQ_NEW);
+  e2b__req_unlink(req);
+}
+
+/* Ends a request from outside its connection: deadlines, cancelling. */
+static void e2b__req_fail(e2b__req *req, const e2b_error *err) {
+  if (req->conn) e2b__conn_close(req->conn);
+  req->paused = false;
+  e2b__req_end(req, err);
+}
+
+/* After the consumer made room or the source has bytes again. */
+static void e2b__req_kick(e2b__req *req) {
+  req->source_waits = false;
+  req->last_progress = req->client->now;
+  if (req->conn) req->conn->kick = true;
+  req->client->work = true;
+}
+
+static void e2b__req_resume(e2b__req *req) {
+  if (!req->paused) return;
+  req->paused = false;
+  req->flush = true;
+  e2b__req_kick(req);
+}
+
+/* After e2b__req_resume: delivers what is left, then the end. */
+static void e2b__req_flush(e2b__req *req) {
+  e2b_err code;
+  req->flush = false;
+  code = e2b__req_offer(req);
+  if (req->state == E2B__REQ_NEW) return;
+  if (code) {
+    e2b_error err;
+    e2b__error_set(&err, code, E2B_PHASE_BODY, "the data could not be delivered");
+    e2b__req_fail(req, &err);
+  } else if (req->state == E2B__REQ_ENDED && !req->paused) {
+    e2b__req_finish(req);
+  }
+}
+
+/* The exchange on this connection failed. A request that died on a reused connection before any answer may go out once more
+ * when that cannot do anything twice (the keep-alive close race). */
+static void e2b__conn_fail(e2b__conn *conn, const e2b_error *err) {
+  e2b__req *req = conn->req;
+  bool again = req && conn->reused && !conn->h1.started && !req->fresh && (req->idempotent || !req->sent) &&
+               (req->idempotent || !req->events->on_source || req->body_done <= req->body.len) &&
+               (err->code == E2B_ERR_CLOSED || err->code == E2B_ERR_IO);
+  e2b__conn_close(conn);
+  if (!req) return;
+  if (again) e2b__req_requeue(req);
+  else e2b__req_end(req, err);
+}
+
+static void e2b__conn_fail_with(e2b__conn *conn, e2b_err code, const char *what) {
+  e2b_error err;
+  e2b_phase phase = conn->req ? e2b__req_phase(conn->req) : E2B_PHASE_NONE;
+  e2b__error_set(&err, code, phase, "%s (%s:%u)", what, conn->host, (unsigned)conn->port);
+  e2b__conn_fail(conn, &err);
+}
+
+/* Begins the exchange on an open connection. */
+static void e2b__conn_begin(e2b__conn *conn) {
+  e2b__req *req = conn->req;
+  char host[300];
+  bool ipv6 = strchr(conn->host, ':') != NULL;
+  bool default_port = conn->port == (conn->tls ? 443 : 80);
+  (void)snprintf(host, sizeof host, ipv6 ? "[%s]" : "%s", conn->host);
+  if (!default_port) {
+    size_t len = strlen(host);
+    (void)snprintf(host + len, sizeof host - len, ":%u", (unsigned)conn->port);
+  }
+  e2b__h1_begin(&conn->h1, strcmp(req->method, "HEAD") == 0, false);
+  memset(&conn->tx_error, 0, sizeof conn->tx_error);
+  conn->out.len = conn->out_done = 0;
+  e2b__h1_write_head(&conn->out, req->method, e2b__str_n((const char *)req->path.data, req->path.len), e2b__str(host),
+                     &req->headers, req->body_len);
+  req->body_ended = req->body_len == E2B__BODY_NONE || req->body_len == 0;
+  if (conn->out.err)
+    e2b__conn_fail_with(conn, conn->out.err, conn->out.err == E2B_ERR_NO_MEMORY ? "no memory for the request" : "the request cannot be written");
+}
+
+/* The next bytes of the body into `to`. > 0, 0 at the end, E2B_IO_AGAIN, or an e2b_err. */
+static int e2b__req_pull_body(e2b__req *req, uint8_t *to, size_t cap) {
+  size_t left;
+  int got;
+  if (req->body_done < req->body.len) {
+    left = req->body.len - (size_t)req->body_done;
+    got = (int)E2B__MIN(left, cap);
+    memcpy(to, req->body.data + req->body_done, (size_t)got);
+  } else {
+    if (req->body_len >= 0) cap = (size_t)E2B__MIN((uint64_t)cap, (uint64_t)req->body_len - req->body_done);
+    if (!cap || !req->events->on_source) return 0;
+    got = req->events->on_source(req, to, cap);
+  }
+  if (got > 0) req->body_done += (uint64_t)got;
+  return got;
+}
+
+/* Refills conn->out from the body. Chunk heads have a fixed width, so that they can be written after their data. */
+static int e2b__conn_fill(e2b__conn *conn) {
+  e2b__req *req = conn->req;
+  bool chunked = req->body_len == E2B__BODY_CHUNKED;
+  size_t cap = conn->client->config.io_buffer_size, head = chunked ? 8 : 0;
+  uint8_t *to = e2b__buf_reserve(&conn->out, head + cap + 8);
+  int got;
+  if (!to) return E2B_ERR_NO_MEMORY;
+  got = e2b__req_pull_body(req, to + head, E2B__MIN(cap, (size_t)0xffffff));
+  if (conn->req != req) return E2B_ERR_CANCELED;
+  if (got < 0) return got;
+  if (got == 0 && req->body_len > 0 && req->body_done < (uint64_t)req->body_len) return E2B_ERR_INVALID_ARGUMENT;
+  if (chunked) {
+    char hex[12];
+    if (got == 0) {
+      e2b__buf_text(&conn->out, "0\r\n\r\n");
+    } else {
+      (void)snprintf(hex, sizeof hex, "%06x\r\n", (unsigned)got);
+      memcpy(to, hex, 8);
+      memcpy(to + 8 + got, "\r\n", 2);
+      conn->out.len += (size_t)got + 10;
+    }
+  } else {
+    conn->out.len += (size_t)got;
+  }
+  req->body_ended = got == 0 || (req->body_len >= 0 && req->body_done == (uint64_t)req->body_len);
+  return got;
+}
+
+/* Sends until the link takes no more, the body waits for its source, or all is sent. */
+static void e2b__conn_send(e2b__conn *conn) {
+  e2b__req *req = conn->req;
+  int n, rounds;
+  conn->want_write = false;
+  for (rounds = 0; req && conn->req == req && !conn->tx_error.code; rounds++) {
+    if (conn->out_done == conn->out.len) {
+      conn->out.len = conn->out_done = 0;
+      if (req->body_ended || req->source_waits) return;
+      if (rounds && e2b__budget_spent(conn->client)) {
+        conn->want_write = true;
+        return;
+      }
+      n = e2b__conn_fill(conn);
+      if (conn->state == E2B__CONN_CLOSED) return;
+      if (n == E2B_IO_AGAIN) {
+        req->source_waits = true;
+        return;
+      }
+      if (n < 0) {
+        e2b__conn_fail_with(conn, (e2b_err)n, n == E2B_ERR_INVALID_ARGUMENT ? "the source ended before the size it announced" :
+                            n == E2B_ERR_CANCELED ? "the source canceled the upload" : "no memory for the request");
+        return;
+      }
+      if (conn->out.len == 0) return;
+    }
+    n = e2b__link_write(&conn->link, conn->out.data + conn->out_done, conn->out.len - conn->out_done, &conn->tx_error);
+    if (n == E2B_IO_AGAIN) {
+      conn->want_write = true;
+      return;
+    }
+    if (n < 0) {
+      if (!conn->tx_error.code) e2b__error_set(&conn->tx_error, E2B_ERR_CLOSED, E2B_PHASE_SEND, "the connection was closed");
+      return; /* an early answer may wait to be read: the reader ends this */
+    }
+    req->sent = true;
+    req->last_progress = conn->client->now;
+    conn->out_done += (size_t)n;
+    conn->client->stats.bytes_tx += (uint64_t)n;
+  }
+}
+
+/* The answer is complete. `leftover`: bytes followed that nobody asked for. */
+static void e2b__conn_complete(e2b__conn *conn, bool leftover) {
+  e2b__req *req = conn->req;
+  e2b_error ok;
+  bool sent = req->body_ended && conn->out_done == conn->out.len && !conn->tx_error.code;
+  memset(&ok, 0, sizeof ok);
+  if (conn->h1.keep_alive && !leftover && sent && conn->client->idle_count < conn->client->config.max_idle_connections) {
+    conn->req = NULL;
+    conn->idle_since = conn->client->now;
+    conn->client->idle_count++;
+    conn->want_write = false;
+    e2b__buf_free(&conn->out);
+    conn->out_done = 0;
+  } else {
+    e2b__conn_close(conn);
+  }
+  conn->client->work = true; /* the next in the queue */
+  e2b__req_end(req, &ok);
+}
+
+static void e2b__conn_eof(e2b__conn *conn) {
+  e2b_err code;
+  if (!conn->req) {
+    e2b__conn_close(conn);
+    return;
+  }
+  code = e2b__h1_finish(&conn->h1);
+  if (code == E2B_OK && conn->h1.complete && !conn->link.unclean_eof) {
+    e2b__conn_complete(conn, false);
+  } else if (code == E2B_ERR_CLOSED && conn->tx_error.code) {
+    e2b_error err = conn->tx_error;
+    e2b__conn_fail(conn, &err);
+  } else if (code == E2B_ERR_CLOSED) {
+    e2b__conn_fail_with(conn, code, "the server closed the connection without an answer");
+  } else if (code && conn->h1.detail) {
+    e2b__conn_fail_with(conn, code, conn->h1.detail);
+  } else {
+    e2b__conn_fail_with(conn, E2B_ERR_TRUNCATED, "the TLS connection was cut before the end of the answer's body");
+  }
+}
+
+/* Returns false when there is nothing more to read now. */
+static bool e2b__conn_receive_once(e2b__conn *conn) {
+  e2b_client *client = conn->client;
+  size_t cap = client->config.io_buffer_size, used = 0;
+  e2b_error err;
+  e2b_err code;
+  int n;
+  if (conn->req && e2b__req_held(conn->req)) return false;
+  memset(&err, 0, sizeof err);
+  n = e2b__link_read(&conn->link, client->io, cap, &err);
+  if (n == E2B_IO_AGAIN) return false;
+  if (n == E2B_IO_EOF) {
+    e2b__conn_eof(conn);
+    return false;
+  }
+  if (n < 0) {
+    if (conn->req && conn->h1.started && err.code == E2B_ERR_CLOSED) err.code = E2B_ERR_TRUNCATED;
+    err.phase = conn->req ? e2b__req_phase(conn->req) : err.phase;
+    e2b__conn_fail(conn, &err);
+    return false;
+  }
+  client->stats.bytes_rx += (uint64_t)n;
+  if (!conn->req) { /* nobody asked */
+    e2b__conn_close(conn);
+    return false;
+  }
+  conn->req->last_progress = client->now;
+  code = e2b__h1_feed(&conn->h1, client->io, (size_t)n, &used);
+  if (conn->state == E2B__CONN_CLOSED) return false;
+  if (code) e2b__conn_fail_with(conn, code, conn->h1.detail ? conn->h1.detail : "the answer could not be used");
+  else if (conn->h1.complete) e2b__conn_complete(conn, used < (size_t)n);
+  else return (size_t)n == cap || e2b__link_buffered(&conn->link);
+  return false;
+}
+
+static void e2b__conn_step(e2b__conn *conn) {
+  e2b_client *client = conn->client;
+  e2b_error err;
+  e2b_err code;
+  int rounds;
+  conn->kick = conn->ready = false;
+  if (conn->state == E2B__CONN_OPENING) {
+    memset(&err, 0, sizeof err);
+    code = e2b__link_step(&conn->link, client->now, &err);
+    if (code == E2B_PENDING) return;
+    if (code) {
+      e2b__conn_fail(conn, &err);
+      return;
+    }
+    conn->state = E2B__CONN_OPEN;
+    conn->req->last_progress = client->now;
+    e2b__conn_begin(conn);
+  }
+  if (conn->state == E2B__CONN_OPEN) e2b__conn_send(conn);
+  for (rounds = 0; rounds < 8 && conn->state == E2B__CONN_OPEN; rounds++) {
+    if (rounds && e2b__budget_spent(client)) return;
+    if (!e2b__conn_receive_once(conn)) return;
+  }
+}
+
+/* An idle connection to the request's origin that still lives, or NULL. */
+static e2b__conn *e2b__conn_find_idle(e2b_client *client, const e2b__req *req) {
+  e2b__conn *conn;
+  for (conn = client->conns; conn && client->idle_count; conn = conn->next) {
+    if (conn->state != E2B__CONN_OPEN || conn->req || conn->port != req->port || conn->tls != req->tls ||
+        strcmp(conn->host, req->host) != 0)
+      continue;
+    if (!req->fresh && e2b__link_alive(&conn->link)) return conn;
+    e2b__conn_close(conn);
+  }
+  return NULL;
+}
+
+/* Makes room for one more connection if the limits allow: by closing the longest idle one when the pool is full. */
+static bool e2b__conn_room(e2b_client *client, const e2b__req *req) {
+  e2b__conn *conn, *oldest = NULL;
+  uint32_t same = 0;
+  if (client->conn_count < client->config.max_connections &&
+      client->config.max_connections_per_host >= client->config.max_connections)
+    return true;
+  for (conn = client->conns; conn; conn = conn->next) {
+    if (conn->state == E2B__CONN_CLOSED) continue;
+    if (conn->port == req->port && conn->tls == req->tls && strcmp(conn->host, req->host) == 0) same++;
+    if (conn->state == E2B__CONN_OPEN && !conn->req && (!oldest || conn->idle_since < oldest->idle_since)) oldest = conn;
+  }
+  if (same >= client->config.max_connections_per_host) return false;
+  if (client->conn_count < client->config.max_connections) return true;
+  if (oldest) e2b__conn_close(oldest);
+  return oldest != NULL;
+}
+
+static e2b__conn *e2b__conn_open(e2b_client *client, e2b__req *req, e2b_error *err) {
+  e2b__conn *conn = (e2b__conn *)e2b__object_new(client, sizeof *conn);
+  e2b_err code;
+  if (!conn) {
+    e2b__error_set(err, E2B_ERR_NO_MEMORY, E2B_PHASE_CONNECT, "no memory for a connection");
+    return NULL;
+  }
+  conn->client = client;
+  conn->port = req->port;
+  conn->tls = req->tls;
+  conn->open_deadline = e2b__deadline(client->now, client->config.connect_timeout_ms);
+  e2b__buf_init(&conn->out, &client->mem, SIZE_MAX);
+  e2b__link_init(&conn->link, &client->net);
+  e2b__h1_init(&conn->h1, &client->mem, client->config.max_header_bytes, &e2b__conn_h1_events, conn);
+  conn->host = e2b__mem_dup(&client->mem, req->host, strlen(req->host));
+  if (!conn->host) {
+    e2b__error_set(err, E2B_ERR_NO_MEMORY, E2B_PHASE_CONNECT, "no memory for a connection");
+    e2b__conn_bury(conn);
+    return NULL;
+  }
+  code = e2b__link_open(&conn->link, conn->host, conn->port, conn->tls, client->now, err);
+  if (code) {
+    e2b__link_close(&conn->link);
+    e2b__conn_bury(conn);
+    return NULL;
+  }
+  conn->next = client->conns;
+  client->conns = conn;
+  client->conn_count++;
+  client->stats.connections_made++;
+  return conn;
+}
+
+/* Gives a queued request its connection if one is to be had. */
+static void e2b__req_dispatch(e2b__req *req) {
+  e2b_client *client = req->client;
+  e2b_error err;
+  e2b__conn *conn = e2b__conn_find_idle(client, req);
+  if (conn) {
+    client->idle_count--;
+    conn->reused = true;
+  } else {
+    if (!e2b__conn_room(client, req)) return;
+    memset(&err, 0, sizeof err);
+    conn = e2b__conn_open(client, req, &err);
+    if (!conn) {
+      e2b__req_end(req, &err);
+      return;
+    }
+  }
+  e2b__req_set_state(req, E2B__REQ_ACTIVE);
+  req->conn = conn;
+  req->last_progress = client->now;
+  conn->req = req;
+  conn->kick = true;
+  client->work = true; /* the turn must not sleep before it steps the connection */
+  if (conn->state == E2B__CONN_OPEN) e2b__conn_begin(conn);
+}
+/* ================================================================================================================== */
+/* >>>> operations */
+/* ================================================================================================================== */
+
+typedef struct e2b__op_type {
+  void (*cancel)(e2b__op *op);   /* lets go of requests and streams, without events */
+  void (*release)(e2b__op *op);  /* frees what it holds, not itself */
+  void (*resume)(e2b__op *op);   /* optional: after E2B_PAUSE */
+  e2b_phase (*phase)(e2b__op *op); /* optional: for the message of a timeout */
+  void (*give_up)(e2b__op *op);    /* optional: before a timeout or an interrupt cancels it: hands over what there is */
+} e2b__op_type;
+
+/* What a public call has under way. Embedded first in its specific struct. */
+struct e2b__op {
+  e2b__object object;
+  e2b_client *client;
+  const e2b__op_type *type;
+  e2b_sandbox *sandbox; /* dies with it; NULL for calls on the client */
+  uint32_t id;
+  bool blocking, finished, delivered;
+  e2b_done_fn on_done;
+  void *user;
+  uint64_t deadline;
+  int32_t timeout_ms;   /* for its message */
+  e2b_error result;
+  e2b__op *next_done;
+};
+
+static e2b_err e2b__fail(e2b_error *err, e2b_err code, const char *message) {
+  e2b__error_set(err, code, E2B_PHASE_NONE, "%s", message);
+  return code;
+}
+
+static e2b_err e2b__invalid(e2b_error *err, const char *name, const char *why) {
+  e2b__error_set(err, E2B_ERR_INVALID_ARGUMENT, E2B_PHASE_NONE, "%s %s", name, why);
+  if (err) err->subject = E2B_SUBJECT_OPTION;
+  return E2B_ERR_INVALID_ARGUMENT;
+}
+
+static e2b_err e2b__no_memory(e2b_error *err) {
+  return e2b__fail(err, E2B_ERR_NO_MEMORY, "out of memory");
+}
+
+static bool e2b__call_blocks(const e2b_call *call) {
+  return !call || (!call->op && !call->on_done);
+}
+
+/* Finds a free slot, growing the table. Returns -1 when there is none. */
+static int e2b__op_slot_find(e2b_client *client) {
+  uint32_t i, grown;
+  e2b__op_slot *slots;
+  for (i = 0; client->op_count < client->slot_count && i < client->slot_count; i++)
+    if (!client->slots[i].op) return (int)i;
+  grown = E2B__MIN(E2B__MAX(client->slot_count * 2u, 8u), client->config.max_ops);
+  if (grown <= client->slot_count) return -1;
+  slots = (e2b__op_slot *)e2b__mem_realloc(&client->mem, client->slots, client->slot_count * sizeof *slots,
+                                           grown * sizeof *slots);
+  if (!slots) return -1;
+  memset(slots + client->slot_count, 0, (grown - client->slot_count) * sizeof *slots);
+  i = client->slot_count;
+  client->slots = slots;
+  client->slot_count = grown;
+  return (int)i;
+}
+
+/* Creates an operation of `size` bytes, or returns NULL with *err. Every public call that takes an e2b_call comes through here. */
+static void *e2b__op_new(e2b_client *client, const e2b_call *call, const e2b__op_type *type, size_t size, int32_t default_ms,
+                         e2b_error *err) {
+  e2b__op *op;
+  int slot, timeout = call && call->timeout_ms ? call->timeout_ms : default_ms;
+  if (err) memset(err, 0, sizeof *err);
+  if (client->closing) {
+    e2b__fail(err, E2B_ERR_BAD_STATE, "the client is being freed");
+    return NULL;
+  }
+  if (e2b__call_blocks(call) && client->in_turn) {
+    e2b__fail(err, E2B_ERR_BAD_STATE, "a blocking call inside a callback: set call.op or call.on_done");
+    return NULL;
+  }
+  if (client->op_count >= client->config.max_ops) {
+    e2b__fail(err, E2B_ERR_BUSY, "max_ops operations are under way or not collected with e2b_op_poll");
+    return NULL;
+  }
+  slot = e2b__op_slot_find(client);
+  op = slot < 0 ? NULL : (e2b__op *)e2b__object_new(client, size);
+  if (!op) {
+    e2b__no_memory(err);
+    return NULL;
+  }
+  if (!client->in_turn) client->now = e2b__now_ms(client);
+  if (++client->slots[slot].generation == 0) client->slots[slot].generation = 1;
+  client->slots[slot].op = op;
+  client->op_count++;
+  op->client = client;
+  op->type = type;
+  op->id = (uint32_t)client->slots[slot].generation << 16 | (uint32_t)slot;
+  op->blocking = e2b__call_blocks(call);
+  op->on_done = call ? call->on_done : NULL;
+  op->user = call ? call->user : NULL;
+  op->timeout_ms = timeout;
+  op->deadline = e2b__deadline(client->now, timeout);
+  return op;
+}
+
+static e2b__op *e2b__op_find(e2b_client *client, e2b_op handle) {
+  uint32_t slot = handle.id & 0xffffu;
+  if (!handle.id || slot >= client->slot_count || client->slots[slot].generation != handle.id >> 16) return NULL;
+  return client->slots[slot].op;
+}
+
+/* Frees a finished or canceled operation and its slot. */
+static void e2b__op_release(e2b__op *op) {
+  e2b_client *client = op->client;
+  e2b__op **at, *last = NULL;
+  for (at = &client->done; *at; at = &(*at)->next_done) {
+    if (*at == op) {
+      *at = op->next_done;
+      if (client->done_tail == op) client->done_tail = last;
+      break;
+    }
+    last = *at;
+  }
+  client->slots[op->id & 0xffffu].op = NULL;
+  client->op_count--;
+  if (op->type->release) op->type->release(op);
+  e2b__object_free(client, op);
+}
+
+/* The result is known. It is delivered at the end of the turn. */
+static void e2b__op_finish(e2b__op *op, const e2b_error *result) {
+  e2b_client *client = op->client;
+  if (op->finished) return;
+  op->finished = true;
+  op->result = *result;
+  op->next_done = NULL;
+  if (client->done_tail) client->done_tail->next_done = op; else client->done = op;
+  client->done_tail = op;
+  client->work = true;
+}
+
+static void e2b__op_finish_code(e2b__op *op, e2b_err code, const char *message) {
+  e2b_error err;
+  e2b__error_set(&err, code, E2B_PHASE_NONE, "%s", message);
+  e2b__op_finish(op, &err);
+}
+
+/* Ends an operation from outside with an error; its requests are dropped. */
+static void e2b__op_kill(e2b__op *op, const e2b_error *err) {
+  if (op->finished) return;
+  if (op->type->give_up) op->type->give_up(op);
+  op->type->cancel(op);
+  e2b__op_finish(op, err);
+}
+
+static void e2b__op_timeout(e2b__op *op) {
+  e2b_error err;
+  e2b_phase phase = op->type->phase ? op->type->phase(op) : E2B_PHASE_NONE;
+  e2b__error_set(&err, E2B_ERR_TIMEOUT, phase, "the call's timeout of %d ms passed (phase: %s)", (int)op->timeout_ms,
+                 e2b_phase_name(phase));
+  err.maybe_done = phase >= E2B_PHASE_SEND;
+  e2b__op_kill(op, &err);
+}
+
+static void e2b__ops_deliver(e2b_client *client) {
+  e2b__op *op;
+  while ((op = client->done) != NULL) {
+    client->done = op->next_done;
+    if (!client->done) client->done_tail = NULL;
+    op->delivered = true;
+    client->delivered++;
+    if (!op->blocking && op->on_done) {
+      e2b_done_fn on_done = op->on_done;
+      void *user = op->user;
+      e2b_error result = op->result;
+      e2b__op_release(op);
+      on_done(user, &result);
+    }
+  }
+}
+
+/* An operation made of one HTTP exchange at a time. */
+typedef struct e2b__task e2b__task;
+/* Reads the answer (any status) in task->req; returns the result with *err filled, or E2B_PENDING after e2b__task_again. */
+typedef e2b_err (*e2b__task_fn)(e2b__task *task, e2b_error *err);
+struct e2b__task {
+  e2b__op op;
+  e2b__req req;
+  e2b__task_fn on_answer;
+  e2b__task_fn on_loss;  /* optional: the exchange failed, *err says how; returns as on_answer, or E2B_PENDING when it goes on */
+  bool waited;           /* was asked to come back later once */
+  e2b_subject subject;   /* what a 404 is about */
+  void *out;             /* results, by call */
+  bool *flag;
+  const uint8_t *data;   /* the caller's bulk data; sent behind req.body */
+  size_t data_len;
+  e2b_data_fn sink;      /* and callbacks for streaming ones */
+  e2b_source_fn source;
+  void *user;
+  uint32_t state;
+};
+
+static void e2b__task_cancel(e2b__op *op) {
+  e2b__req_abort(&((e2b__task *)op)->req);
+}
+
+static void e2b__task_release(e2b__op *op) {
+  e2b__req_abort(&((e2b__task *)op)->req);
+  e2b__req_free(&((e2b__task *)op)->req);
+}
+
+static void e2b__task_resume(e2b__op *op) {
+  e2b__req *req = &((e2b__task *)op)->req;
+  if (req->paused) e2b__req_resume(req);
+  else if (req->source_waits) e2b__req_kick(req);
+}
+
+static e2b_phase e2b__task_phase(e2b__op *op) {
+  return e2b__req_phase(&((e2b__task *)op)->req);
+}
+
+static const e2b__op_type e2b__task_type = { e2b__task_cancel, e2b__task_release, e2b__task_resume, e2b__task_phase, NULL };
+
+/* Sends the task's request, or another one after the first is answered. */
+static e2b_err e2b__task_again(e2b__task *task, e2b_error *err) {
+  e2b_err code = e2b__req_submit(&task->req);
+  return code ? e2b__fail(err, code, code == E2B_ERR_LIMIT ? "the request is too large" : "out of memory") : E2B_PENDING;
+}
+
+/* A 429 with Retry-After that fits the deadline is waited for, once: the server said that nothing was done. */
+static bool e2b__task_wait_and_retry(e2b__task *task) {
+  const char *value = e2b__headers_get(&task->req.answer_headers, "retry-after");
+  uint32_t wait_ms = value ? e2b__http_retry_after_ms(value) : 0;
+  uint64_t then = task->op.client->now + wait_ms;
+  e2b_error err;
+  if (task->req.status != 429 || !wait_ms || task->waited || task->source || then >= task->op.deadline) return false;
+  task->waited = true;
+  task->req.not_before = then;
+  return e2b__task_again(task, &err) == E2B_PENDING;
+}
+
+static void e2b__task_on_end(e2b__req *req, const e2b_error *end) {
+  e2b__task *task = (e2b__task *)(void *)((uint8_t *)req - offsetof(e2b__task, req));
+  e2b_error err = *end;
+  e2b_err code = end->code;
+  if (task->op.finished) return;
+  if (code == E2B_OK) {
+    if (e2b__task_wait_and_retry(task)) return;
+    code = task->on_answer(task, &err);
+  } else if (task->on_loss) {
+    code = task->on_loss(task, &err);
+  }
+  if (code == E2B_PENDING) return;
+  if (code == E2B_OK) memset(&err, 0, sizeof err);
+  err.code = code;
+  e2b__op_finish(&task->op, &err);
+}
+
+static int e2b__task_on_source(e2b__req *req, uint8_t *buf, size_t cap) {
+  e2b__task *task = (e2b__task *)(void *)((uint8_t *)req - offsetof(e2b__task, req));
+  uint64_t at = req->body_done - req->body.len;
+  size_t left = task->data_len - (size_t)at;
+  left = E2B__MIN(left, cap);
+  if (left) memcpy(buf, task->data + at, left);
+  return (int)left;
+}
+
+/* Tasks with a body of the caller's bytes behind req.body, without a copy: set task->data, data_len and req.body_len. */
+static const e2b__req_events e2b__task_events = { NULL, NULL, e2b__task_on_source, e2b__task_on_end };
+
+static e2b__task *e2b__task_new(e2b_client *client, const e2b_call *call, e2b_error *err) {
+  e2b__task *task = (e2b__task *)e2b__op_new(client, call, &e2b__task_type, sizeof *task, client->config.request_timeout_ms, err);
+  if (!task) return NULL;
+  e2b__req_init(&task->req, client, &e2b__task_events);
+  task->req.idle_ms = call && call->idle_ms ? call->idle_ms : client->config.idle_ms;
+  return task;
+}
+
+/* ================================================================================================================== */
+/* >>>> loop */
+/* ================================================================================================================== */
+
+static void e2b__idle_timeout(e2b__req *req) {
+  e2b_error err;
+  e2b_phase phase = e2b__req_phase(req);
+  e2b__error_set(&err, E2B_ERR_IDLE_TIMEOUT, phase, "no byte moved for %d ms (phase: %s)", (int)req->idle_ms, e2b_phase_name(phase));
+  e2b__req_fail(req, &err);
+}
+
+static void e2b__connect_timeout(e2b__req *req) {
+  e2b_error err;
+  e2b_client *client = req->client;
+  e2b_phase phase = e2b__req_phase(req);
+  e2b__error_set(&err, E2B_ERR_TIMEOUT, phase, "connecting to %s:%u took longer than connect_timeout_ms (%d ms; phase: %s)", req->host,
+                 (unsigned)req->port, (int)client->config.connect_timeout_ms, e2b_phase_name(phase));
+  e2b__req_fail(req, &err);
+}
+
+static void e2b__req_timeout(e2b__req *req) {
+  e2b_error err;
+  e2b__error_set(&err, E2B_ERR_TIMEOUT, e2b__req_phase(req), "the deadline passed");
+  e2b__req_fail(req, &err);
+}
+
+static uint64_t e2b__req_idle_deadline(const e2b__req *req) {
+  bool waiting = req->state == E2B__REQ_ACTIVE && req->conn->state == E2B__CONN_OPEN;
+  if (req->idle_ms < 0 || !waiting || e2b__req_held(req) || req->source_waits) return (uint64_t)E2B__NEVER;
+  return req->last_progress + (uint64_t)req->idle_ms;
+}
+
+static uint64_t e2b__req_open_deadline(const e2b__req *req) {
+  bool opening = req->state == E2B__REQ_ACTIVE && req->conn->state == E2B__CONN_OPENING;
+  return opening ? req->conn->open_deadline : (uint64_t)E2B__NEVER;
+}
+
+/* Fires what is due. Ending a request changes the list: start over after each. */
+static void e2b__timers_fire(e2b_client *client) {
+  uint64_t now = client->now;
+  uint32_t i;
+  e2b__req *req;
+  e2b__conn *conn;
+  for (i = 0; i < client->slot_count; i++) {
+    e2b__op *op = client->slots[i].op;
+    if (op && !op->finished && now >= op->deadline) e2b__op_timeout(op);
+  }
+  for (req = client->reqs; req;) {
+    void (*fire)(e2b__req *) = NULL;
+    if (now >= req->deadline) fire = e2b__req_timeout;
+    else if (now >= e2b__req_open_deadline(req)) fire = e2b__connect_timeout;
+    else if (now >= e2b__req_idle_deadline(req)) fire = e2b__idle_timeout;
+    if (fire) fire(req);
+    req = fire ? client->reqs : req->next;
+  }
+  for (conn = client->conns; conn; conn = conn->next) {
+    if (conn->state == E2B__CONN_OPEN && !conn->req && now >= conn->idle_since + client->config.idle_connection_ms)
+      e2b__conn_close(conn);
+    if (conn->state == E2B__CONN_OPENING && now >= e2b__link_deadline(&conn->link)) conn->kick = true;
+  }
+}
+
+/* When the loop has to look again without any I/O: 0 = now, E2B__NEVER = no timer. */
+static uint64_t e2b__next_timer(const e2b_client *client) {
+  uint64_t next = (uint64_t)E2B__NEVER;
+  uint32_t i;
+  const e2b__req *req;
+  const e2b__conn *conn;
+  if (client->work || client->done) return 0;
+  for (i = 0; i < client->slot_count; i++) {
+    const e2b__op *op = client->slots[i].op;
+    if (op && !op->finished) next = E2B__MIN(next, op->deadline);
+  }
+  for (req = client->reqs; req; req = req->next) {
+    next = E2B__MIN(next, req->deadline);
+    next = E2B__MIN(next, e2b__req_open_deadline(req));
+    next = E2B__MIN(next, e2b__req_idle_deadline(req));
+    if (req->state == E2B__REQ_QUEUED && req->not_before > client->now) next = E2B__MIN(next, req->not_before);
+  }
+  for (conn = client->conns; conn; conn = conn->next) {
+    if (conn->state == E2B__CONN_OPENING) next = E2B__MIN(next, e2b__link_deadline(&conn->link));
+    if (conn->state != E2B__CONN_OPEN) continue;
+    if (!conn->req) next = E2B__MIN(next, conn->idle_since + client->config.idle_connection_ms);
+    else if (e2b__link_buffered(&conn->link) && !e2b__req_held(conn->req)) return 0;
+  }
+  return next;
+}
+
+static int e2b__wait_ms(const e2b_client *client, int timeout_ms) {
+  uint64_t timer = e2b__next_timer(client), wait;
+  if (timer == (uint64_t)E2B__NEVER) return timeout_ms;
+  wait = timer <= client->now ? 0 : E2B__MIN(timer - client->now, (uint64_t)INT_MAX);
+  return timeout_ms < 0 ? (int)wait : (int)E2B__MIN((uint64_t)timeout_ms, wait);
+}
+
+/* Flushes resumed streams and gives queued requests their connections. */
+static void e2b__requests_start(e2b_client *client) {
+  e2b__req *req;
+  for (req = client->reqs; req;) {
+    bool flush = req->flush;
+    if (flush) e2b__req_flush(req);
+    req = flush ? client->reqs : req->next;
+  }
+  for (req = client->reqs; req && client->queued_count;) {
+    e2b__req *next = req->next;
+    if (req->state == E2B__REQ_QUEUED && client->now >= req->not_before) {
+      if (client->conn_count >= client->config.max_connections && client->idle_count == 0) return;
+      e2b__req_dispatch(req);
+      if (req->state == E2B__REQ_NEW) next = client->reqs; /* it ended, and the list may be another one */
+    }
+    req = next;
+  }
+}
+
+static size_t e2b__conn_fds(const e2b__conn *conn, e2b_pollfd *out, size_t cap) {
+  bool read = conn->state == E2B__CONN_OPEN && !(conn->req && e2b__req_held(conn->req));
+  if (conn->state == E2B__CONN_CLOSED) return 0;
+  return e2b__link_fds(&conn->link, out, cap, read, conn->want_write);
+}
+
+/* Fills client->polls with the wake pipe and every connection, grown as needed. Returns how many, or 0 without memory. */
+static size_t e2b__polls_fill(e2b_client *client) {
+  size_t need = 1 + (size_t)client->conn_count * E2B__LINK_FDS, count = 0;
+  const e2b__conn *conn;
+  if (need > client->poll_cap) {
+    size_t cap = need + need / 2;
+    e2b_pollfd *grown = (e2b_pollfd *)e2b__mem_realloc(&client->mem, client->polls, client->poll_cap * sizeof *grown, cap * sizeof *grown);
+    if (!grown) return 0;
+    client->polls = grown;
+    client->poll_cap = cap;
+  }
+  client->polls[count].fd = e2b__waker_fd(client->net.waker);
+  client->polls[count].events = E2B_FD_READ;
+  client->polls[count++].revents = 0;
+  for (conn = client->conns; conn; conn = conn->next)
+    count += e2b__conn_fds(conn, client->polls + count, client->poll_cap - count);
+  return count;
+}
+
+/* Marks the connections that `ready` reports. Both are in the order of e2b__polls_fill unless the caller shuffled. */
+static void e2b__conns_mark(e2b_client *client, const e2b_pollfd *ready, size_t count) {
+  size_t i, at = 0;
+  e2b__conn *conn;
+  for (conn = client->conns; conn; conn = conn->next) {
+    e2b_pollfd mine[E2B__LINK_FDS];
+    size_t k, n = e2b__conn_fds(conn, mine, E2B__LINK_FDS);
+    if (n == 0 && conn->state != E2B__CONN_CLOSED && !(conn->req && e2b__req_held(conn->req))) conn->ready = true;
+    for (k = 0; k < n; k++) {
+      for (i = 0; i < count; i++) {
+        const e2b_pollfd *entry = &ready[(at + i) % count];
+        if (entry->fd != mine[k].fd) continue;
+        if (entry->revents) conn->ready = true;
+        at = (at + i + 1) % count;
+        break;
+      }
+    }
+  }
+}
+
+static void e2b__conns_kick_opening(e2b_client *client) {
+  e2b__conn *conn;
+  for (conn = client->conns; conn; conn = conn->next)
+    if (conn->state == E2B__CONN_OPENING) conn->kick = true;
+}
+
+/* Waits for I/O and marks what is ready. */
+static void e2b__io_wait(e2b_client *client, int timeout_ms) {
+  const e2b_transport *transport = client->net.transport;
+  size_t count;
+  int ready;
+  if (!transport->fd_fn) {
+    if (transport->wait_fn && timeout_ms != 0) transport->wait_fn(transport->user, timeout_ms);
+    e2b__conns_mark(client, NULL, 0);
+    return;
+  }
+  count = e2b__polls_fill(client);
+  ready = count ? e2b__net_poll(&client->net, client->polls, count, timeout_ms) : -1;
+  if (ready > 0) e2b__conns_mark(client, client->polls, count);
+  if (ready < 0) { /* no memory: look at all of them */
+    e2b__conn *conn;
+    for (conn = client->conns; conn; conn = conn->next) conn->ready = conn->state != E2B__CONN_CLOSED;
+  }
+}
+
+static void e2b__conns_step(e2b_client *client) {
+  e2b__conn *conn;
+  for (conn = client->conns; conn; conn = conn->next) {
+    if (conn->state == E2B__CONN_CLOSED) continue;
+    if (!conn->ready && !conn->kick && !(conn->req && e2b__link_buffered(&conn->link))) continue;
+    if (e2b__budget_spent(client)) {
+      conn->kick = true;
+      client->work = true;
+    } else {
+      e2b__conn_step(conn);
+    }
+  }
+}
+
+static void e2b__bury_dead(e2b_client *client) {
+  e2b__conn **at = &client->conns;
+  while (*at) {
+    e2b__conn *conn = *at;
+    if (conn->state != E2B__CONN_CLOSED) {
+      at = &conn->next;
+      continue;
+    }
+    *at = conn->next;
+    e2b__conn_bury(conn);
+  }
+  while (client->dead) {
+    e2b__object *object = client->dead;
+    client->dead = object->next_dead;
+    e2b__mem_free(&client->mem, object, object->size);
+  }
+}
+
+/* One turn: start what waits, wait, step what is ready, fire timers, deliver, bury. */
+static int e2b__turn(e2b_client *client, int timeout_ms, const e2b_pollfd *ready, size_t count, uint32_t budget_us) {
+  client->in_turn = true;
+  client->now = e2b__now_ms(client);
+  client->budget_end_us = budget_us ? e2b__now_us(client) + budget_us : 0;
+  client->delivered = 0;
+  e2b__requests_start(client);
+  timeout_ms = e2b__wait_ms(client, timeout_ms);
+  client->work = false;
+  if (ready) e2b__conns_mark(client, ready, count);
+  else e2b__io_wait(client, timeout_ms);
+  if (e2b__waker_drain(client->net.waker)) e2b__conns_kick_opening(client); /* perhaps a name look-up is done */
+  if (timeout_ms) client->now = e2b__now_ms(client);
+  e2b__conns_step(client);
+  e2b__timers_fire(client);
+  if (client->work) e2b__requests_start(client);
+  e2b__ops_deliver(client);
+  client->in_turn = false;
+  e2b__bury_dead(client);
+  return (int)client->delivered;
+}
+
+/* Takes the result of a finished operation and releases it. */
+static e2b_err e2b__op_collect(e2b__op *op, e2b_error *err) {
+  e2b_err code = op->result.code;
+  if (err) *err = op->result;
+  e2b__op_release(op);
+  return code;
+}
+
+/* The last line of every call that takes an e2b_call: hands out the handle, or drives the client until the result is there. */
+static e2b_err e2b__op_run(e2b__op *op, const e2b_call *call, e2b_error *err) {
+  e2b_client *client = op->client;
+  e2b_error canceled;
+  if (!op->blocking) {
+    if (call->op) call->op->id = op->id;
+    if (err) err->code = E2B_PENDING;
+    return E2B_PENDING;
+  }
+  while (!op->delivered) {
+    if (e2b__waker_interrupted(client->net.waker)) {
+      e2b__error_set(&canceled, E2B_ERR_CANCELED, op->type->phase ? op->type->phase(op) : E2B_PHASE_NONE, "interrupted by e2b_client_interrupt");
+      canceled.maybe_done = canceled.phase >= E2B_PHASE_SEND;
+      e2b__op_kill(op, &canceled);
+    }
+    (void)e2b__turn(client, -1, NULL, 0, 0);
+    if (client->config.yield_fn) client->config.yield_fn(client->config.platform_user);
+  }
+  return e2b__op_collect(op, err);
+}
+
+static e2b_err e2b__task_run(e2b__task *task, const e2b_call *call, e2b_error *err) {
+  e2b_err code = e2b__task_again(task, err);
+  if (code == E2B_PENDING) return e2b__op_run(&task->op, call, err);
+  e2b__op_release(&task->op);
+  return code;
+}
+
+E2B_API int e2b_client_poll(e2b_client *client, int timeout_ms) {
+  if (!client || client->in_turn) return E2B_ERR_BAD_STATE;
+  if (!client->reqs && !client->done && !client->op_count && timeout_ms < 0) timeout_ms = 0;
+  return e2b__turn(client, timeout_ms, NULL, 0, 0);
+}
+
+E2B_API bool e2b_client_pump(e2b_client *client, uint32_t budget_us) {
+  if (!client || client->in_turn) return false;
+  (void)e2b__turn(client, 0, NULL, 0, E2B__MAX(budget_us, 1u));
+  return client->work || client->done || e2b__next_timer(client) == 0;
+}
+
+E2B_API int e2b_client_process(e2b_client *client, const e2b_pollfd *ready, size_t count, uint32_t budget_us) {
+  if (!client || client->in_turn) return E2B_ERR_BAD_STATE;
+  return e2b__turn(client, 0, ready, count, budget_us);
+}
+
+E2B_API size_t e2b_client_fds(e2b_client *client, e2b_pollfd *out, size_t cap) {
+  size_t i, count;
+  if (!client || !client->net.transport->fd_fn) return 0;
+  count = e2b__polls_fill(client);
+  for (i = 0; i < count && i < cap; i++) out[i] = client->polls[i];
+  return count;
+}
+
+E2B_API int e2b_client_next_timeout(e2b_client *client) {
+  if (!client) return -1;
+  client->now = e2b__now_ms(client);
+  return e2b__wait_ms(client, -1);
+}
+
+E2B_API e2b_err e2b_client_drain(e2b_client *client, int timeout_ms) {
+  uint64_t end;
+  if (!client || client->in_turn) return E2B_ERR_BAD_STATE;
+  end = e2b__deadline(e2b__now_ms(client), timeout_ms);
+  for (;;) {
+    uint32_t i, active = 0;
+    uint64_t now = e2b__now_ms(client);
+    for (i = 0; i < client->slot_count; i++)
+      if (client->slots[i].op && !client->slots[i].op->delivered) active++;
+    if (!active) return E2B_OK;
+    if (now >= end) return E2B_ERR_TIMEOUT;
+    (void)e2b__turn(client, (int)E2B__MIN(end - now, (uint64_t)INT_MAX), NULL, 0, 0);
+  }
+}
+
+E2B_API void e2b_client_wake(e2b_client *client) {
+  if (client) e2b__waker_signal(client->net.waker);
+}
+
+E2B_API void e2b_client_interrupt(e2b_client *client) {
+  if (client) e2b__waker_interrupt(client->net.waker);
+}
+
+E2B_API e2b_err e2b_op_poll(e2b_client *client, e2b_op handle, e2b_error *err) {
+  e2b__op *op = client ? e2b__op_find(client, handle) : NULL;
+  if (!op) return e2b__fail(err, E2B_ERR_BAD_STATE, "no such operation: it was canceled or its result was already taken");
+  if (!op->delivered) {
+    if (err) memset(err, 0, sizeof *err);
+    if (err) err->code = E2B_PENDING;
+    return E2B_PENDING;
+  }
+  return e2b__op_collect(op, err);
+}
+
+E2B_API void e2b_op_cancel(e2b_client *client, e2b_op handle) {
+  e2b__op *op = client ? e2b__op_find(client, handle) : NULL;
+  if (!op) return;
+  if (!op->finished) op->type->cancel(op);
+  op->finished = true;
+  e2b__op_release(op);
+}
+
+E2B_API void e2b_op_resume(e2b_client *client, e2b_op handle) {
+  e2b__op *op = client ? e2b__op_find(client, handle) : NULL;
+  if (op && !op->finished && op->type->resume) op->type->resume(op);
+}
+/* ================================================================================================================== */
+/* >>>> answers */
+/* ================================================================================================================== */
+
+/* Empties a result before a call, keeping the storage the caller gave. `out` is the struct whose first member is mem. */
+static void e2b__result_clear(void *out, size_t size) {
+  e2b_mem *mem = (e2b_mem *)out;
+  e2b_mem kept;
+  if (!out) return;
+  kept = *mem;
+  memset(out, 0, size);
+  if (!kept.fixed) return;
+  mem->ptr = kept.ptr;
+  mem->cap = kept.cap;
+  mem->fixed = true;
+}
+
+/* Gives the result its block of `size` bytes. It is not counted in the client's statistics: it may outlive the client. */
+static void *e2b__result_alloc(e2b_client *client, e2b_mem *mem, size_t size, e2b_error *err) {
+  size_t shift;
+  mem->len = size;
+  if (mem->fixed) {
+    shift = (8u - (uintptr_t)mem->ptr % 8u) % 8u;
+    mem->len = size + shift;
+    if (mem->len > mem->cap) {
+      e2b__error_set(err, E2B_ERR_BUFFER_TOO_SMALL, E2B_PHASE_DECODE, "the result needs %lu bytes, the storage given has %lu",
+                     (unsigned long)mem->len, (unsigned long)mem->cap);
+      return NULL;
+    }
+    return (uint8_t *)mem->ptr + shift;
+  }
+  mem->alloc = client->mem.allocator;
+  mem->ptr = mem->alloc.alloc_fn(mem->alloc.user, E2B__MAX(size, (size_t)1));
+  mem->cap = E2B__MAX(size, (size_t)1);
+  if (!mem->ptr) {
+    mem->cap = mem->len = 0;
+    e2b__no_memory(err);
+  }
+  return mem->ptr;
+}
+
+E2B_API void e2b_mem_free(e2b_mem *mem) {
+  if (!mem || mem->fixed) return;
+  if (mem->ptr) mem->alloc.free_fn(mem->alloc.user, mem->ptr, mem->cap);
+  memset(mem, 0, sizeof *mem);
+}
+
+/* Writes what `from` (a decoded message) says into `out`, every pointer made by pack. Runs twice: see e2b__pack. */
+typedef void (*e2b__fill_fn)(e2b__pack *pack, const void *from, void *out);
+
+static e2b_err e2b__result_fill(e2b_client *client, e2b__fill_fn fill, const void *from, void *out, e2b_error *err) {
+  e2b_mem *mem = (e2b_mem *)out, kept;
+  e2b__pack pack;
+  if (!out) return E2B_OK;
+  kept = *mem;
+  pack.base = NULL;
+  pack.used = 0;
+  fill(&pack, from, out);
+  *mem = kept;
+  pack.base = (uint8_t *)e2b__result_alloc(client, mem, pack.used, err);
+  if (!pack.base) return mem->fixed ? E2B_ERR_BUFFER_TOO_SMALL : E2B_ERR_NO_MEMORY;
+  kept = *mem;
+  pack.used = 0;
+  fill(&pack, from, out);
+  *mem = kept;
+  return E2B_OK;
+}
+
+/* Copies decoded pairs into the result. */
+static e2b_kvs e2b__pack_pairs(e2b__pack *pack, const e2b__list *pairs) {
+  const e2b__pair *from = (const e2b__pair *)pairs->items;
+  e2b_kv *items = (e2b_kv *)e2b__pack_alloc(pack, pairs->count * sizeof *items);
+  e2b_kvs out;
+  size_t i;
+  for (i = 0; i < pairs->count; i++) {
+    const char *key = e2b__pack_str(pack, from[i].key), *value = e2b__pack_str(pack, from[i].value);
+    if (!items) continue;
+    items[i].key = key;
+    items[i].value = value;
+  }
+  out.items = items;
+  out.count = pairs->count;
+  return out;
+}
+
+static e2b_err e2b__code_of_status(int status) {
+  switch (status) {
+    case 400: case 422: return E2B_ERR_INVALID_ARGUMENT;
+    case 401: return E2B_ERR_UNAUTHENTICATED;
+    case 403: return E2B_ERR_PERMISSION;
+    case 404: return E2B_ERR_NOT_FOUND;
+    case 409: return E2B_ERR_CONFLICT;
+    case 429: return E2B_ERR_RATE_LIMITED;
+    case 502: case 503: case 504: return E2B_ERR_UNAVAILABLE;
+    case 507: return E2B_ERR_NOT_ENOUGH_SPACE;
+    default: return E2B_ERR_SERVICE;
+  }
+}
+
+static const char *const e2b__connect_names[] = {
+  "none", "canceled", "unknown", "invalid_argument", "deadline_exceeded", "not_found", "already_exists", "permission_denied",
+  "resource_exhausted", "failed_precondition", "aborted", "out_of_range", "unimplemented", "internal", "unavailable", "data_loss",
+  "unauthenticated"
+};
+
+E2B_API const char *e2b_connect_code_name(e2b_connect_code code) {
+  return (int)code >= 0 && (size_t)code < E2B__COUNT(e2b__connect_names) ? e2b__connect_names[code] : "unknown";
+}
+
+static e2b_connect_code e2b__connect_code(e2b_str name) {
+  size_t i;
+  for (i = 1; i < E2B__COUNT(e2b__connect_names); i++)
+    if (e2b__str_eq(name, e2b__connect_names[i])) return (e2b_connect_code)i;
+  return E2B_CONNECT_NONE;
+}
+
+static e2b_err e2b__code_of_connect(e2b_connect_code code) {
+  switch (code) {
+    case E2B_CONNECT_INVALID_ARGUMENT: case E2B_CONNECT_OUT_OF_RANGE: return E2B_ERR_INVALID_ARGUMENT;
+    case E2B_CONNECT_DEADLINE_EXCEEDED: return E2B_ERR_TIMEOUT;
+    case E2B_CONNECT_NOT_FOUND: return E2B_ERR_NOT_FOUND;
+    case E2B_CONNECT_ALREADY_EXISTS: return E2B_ERR_ALREADY_EXISTS;
+    case E2B_CONNECT_PERMISSION_DENIED: return E2B_ERR_PERMISSION;
+    case E2B_CONNECT_RESOURCE_EXHAUSTED: return E2B_ERR_RATE_LIMITED;
+    case E2B_CONNECT_ABORTED: return E2B_ERR_CONFLICT;
+    case E2B_CONNECT_UNIMPLEMENTED: return E2B_ERR_NOT_BUILT;
+    case E2B_CONNECT_UNAVAILABLE: return E2B_ERR_UNAVAILABLE;
+    case E2B_CONNECT_UNAUTHENTICATED: return E2B_ERR_UNAUTHENTICATED;
+    default: return E2B_ERR_SERVICE;
+  }
+}
+
+/* Sets the code and the message of *err, keeping what is known of the exchange (status, request id). */
+E2B__PRINTF(3, 4)
+static e2b_err e2b__error_say(e2b_error *err, e2b_err code, const char *format, ...) {
+  va_list args;
+  err->code = code;
+  va_start(args, format);
+  (void)vsnprintf(err->message, sizeof err->message, format, args);
+  va_end(args);
+  return code;
+}
+
+/* Reads {"code","message"} or {"error":{...}} leniently from an answer that is not success; *message is a slice of the body, or a
+ * cleaned excerpt of it in `excerpt` when it is not such JSON (a gateway's HTML, plain text). Changes req->rx in place. */
+static const char *e2b__answer_message(e2b__req *req, char *excerpt, size_t cap, e2b_connect_code *connect_code) {
+  e2b__rest_error body;
+  e2b__arena arena;
+  e2b_err code;
+  e2b__error_excerpt(excerpt, E2B__MIN(cap, (size_t)120), req->rx.data, req->rx.len);
+  e2b__arena_init(&arena, &req->client->mem, 4096);
+  code = e2b__json_decode(&e2b__msg_rest_error, (char *)req->rx.data, req->rx.len, &arena, &body);
+  if (code == E2B_OK) {
+    *connect_code = e2b__connect_code(body.code);
+    if (body.message.len) e2b__error_excerpt(excerpt, cap, (const uint8_t *)body.message.ptr, body.message.len);
+  }
+  e2b__arena_free(&arena);
+  return excerpt;
+}
+
+/* Turns a complete answer that is not success into an error. `subject`: what a 404 is about. `hint`: the next step for a 401. */
+static e2b_err e2b__answer_error(e2b__req *req, e2b_subject subject, const char *hint, e2b_error *err) {
+  char excerpt[200];
+  e2b_connect_code connect = E2B_CONNECT_NONE;
+  const char *retry = e2b__headers_get(&req->answer_headers, "retry-after");
+  const char *message = e2b__answer_message(req, excerpt, sizeof excerpt, &connect);
+  e2b_err code = connect ? e2b__code_of_connect(connect) : e2b__code_of_status(req->status);
+  err->phase = E2B_PHASE_BODY;
+  err->connect_code = connect;
+  if (code == E2B_ERR_NOT_FOUND) err->subject = subject;
+  if (retry) err->retry_after_ms = e2b__http_retry_after_ms(retry);
+  if (req->status >= 300 && req->status < 400)
+    return e2b__error_say(err, E2B_ERR_SERVICE, "the server answered with a redirect (HTTP %d), which is not followed: check the URL", req->status);
+  if (code == E2B_ERR_UNAVAILABLE) err->maybe_done = !req->idempotent;
+  if (code == E2B_ERR_UNAUTHENTICATED)
+    return e2b__error_say(err, code, "%s (HTTP %d): %s", message[0] ? message : "not authenticated", req->status, hint);
+  if (code == E2B_ERR_RATE_LIMITED)
+    return e2b__error_say(err, code, "%s (HTTP %d): try again later", message[0] ? message : "too many requests", req->status);
+  return e2b__error_say(err, code, "%s (HTTP %d)", message[0] ? message : "the server gave no reason", req->status);
+}
+
+/* ================================================================================================================== */
+/* >>>> rpc */
+/* ================================================================================================================== */
+
+typedef struct e2b__probe e2b__probe;
+
+struct e2b_sandbox {
+  e2b__object object;
+  e2b_client *client;
+  e2b_sandbox *prev, *next;
+  char *id, *template_id, *envd_version, *access_token, *traffic_token, *domain; /* never NULL */
+  char *runtime_url;                                                             /* of envd, without a final slash */
+  e2b__url runtime;                                                              /* slices of it */
+  e2b_command_handle *handles;
+  e2b_file_stream *streams;
+  e2b__probe *probe; /* under way, or NULL */
+  bool files_as_form; /* its envd takes uploads as forms only */
+};
+
+/* Headers every request carries. Ours first; those of the configuration and of the call replace them. */
+static void e2b__req_common_headers(e2b__req *req, const e2b_call *call) {
+  const e2b_client_config *config = &req->client->config;
+  size_t i;
+  e2b__headers_set(&req->headers, "user-agent", e2b__str(config->user_agent));
+  e2b__headers_set(&req->headers, "accept", e2b__str("application/json"));
+  e2b__headers_set(&req->headers, "accept-encoding", e2b__str("identity"));
+  for (i = 0; i < config->headers.count; i++)
+    e2b__headers_set(&req->headers, config->headers.items[i].key, e2b__str(config->headers.items[i].value));
+  for (i = 0; call && i < call->headers.count; i++)
+    e2b__headers_set(&req->headers, call->headers.items[i].key, e2b__str(call->headers.items[i].value));
+}
+
+/* Checks the headers a caller gave; they go on the wire as they are. */
+static e2b_err e2b__headers_check(e2b_kvs headers, const char *name, e2b_error *err) {
+  size_t i;
+  for (i = 0; i < headers.count; i++) {
+    e2b_str key = e2b__str(headers.items[i].key), value = e2b__str(headers.items[i].value);
+    if (!e2b__header_name_ok(key)) return e2b__invalid(err, name, "has a header name that is empty or not a token");
+    if (!e2b__header_value_ok(value)) return e2b__invalid(err, name, "has a header value with a control or non-ASCII character");
+    if (e2b__str_eq_nocase(key, "host") || e2b__str_eq_nocase(key, "content-length") || e2b__str_eq_nocase(key, "transfer-encoding") ||
+        e2b__str_eq_nocase(key, "connection"))
+      return e2b__invalid(err, name, "may not set host, content-length, transfer-encoding or connection");
+  }
+  return E2B_OK;
+}
+
+static e2b_err e2b__call_check(const e2b_call *call, e2b_error *err) {
+  return call ? e2b__headers_check(call->headers, "call.headers", err) : E2B_OK;
+}
+
+/* The Unix user of a call, or NULL for the server's default. `content`: for /files, where the Go client has another one. */
+static const char *e2b__user(const e2b_sandbox *sandbox, const char *user, bool content) {
+  const e2b_client_config *config = &sandbox->client->config;
+  if (e2b__given(user)) return user;
+  if (e2b__given(config->default_user)) return config->default_user;
+  if (config->protocol == E2B_PROTOCOL_PRIVATE) return content ? "node" : "root";
+  return e2b__version_compare(sandbox->envd_version, "0.4.0") < 0 ? "user" : NULL;
+}
+
+static e2b_err e2b__user_check(const char *user, e2b_error *err) {
+  if (user && (!e2b__text_ok(user) || strchr(user, ':'))) return e2b__invalid(err, "user", "has a ':' or a control character");
+  return E2B_OK;
+}
+
+/* Headers of a request to envd: routing, tokens and, unless NULL, the user. */
+static void e2b__data_headers(e2b__req *req, const e2b_sandbox *sandbox, const char *user, const e2b_call *call) {
+  const e2b_client_config *config = &sandbox->client->config;
+  char port[8];
+  (void)snprintf(port, sizeof port, "%u", (unsigned)config->runtime_port);
+  e2b__req_common_headers(req, call);
+  e2b__headers_set(&req->headers, "e2b-sandbox-id", e2b__str(sandbox->id));
+  e2b__headers_set(&req->headers, "e2b-sandbox-port", e2b__str(port));
+  if (e2b__given(sandbox->access_token)) e2b__headers_set(&req->headers, "x-access-token", e2b__str(sandbox->access_token));
+  if (e2b__given(sandbox->traffic_token)) e2b__headers_set(&req->headers, "e2b-traffic-access-token", e2b__str(sandbox->traffic_token));
+  if (config->send_api_key_to_sandbox && e2b__given(config->api_key)) e2b__headers_set(&req->headers, "x-api-key", e2b__str(config->api_key));
+  if (user) {
+    e2b__buf basic;
+    e2b__buf_init(&basic, &req->client->mem, 4096);
+    e2b__buf_text(&basic, user);
+    e2b__buf_byte(&basic, ':');
+    if (!basic.err) {
+      e2b__buf value;
+      e2b__buf_init(&value, &req->client->mem, 8192);
+      e2b__buf_text(&value, "Basic ");
+      e2b__base64_encode(&value, basic.data, basic.len, true);
+      if (value.err) req->headers.text.err = value.err;
+      else e2b__headers_set(&req->headers, "authorization", e2b__str_n((const char *)value.data, value.len));
+      e2b__buf_free(&value);
+    } else {
+      req->headers.text.err = basic.err;
+    }
+    e2b__buf_free(&basic);
+  }
+}
+
+/* ---- what became of the sandbox: one bounded look after an abnormal end, shared by all who ask ---- */
+
+typedef enum e2b__verdict { E2B__VERDICT_UNKNOWN = 0, E2B__VERDICT_ALIVE, E2B__VERDICT_GONE, E2B__VERDICT_PAUSED } e2b__verdict;
+
+/* Waits for the verdict on a sandbox. Embedded in what failed, with the error it failed with. */
+typedef struct e2b__mourner e2b__mourner;
+struct e2b__mourner {
+  e2b__mourner *next;
+  e2b_sandbox *sandbox; /* NULL = not waiting */
+  void (*on_verdict)(e2b__mourner *mourner);
+  e2b_error err;
+};
+
+struct e2b__probe {
+  e2b__object object;
+  e2b__req req;
+  e2b_sandbox *sandbox;
+  e2b__mourner *mourners;
+  bool asked_control_plane;
+};
+
+#define E2B__PROBE_MS 5000
+
+/* Rewrites the error of a call by what is now known of its sandbox. */
+static void e2b__error_apply(e2b_error *err, const e2b_sandbox *sandbox, e2b__verdict verdict) {
+  char was[64];
+  (void)snprintf(was, sizeof was, "%s", e2b_err_name(err->code));
+  if (verdict == E2B__VERDICT_GONE) {
+    err->subject = E2B_SUBJECT_SANDBOX;
+    e2b__error_say(err, E2B_ERR_SANDBOX_GONE, "sandbox %.64s does not run any more: it was killed or its timeout passed; create a new one "
+                   "(seen as %s)", sandbox->id, was);
+  } else if (verdict == E2B__VERDICT_PAUSED) {
+    err->subject = E2B_SUBJECT_SANDBOX;
+    e2b__error_say(err, E2B_ERR_SANDBOX_PAUSED, "sandbox %.64s is paused: e2b_sandbox_connect resumes it (seen as %s)", sandbox->id, was);
+  }
+}
+
+static void e2b__probe_end(e2b__probe *probe, e2b__verdict verdict) {
+  e2b_sandbox *sandbox = probe->sandbox;
+  sandbox->probe = NULL;
+  e2b__req_abort(&probe->req);
+  e2b__req_free(&probe->req);
+  while (probe->mourners) {
+    e2b__mourner *mourner = probe->mourners;
+    probe->mourners = mourner->next;
+    mourner->sandbox = NULL;
+    e2b__error_apply(&mourner->err, sandbox, verdict);
+    mourner->on_verdict(mourner);
+  }
+  e2b__object_free(sandbox->client, probe);
+}
+
+/* The second question, to the control plane: a paused sandbox and a dead one look alike from the edge. */
+static bool e2b__probe_ask_control_plane(e2b__probe *probe) {
+  e2b_client *client = probe->sandbox->client;
+  e2b__url api;
+  if (probe->asked_control_plane || !e2b__given(client->config.api_key) || !e2b__url_parse(client->config.api_url, &api)) return false;
+  probe->asked_control_plane = true;
+  e2b__headers_free(&probe->req.headers);
+  e2b__req_common_headers(&probe->req, NULL);
+  e2b__headers_set(&probe->req.headers, "x-api-key", e2b__str(client->config.api_key));
+  e2b__req_target(&probe->req, &api);
+  e2b__buf_text(&probe->req.path, "/sandboxes/");
+  e2b__url_escape(&probe->req.path, e2b__str(probe->sandbox->id));
+  return e2b__req_submit(&probe->req) == E2B_OK;
+}
+
+static e2b__verdict e2b__probe_read_info(e2b__req *req) {
+  e2b__rest_sandbox info;
+  e2b__arena arena;
+  e2b__verdict verdict = E2B__VERDICT_UNKNOWN;
+  if (req->status == 404) return E2B__VERDICT_GONE;
+  if (req->status != 200) return E2B__VERDICT_UNKNOWN;
+  e2b__arena_init(&arena, &req->client->mem, 65536);
+  if (e2b__json_decode(&e2b__msg_rest_sandbox, (char *)req->rx.data, req->rx.len, &arena, &info) == E2B_OK) {
+    if (e2b__str_eq(info.state, "paused")) verdict = E2B__VERDICT_PAUSED;
+    if (e2b__str_eq(info.state, "running")) verdict = E2B__VERDICT_ALIVE;
+  }
+  e2b__arena_free(&arena);
+  return verdict;
+}
+
+/* True for an edge's own words that no such sandbox runs: {"sandboxId","message":"The sandbox was not found","code":502}, or the
+ * OpenKruise gateway's "sandbox not found: <id>". A 502 of any other proxy proves nothing. */
+static bool e2b__says_not_found(const e2b__req *req) {
+  char text[160];
+  e2b__error_excerpt(text, sizeof text, req->rx.data, req->rx.len);
+  return req->status == 502 && (strstr(text, "sandbox was not found") || strstr(text, "sandbox not found"));
+}
+
+static void e2b__probe_on_end(e2b__req *req, const e2b_error *err) {
+  e2b__probe *probe = (e2b__probe *)(void *)((uint8_t *)req - offsetof(e2b__probe, req));
+  e2b__verdict verdict = E2B__VERDICT_UNKNOWN;
+  if (probe->asked_control_plane) {
+    if (!err->code) verdict = e2b__probe_read_info(req);
+  } else if (!err->code && req->status == 204) {
+    verdict = E2B__VERDICT_ALIVE;
+  } else {
+    if (!err->code && e2b__says_not_found(req)) verdict = E2B__VERDICT_GONE;
+    if (e2b__probe_ask_control_plane(probe)) return;
+  }
+  e2b__probe_end(probe, verdict);
+}
+
+static const e2b__req_events e2b__probe_events = { NULL, NULL, NULL, e2b__probe_on_end };
+
+/* Whether an error leaves open what became of the sandbox. */
+static bool e2b__error_is_abnormal(const e2b_error *err) {
+  switch (err->code) {
+    case E2B_ERR_CLOSED: case E2B_ERR_TRUNCATED: case E2B_ERR_IO: case E2B_ERR_UNAVAILABLE: case E2B_ERR_IDLE_TIMEOUT: return true;
+    default: return false;
+  }
+}
+
+/* Asks what became of the sandbox; on_verdict is called later, within `deadline`. False when there is nothing to ask or no way to:
+ * the error in the mourner then stands. */
+static bool e2b__mourn(e2b__mourner *mourner, e2b_sandbox *sandbox, uint64_t deadline) {
+  e2b_client *client = sandbox->client;
+  e2b__probe *probe = sandbox->probe;
+  uint64_t now = client->now;
+  if (!e2b__error_is_abnormal(&mourner->err) || deadline < now + 20) return false;
+  deadline = E2B__MIN(deadline - 10, now + E2B__PROBE_MS);
+  if (!probe) {
+    probe = (e2b__probe *)e2b__object_new(client, sizeof *probe);
+    if (!probe) return false;
+    probe->sandbox = sandbox;
+    e2b__req_init(&probe->req, client, &e2b__probe_events);
+    probe->req.idempotent = true;
+    probe->req.deadline = deadline;
+    e2b__req_target(&probe->req, &sandbox->runtime);
+    e2b__buf_text(&probe->req.path, "/health");
+    e2b__data_headers(&probe->req, sandbox, NULL, NULL);
+    if (e2b__req_submit(&probe->req) != E2B_OK) {
+      e2b__req_free(&probe->req);
+      e2b__object_free(client, probe);
+      return false;
+    }
+    sandbox->probe = probe;
+  }
+  probe->req.deadline = E2B__MIN(probe->req.deadline, deadline);
+  mourner->sandbox = sandbox;
+  mourner->next = probe->mourners;
+  probe->mourners = mourner;
+  return true;
+}
+
+static void e2b__mourn_no_more(e2b__mourner *mourner) {
+  e2b__mourner **at;
+  if (!mourner->sandbox) return;
+  for (at = &mourner->sandbox->probe->mourners; *at; at = &(*at)->next) {
+    if (*at != mourner) continue;
+    *at = mourner->next;
+    break;
+  }
+  mourner->sandbox = NULL;
+}
+
+/* ---- one exchange with envd ---- */
+
+/* A task that talks to a sandbox: on_answer sees only what concerns it, broken ends and 502s first get their verdict. */
+typedef struct e2b__data_task {
+  e2b__task task;
+  e2b__mourner mourner;
+  e2b__task_fn on_success;        /* the answer has status 2xx */
+  const e2b__message *answer;     /* unary RPC: how to read it; NULL = its content does not matter */
+  e2b__fill_fn fill;              /* unary RPC: how to hand it to the caller's out */
+  e2b_err absent;                 /* an error that is an answer: sets *task.flag = false instead (E2B_OK = none) */
+} e2b__data_task;
+
+static void e2b__data_verdict(e2b__mourner *mourner) {
+  e2b__data_task *data = (e2b__data_task *)(void *)((uint8_t *)mourner - offsetof(e2b__data_task, mourner));
+  e2b__op_finish(&data->task.op, &mourner->err);
+}
+
+/* The failed end of a data task: looks after the sandbox first when that may explain it. */
+static e2b_err e2b__data_lost(e2b__task *task, e2b_error *err) {
+  e2b__data_task *data = (e2b__data_task *)task;
+  data->mourner.err = *err;
+  data->mourner.on_verdict = e2b__data_verdict;
+  if (e2b__mourn(&data->mourner, task->op.sandbox, task->op.deadline)) return E2B_PENDING;
+  return err->code;
+}
+
+static e2b_err e2b__data_answered(e2b__task *task, e2b_error *err) {
+  e2b__data_task *data = (e2b__data_task *)task;
+  e2b_err code;
+  if (task->req.status >= 200 && task->req.status < 300) return data->on_success(task, err);
+  code = e2b__answer_error(&task->req, task->subject, "check the sandbox's access token and the user", err);
+  if (code == data->absent && code != E2B_OK) {
+    if (task->flag) *task->flag = false;
+    return E2B_OK;
+  }
+  return code == E2B_ERR_UNAVAILABLE ? e2b__data_lost(task, err) : code;
+}
+
+static void e2b__data_cancel(e2b__op *op) {
+  e2b__mourn_no_more(&((e2b__data_task *)op)->mourner);
+  e2b__task_cancel(op);
+}
+
+static void e2b__data_release(e2b__op *op) {
+  e2b__mourn_no_more(&((e2b__data_task *)op)->mourner);
+  e2b__task_release(op);
+}
+
+static const e2b__op_type e2b__data_type = { e2b__data_cancel, e2b__data_release, e2b__task_resume, e2b__task_phase, NULL };
+
+/* A task for one request to envd; the caller sets path, headers, body and on_success. `size`: of the struct that starts with an
+ * e2b__data_task. */
+static void *e2b__data_task_new(e2b_sandbox *sandbox, const e2b_call *call, size_t size, int32_t default_ms,
+                                const e2b__req_events *events, e2b_error *err) {
+  e2b_client *client = sandbox->client;
+  e2b__data_task *data = (e2b__data_task *)e2b__op_new(client, call, &e2b__data_type, size, default_ms, err);
+  if (!data) return NULL;
+  data->task.op.sandbox = sandbox;
+  data->task.on_answer = e2b__data_answered;
+  data->task.on_loss = e2b__data_lost;
+  e2b__req_init(&data->task.req, client, events);
+  data->task.req.idle_ms = call && call->idle_ms ? call->idle_ms : client->config.idle_ms;
+  e2b__req_target(&data->task.req, &sandbox->runtime);
+  return data;
+}
+
+static e2b_err e2b__rpc_answered(e2b__task *task, e2b_error *err) {
+  e2b__data_task *data = (e2b__data_task *)task;
+  e2b_client *client = task->op.client;
+  const char *type = e2b__headers_get(&task->req.answer_headers, "content-type");
+  e2b__arena arena;
+  e2b_err code = E2B_OK;
+  void *message;
+  err->phase = E2B_PHASE_DECODE;
+  if (!type || strncmp(type, "application/proto", 17) != 0) {
+    err->maybe_done = !task->req.idempotent;
+    return e2b__error_say(err, E2B_ERR_PROTOCOL, "the answer is not protobuf but %.60s: is this URL really envd?", type ? type : "of no type");
+  }
+  if (task->flag) *task->flag = true;
+  if (!data->answer) return E2B_OK;
+  e2b__arena_init(&arena, &client->mem, (size_t)client->config.max_message_bytes * 4);
+  message = e2b__arena_alloc(&arena, data->answer->size);
+  code = message ? e2b__pb_decode(data->answer, task->req.rx.data, task->req.rx.len, &arena, message) : arena.err;
+  if (code) e2b__error_say(err, code, code == E2B_ERR_PROTOCOL ? "the answer is not valid protobuf" : "no memory for the answer");
+  else if (data->fill && task->out) code = e2b__result_fill(client, data->fill, message, task->out, err);
+  e2b__arena_free(&arena);
+  return code;
+}
+
+/* One unary RPC. `service_method`: "/process.Process/List". The caller may then set subject, out, flag, answer, fill, absent and
+ * idempotent, and ends with e2b__task_run. */
+static e2b__data_task *e2b__rpc_new(e2b_sandbox *sandbox, const char *service_method, const e2b__message *type, const void *message,
+                                    const char *user, const e2b_call *call, e2b_error *err) {
+  e2b__data_task *data;
+  e2b__req *req;
+  if (e2b__call_check(call, err) || e2b__user_check(user, err)) return NULL;
+  data = (e2b__data_task *)e2b__data_task_new(sandbox, call, sizeof *data, sandbox->client->config.request_timeout_ms,
+                                              &e2b__task_events, err);
+  if (!data) return NULL;
+  req = &data->task.req;
+  req->method = "POST";
+  e2b__buf_text(&req->path, service_method);
+  e2b__data_headers(req, sandbox, e2b__user(sandbox, user, false), call);
+  e2b__headers_set(&req->headers, "content-type", e2b__str("application/proto"));
+  e2b__headers_set(&req->headers, "connect-protocol-version", e2b__str("1"));
+  e2b__pb_encode(type, message, &req->body);
+  req->body_len = (int64_t)req->body.len;
+  data->on_success = e2b__rpc_answered;
+  return data;
+}
+
+/* ---- server streams ---- */
+
+/* Appends one enveloped message. */
+static void e2b__envelope_put(e2b__buf *out, const e2b__message *type, const void *message) {
+  size_t len = e2b__pb_size(type, message);
+  uint8_t head[5];
+  head[0] = 0;
+  head[1] = (uint8_t)(len >> 24);
+  head[2] = (uint8_t)(len >> 16);
+  head[3] = (uint8_t)(len >> 8);
+  head[4] = (uint8_t)len;
+  e2b__buf_put(out, head, sizeof head);
+  e2b__pb_encode(type, message, out);
+}
+
+typedef struct e2b__envelope {
+  bool end;              /* end of stream: data is JSON */
+  const uint8_t *data;
+  size_t len;
+  size_t size;           /* with its head */
+} e2b__envelope;
+
+#define E2B__ENVELOPE_END 0x02u
+
+/* Looks for one whole envelope at the front of data. E2B_OK; E2B_PENDING, *need bytes are needed in all; or an error. */
+static e2b_err e2b__envelope_get(const uint8_t *data, size_t len, size_t max, e2b__envelope *out, size_t *need) {
+  size_t size;
+  *need = 5;
+  if (len < 5) return E2B_PENDING;
+  if (data[0] & ~E2B__ENVELOPE_END) return E2B_ERR_PROTOCOL; /* compressed, which nobody negotiated, or unknown */
+  size = (size_t)data[1] << 24 | (size_t)data[2] << 16 | (size_t)data[3] << 8 | data[4];
+  if (size > max) return E2B_ERR_LIMIT;
+  *need = size + 5;
+  if (len < size + 5) return E2B_PENDING;
+  out->end = (data[0] & E2B__ENVELOPE_END) != 0;
+  out->data = data + 5;
+  out->len = size;
+  out->size = size + 5;
+  return E2B_OK;
+}
+
+/* Reads an end-of-stream payload: E2B_OK, or the error in it. */
+static e2b_err e2b__envelope_end(e2b_client *client, const e2b__envelope *envelope, e2b_subject subject, e2b_error *err) {
+  e2b__connect_end end;
+  e2b__arena arena;
+  e2b__buf copy;
+  e2b_err code;
+  e2b__buf_init(&copy, &client->mem, client->config.max_message_bytes);
+  e2b__buf_put(&copy, envelope->data, envelope->len);
+  e2b__arena_init(&arena, &client->mem, 65536);
+  code = copy.err ? copy.err : e2b__json_decode(&e2b__msg_connect_end, (char *)copy.data, copy.len, &arena, &end);
+  if (code) {
+    e2b__error_say(err, code, "the end of the stream is not valid JSON");
+  } else if (end.has_error) {
+    char message[200];
+    err->connect_code = e2b__connect_code(end.error.code);
+    if (!err->connect_code) err->connect_code = E2B_CONNECT_UNKNOWN;
+    code = e2b__code_of_connect(err->connect_code);
+    if (code == E2B_ERR_NOT_FOUND) err->subject = subject;
+    e2b__error_excerpt(message, sizeof message, (const uint8_t *)end.error.message.ptr, end.error.message.len);
+    e2b__error_say(err, code, "%s (%s)", message[0] ? message : "the server gave no reason", e2b_connect_code_name(err->connect_code));
+  }
+  e2b__arena_free(&arena);
+  e2b__buf_free(&copy);
+  return code;
+}
+/* ================================================================================================================== */
+/* >>>> client */
+/* ================================================================================================================== */
+
+E2B_API const char *e2b_err_name(e2b_err code) {
+#define E2B__NAME(name) case name: return #name
+  switch (code) {
+    E2B__NAME(E2B_OK);
+    E2B__NAME(E2B_PENDING);
+    E2B__NAME(E2B_EOF);
+    E2B__NAME(E2B_COMMAND_EXIT);
+    E2B__NAME(E2B_ERR_INVALID_ARGUMENT);
+    E2B__NAME(E2B_ERR_BUSY);
+    E2B__NAME(E2B_ERR_BAD_STATE);
+    E2B__NAME(E2B_ERR_NOT_BUILT);
+    E2B__NAME(E2B_ERR_NO_MEMORY);
+    E2B__NAME(E2B_ERR_BUFFER_TOO_SMALL);
+    E2B__NAME(E2B_ERR_LIMIT);
+    E2B__NAME(E2B_ERR_CANCELED);
+    E2B__NAME(E2B_ERR_TIMEOUT);
+    E2B__NAME(E2B_ERR_IDLE_TIMEOUT);
+    E2B__NAME(E2B_ERR_RESOLVE);
+    E2B__NAME(E2B_ERR_CONNECT);
+    E2B__NAME(E2B_ERR_TLS);
+    E2B__NAME(E2B_ERR_TLS_CERTIFICATE);
+    E2B__NAME(E2B_ERR_CLOSED);
+    E2B__NAME(E2B_ERR_IO);
+    E2B__NAME(E2B_ERR_PROTOCOL);
+    E2B__NAME(E2B_ERR_TRUNCATED);
+    E2B__NAME(E2B_ERR_PROXY);
+    E2B__NAME(E2B_ERR_NOT_FOUND);
+    E2B__NAME(E2B_ERR_ALREADY_EXISTS);
+    E2B__NAME(E2B_ERR_UNAUTHENTICATED);
+    E2B__NAME(E2B_ERR_PERMISSION);
+    E2B__NAME(E2B_ERR_RATE_LIMITED);
+    E2B__NAME(E2B_ERR_CONFLICT);
+    E2B__NAME(E2B_ERR_NOT_ENOUGH_SPACE);
+    E2B__NAME(E2B_ERR_UNAVAILABLE);
+    E2B__NAME(E2B_ERR_SANDBOX_GONE);
+    E2B__NAME(E2B_ERR_SANDBOX_PAUSED);
+    E2B__NAME(E2B_ERR_SERVICE);
+  }
+#undef E2B__NAME
+  return "unknown";
+}
+
+E2B_API const char *e2b_phase_name(e2b_phase phase) {
+  static const char *const names[] = {
+    "none", "queue", "resolve", "connect", "tls", "send", "headers", "body", "decode"
+  };
+  return (int)phase >= 0 && (size_t)phase < E2B__COUNT(names) ? names[phase] : "unknown";
+}
+
+/* ---- configuration: resolved first, then checked, then copied ---- */
+
+static const char *e2b__config_env(const e2b_client_config *config, const char *name) {
+  const char *value = config->no_env ? NULL : getenv(name);
+  return e2b__given(value) ? value : NULL;
+}
+
+/* The member, else the first environment variable that is set, else NULL. */
+static const char *e2b__config_text(const e2b_client_config *config, const char *member, const char *env,
+                                    const char *env2) {
+  const char *value = e2b__given(member) ? member : e2b__config_env(config, env);
+  return value || !env2 ? value : e2b__config_env(config, env2);
+}
+
+static e2b_protocol e2b__config_protocol(const e2b_client_config *config) {
+  const char *env = e2b__config_env(config, "PROTOCOL");
+  if (config->protocol != E2B_PROTOCOL_DEFAULT) return config->protocol;
+  return env && strcmp(env, "private") == 0 ? E2B_PROTOCOL_PRIVATE : E2B_PROTOCOL_NATIVE;
+}
+
+/* Texts still belong to the caller or the environment. A service named by members (domain, scheme, protocol) is not
+ * redirected by URLs of the environment. */
+static void e2b__config_resolve_service(e2b_client_config *config) {
+  bool named = e2b__given(config->domain) || e2b__given(config->scheme) || config->protocol != E2B_PROTOCOL_DEFAULT;
+  const char *debug = e2b__config_env(config, "E2B_DEBUG");
+  config->api_key = e2b__config_text(config, config->api_key, "E2B_API_KEY", "X_API_KEY");
+  config->access_token = e2b__config_text(config, config->access_token, "X_ACCESS_TOKEN", NULL);
+  config->protocol = e2b__config_protocol(config);
+  config->scheme = e2b__config_text(config, config->scheme, "SCHEME", NULL);
+  if (!config->scheme) config->scheme = "https";
+  config->domain = e2b__config_text(config, config->domain, "E2B_DOMAIN", NULL);
+  if (!config->domain) config->domain = E2B_DEFAULT_DOMAIN;
+  if (!e2b__given(config->api_url)) config->api_url = named ? NULL : e2b__config_env(config, "E2B_API_URL");
+  if (!e2b__given(config->sandbox_base_url)) config->sandbox_base_url = NULL;
+  if (!e2b__given(config->sandbox_url)) config->sandbox_url = named ? NULL : e2b__config_env(config, "E2B_SANDBOX_URL");
+  if (debug && e2b__str_eq_nocase(e2b__str(debug), "true")) config->debug = true;
+  if (!e2b__given(config->default_user)) config->default_user = NULL;
+  if (!e2b__given(config->user_agent)) config->user_agent = "e2b.h/" E2B_VERSION;
+}
+
+/* Limits: default, lowest and highest. What multiplies them in 32 bits relies on the highest. */
+typedef struct e2b__config_limit {
+  const char *name;
+  size_t offset;
+  uint32_t standard, low, high;
+} e2b__config_limit;
+
+#define E2B__LIMIT(member, standard, low, high) { #member, offsetof(e2b_client_config, member), standard, low, high }
+static const e2b__config_limit e2b__config_limits[] = {
+  E2B__LIMIT(max_ops, 65536u, 1u, 65536u), /* their number is half of an operation's id */
+  E2B__LIMIT(max_connections, 1024u, 1u, 65536u),
+  E2B__LIMIT(max_idle_connections, 64u, 1u, 65536u),
+  E2B__LIMIT(idle_connection_ms, 60000u, 1u, 0x7fffffffu),
+  E2B__LIMIT(io_buffer_size, 16384u, 512u, 0x1000000u),
+  E2B__LIMIT(max_header_bytes, 65536u, 256u, 0x1000000u),
+  E2B__LIMIT(max_message_bytes, 0x1000000u, 1u, 0x20000000u),
+  E2B__LIMIT(stream_buffer_size, 65536u, 1u, 0x20000000u),
+};
+#undef E2B__LIMIT
+
+static void e2b__config_resolve_numbers(e2b_client_config *config) {
+  size_t i;
+  for (i = 0; i < E2B__COUNT(e2b__config_limits); i++) {
+    uint32_t *value = (uint32_t *)(void *)((uint8_t *)config + e2b__config_limits[i].offset);
+    if (!*value) *value = e2b__config_limits[i].standard;
+  }
+  if (!config->max_connections_per_host) config->max_connections_per_host = config->max_connections;
+  if (!config->max_result_bytes) config->max_result_bytes = 0x4000000u;
+  if (!config->runtime_port) config->runtime_port = 49983;
+  if (!config->request_timeout_ms) config->request_timeout_ms = 60000;
+  if (!config->connect_timeout_ms) config->connect_timeout_ms = 10000;
+  if (!config->idle_ms) config->idle_ms = 60000;
+  if (!config->keepalive_interval_s) config->keepalive_interval_s = 50;
+  if (config->tls.ca_pem && !config->tls.ca_pem_len) config->tls.ca_pem_len = strlen(config->tls.ca_pem);
+  if (!config->tls.ca_pem_len) config->tls.ca_pem = NULL;
+  if (!e2b__given(config->tls.ca_file)) config->tls.ca_file = NULL;
+}
+
+static e2b_err e2b__config_check_numbers(const e2b_client_config *config, e2b_error *err) {
+  size_t i;
+  for (i = 0; i < E2B__COUNT(e2b__config_limits); i++) {
+    const e2b__config_limit *limit = &e2b__config_limits[i];
+    uint32_t value = *(const uint32_t *)(const void *)((const uint8_t *)config + limit->offset);
+    char why[64];
+    if (value >= limit->low && value <= limit->high) continue;
+    (void)snprintf(why, sizeof why, "must be %lu to %lu", (unsigned long)limit->low, (unsigned long)limit->high);
+    return e2b__invalid(err, limit->name, why);
+  }
+  if (config->request_timeout_ms < E2B_TIMEOUT_NONE)
+    return e2b__invalid(err, "request_timeout_ms", "is negative and not E2B_TIMEOUT_NONE");
+  if (config->idle_ms < E2B_TIMEOUT_NONE) return e2b__invalid(err, "idle_ms", "is negative and not E2B_TIMEOUT_NONE");
+  if (config->connect_timeout_ms < 0) return e2b__invalid(err, "connect_timeout_ms", "is negative");
+  if (config->keepalive_interval_s < 1 || config->keepalive_interval_s > 3600)
+    return e2b__invalid(err, "keepalive_interval_s", "must be 1 to 3600");
+  return E2B_OK;
+}
+
+/* host or host:port. */
+static bool e2b__domain_ok(const char *domain) {
+  char text[300];
+  e2b__url url;
+  int len = snprintf(text, sizeof text, "http://%s", domain);
+  return len > 0 && (size_t)len < sizeof text && !strchr(domain, '/') && e2b__url_parse(text, &url);
+}
+
+static bool e2b__domain_is_ip(const char *domain) {
+  return domain[0] == '[' || e2b__host_is_ip(e2b__str_n(domain, strcspn(domain, ":")));
+}
+
+static e2b_err e2b__config_check_url(const char *url, const char *name, e2b_error *err) {
+  e2b__url parts;
+  if (!url || e2b__url_parse(url, &parts)) return E2B_OK;
+  return e2b__invalid(err, name, "is not of the form http(s)://host[:port][/path]");
+}
+
+static e2b_err e2b__config_check_value(const char *value, const char *name, e2b_error *err) {
+  if (!value || e2b__header_value_ok(e2b__str(value))) return E2B_OK;
+  return e2b__invalid(err, name, "has a control character (a line end?) or one that is not ASCII");
+}
+
+/* Names the environment variable too: the mistake may be there. */
+static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_error *err) {
+  e2b_err code;
+  if ((code = e2b__config_check_value(config->api_key, "api_key (or E2B_API_KEY, X_API_KEY)", err)) != E2B_OK ||
+      (code = e2b__config_check_value(config->access_token, "access_token (or X_ACCESS_TOKEN)", err)) != E2B_OK ||
+      (code = e2b__config_check_value(config->user_agent, "user_agent", err)) != E2B_OK ||
+      (code = e2b__config_check_url(config->api_url, "api_url (or E2B_API_URL)", err)) != E2B_OK ||
+      (code = e2b__config_check_url(config->sandbox_base_url, "sandbox_base_url", err)) != E2B_OK ||
+      (code = e2b__config_check_url(config->sandbox_url, "sandbox_url (or E2B_SANDBOX_URL)", err)) != E2B_OK ||
+      (code = e2b__headers_check(config->headers, "headers", err)) != E2B_OK)
+    return code;
+  if (config->default_user && (!e2b__text_ok(config->default_user) || strchr(config->default_user, ':')))
+    return e2b__invalid(err, "default_user", "has a ':' or a control character");
+  if (config->protocol != E2B_PROTOCOL_NATIVE && config->protocol != E2B_PROTOCOL_PRIVATE)
+    return e2b__invalid(err, "protocol", "is not one of e2b_protocol");
+  if (strcmp(config->scheme, "https") != 0 && strcmp(config->scheme, "http") != 0)
+    return e2b__invalid(err, "scheme (or SCHEME)", "must be \"https\" or \"http\"");
+  if (!e2b__domain_ok(config->domain))
+    return e2b__invalid(err, "domain (or E2B_DOMAIN)", "is not a host or host:port, without scheme and path");
+  if (!config->api_url && config->protocol == E2B_PROTOCOL_NATIVE && e2b__domain_is_ip(config->domain))
+    return e2b__invalid(err, "domain (or E2B_DOMAIN)",
+                        "is an address, under which there is no api.<domain>: set api_url and "
+                        "sandbox_url, or protocol to E2B_PROTOCOL_PRIVATE");
+  return E2B_OK;
+}
+
+static bool e2b__config_looks_like_certificate(const e2b_tls_config *tls) {
+  static const char begin[] = "-----BEGIN ";
+  size_t i, len = sizeof begin - 1;
+  if ((uint8_t)tls->ca_pem[0] == 0x30) return true; /* DER */
+  for (i = 0; i + len <= tls->ca_pem_len; i++)
+    if (memcmp(tls->ca_pem + i, begin, len) == 0) return true;
+  return false;
+}
+
+static e2b_err e2b__config_check_platform(const e2b_client_config *config, e2b_error *err) {
+  const e2b_allocator *a = &config->allocator;
+  const e2b_transport *t = config->transport;
+  if ((a->alloc_fn != NULL) != (a->realloc_fn != NULL) || (a->alloc_fn != NULL) != (a->free_fn != NULL))
+    return e2b__invalid(err, "allocator", "must have all three functions or none");
+  if (t && (!t->open_fn || !t->ready_fn || !t->rx_fn || !t->tx_fn || !t->shut_fn))
+    return e2b__invalid(err, "transport", "lacks one of open_fn, ready_fn, rx_fn, tx_fn, shut_fn");
+  if (config->tls.ca_pem && !e2b__config_looks_like_certificate(&config->tls))
+    return e2b__invalid(err, "tls.ca_pem", "holds neither PEM nor a DER certificate");
+  return E2B_OK;
+}
+
+/* The texts of the configuration that the client owns copies of, besides headers and tls.ca_pem. */
+static const size_t e2b__config_texts[] = {
+  offsetof(e2b_client_config, api_url),      offsetof(e2b_client_config, sandbox_base_url),
+  offsetof(e2b_client_config, sandbox_url),  offsetof(e2b_client_config, api_key),
+  offsetof(e2b_client_config, access_token), offsetof(e2b_client_config, domain),
+  offsetof(e2b_client_config, scheme),       offsetof(e2b_client_config, default_user),
+  offsetof(e2b_client_config, user_agent),   offsetof(e2b_client_config, tls) + offsetof(e2b_tls_config, ca_file),
+};
+#define E2B__CONFIG_URLS 3 /* the first of them; kept without a final slash, for paths are appended to them */
+
+static const char **e2b__config_text_at(e2b_client_config *config, size_t i) {
+  return (const char **)(void *)((uint8_t *)config + e2b__config_texts[i]);
+}
+
+static void e2b__config_free(e2b__mem *mem, e2b_client_config *config) {
+  e2b_kv *headers = (e2b_kv *)config->headers.items;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(e2b__config_texts); i++) e2b__mem_free_str(mem, (char *)*e2b__config_text_at(config, i));
+  for (i = 0; headers && i < config->headers.count; i++) {
+    e2b__mem_free_str(mem, (char *)headers[i].key);
+    e2b__mem_free_str(mem, (char *)headers[i].value);
+  }
+  e2b__mem_free(mem, headers, config->headers.count * sizeof *headers);
+  e2b__mem_free(mem, (char *)config->tls.ca_pem, config->tls.ca_pem_len + 1);
+}
+
+static bool e2b__config_copy_headers(e2b__mem *mem, e2b_kvs *out) {
+  const e2b_kv *from = out->items;
+  e2b_kv *to = out->count ? (e2b_kv *)e2b__mem_alloc(mem, out->count * sizeof *to) : NULL;
+  size_t i;
+  out->items = to;
+  for (i = 0; to && i < out->count; i++) {
+    const char *value = from[i].value ? from[i].value : "";
+    to[i].key = e2b__mem_dup(mem, from[i].key, strlen(from[i].key));
+    to[i].value = e2b__mem_dup(mem, value, strlen(value));
+    if (!to[i].key || !to[i].value) return false;
+  }
+  return to || out->count == 0;
+}
+
+/* Replaces the texts by copies. On failure e2b__config_free frees those that were made. */
+static bool e2b__config_copy(e2b__mem *mem, e2b_client_config *config) {
+  const char *pem = config->tls.ca_pem;
+  bool ok = true;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(e2b__config_texts); i++) {
+    const char **text = e2b__config_text_at(config, i);
+    size_t len = *text ? strlen(*text) : 0;
+    if (!*text) continue;
+    while (i < E2B__CONFIG_URLS && (*text)[len - 1] == '/') len--;
+    *text = e2b__mem_dup(mem, *text, len);
+    if (!*text) ok = false;
+  }
+  if (pem) config->tls.ca_pem = e2b__mem_dup(mem, pem, config->tls.ca_pem_len);
+  if (!e2b__config_copy_headers(mem, &config->headers)) ok = false;
+  return ok && (!pem || config->tls.ca_pem);
+}
+
+/* The control plane by the rules of the protocol, when it is not given. */
+static bool e2b__config_derive_api_url(e2b__mem *mem, e2b_client_config *config) {
+  bool private_protocol = config->protocol == E2B_PROTOCOL_PRIVATE;
+  char url[320]; /* domains have at most 253 characters and a port */
+  if (config->api_url) return true;
+  (void)snprintf(url, sizeof url, "%s://%s%s%s", config->scheme, private_protocol ? "" : "api.", config->domain,
+                 private_protocol ? "/kruise/api" : "");
+  config->api_url = e2b__mem_dup(mem, url, strlen(url));
+  return config->api_url != NULL;
+}
+
+/* ---- the client itself ---- */
+
+/* Frees what e2b_client_create made; operations, sandboxes and connections are gone already. */
+static void e2b__client_destroy(e2b_client *client) {
+  e2b__mem mem = client->mem;
+  e2b__net_free(&client->net);
+  e2b__waker_release(client->net.waker);
+  if (client->io) e2b__mem_wipe(client->io, client->config.io_buffer_size);
+  e2b__mem_free(&client->mem, client->io, client->config.io_buffer_size);
+  e2b__mem_free(&client->mem, client->slots, client->slot_count * sizeof *client->slots);
+  e2b__mem_free(&client->mem, client->polls, client->poll_cap * sizeof *client->polls);
+  e2b__config_free(&client->mem, &client->config);
+  e2b__mem_free(&mem, client, sizeof *client);
+}
+
+/* Everything that needs memory or the system. */
+static e2b_err e2b__client_build(e2b_client *client, e2b_error *err) {
+  e2b_client_config *config = &client->config;
+  int sys_code = 0;
+  client->net.mem = &client->mem;
+  client->net.logger = &config->logger;
+  client->net.transport = config->transport ? config->transport : e2b__net_transport();
+  client->net.alpn[0] = "http/1.1";
+  client->net.no_env = config->no_env;
+  if (!e2b__config_copy(&client->mem, config) || !e2b__config_derive_api_url(&client->mem, config))
+    return e2b__no_memory(err);
+  client->net.tls_config = config->tls;
+  client->io = (uint8_t *)e2b__mem_alloc(&client->mem, config->io_buffer_size);
+  if (!client->io) return e2b__no_memory(err);
+  client->net.waker = e2b__waker_new(&sys_code);
+  if (client->net.waker) return E2B_OK;
+  if (sys_code == 0) return e2b__no_memory(err);
+  e2b__error_set(err, E2B_ERR_IO, E2B_PHASE_NONE, "no wake-up pipe (system code %d): too many open files?", sys_code);
+  if (err) err->sys_code = sys_code;
+  return E2B_ERR_IO;
+}
+
+E2B_API e2b_client *e2b_client_create(const e2b_client_config *config, e2b_error *err) {
+  e2b_client_config resolved;
+  e2b__mem mem;
+  e2b_client *client;
+  if (err) memset(err, 0, sizeof *err);
+  memset(&resolved, 0, sizeof resolved);
+  if (config) resolved = *config;
+  e2b__config_resolve_service(&resolved);
+  e2b__config_resolve_numbers(&resolved);
+  if (e2b__config_check_platform(&resolved, err) || e2b__config_check_service(&resolved, err) ||
+      e2b__config_check_numbers(&resolved, err))
+    return NULL;
+  e2b__mem_init(&mem, &resolved.allocator);
+  client = (e2b_client *)e2b__mem_alloc(&mem, sizeof *client);
+  if (!client) {
+    (void)e2b__no_memory(err);
+    return NULL;
+  }
+  client->mem = mem;
+  client->config = resolved;
+  if (e2b__client_build(client, err)) {
+    e2b__client_destroy(client);
+    return NULL;
+  }
+  return client;
+}
+
+/* Ends an operation because what it belongs to goes away. Its result is delivered as any other. */
+static void e2b__op_abandon(e2b__op *op, const char *why) {
+  e2b_error err;
+  e2b_phase phase = !op->finished && op->type->phase ? op->type->phase(op) : E2B_PHASE_NONE;
+  e2b__error_set(&err, E2B_ERR_CANCELED, phase, "%s", why);
+  err.maybe_done = phase >= E2B_PHASE_SEND;
+  e2b__op_kill(op, &err);
+}
+
+E2B_API void e2b_client_free(e2b_client *client) {
+  e2b__conn *conn;
+  uint32_t i;
+  if (!client) return;
+  if (client->in_turn) {
+    e2b__log(&client->config.logger, E2B_LOG_ERROR, "e2b_client_free inside a callback does nothing");
+    return;
+  }
+  client->closing = client->in_turn = true;
+  for (i = 0; i < client->slot_count; i++)
+    if (client->slots[i].op) e2b__op_abandon(client->slots[i].op, "the client was freed");
+  e2b__ops_deliver(client);
+  while (client->sandboxes) e2b_sandbox_free(client->sandboxes);
+  for (i = 0; i < client->slot_count; i++)
+    if (client->slots[i].op) e2b__op_release(client->slots[i].op);
+  for (conn = client->conns; conn; conn = conn->next) e2b__conn_close(conn);
+  client->in_turn = false;
+  e2b__bury_dead(client);
+  E2B_ASSERT(!client->reqs);
+  e2b__client_destroy(client);
+}
+
+E2B_API void e2b_client_get_stats(const e2b_client *client, e2b_client_stats *out) {
+  const e2b__req *req;
+  if (!out) return;
+  memset(out, 0, sizeof *out);
+  if (!client) return;
+  *out = client->stats;
+  out->mem_now = client->mem.now;
+  out->mem_peak = client->mem.peak;
+  out->allocs = client->mem.allocs;
+  out->ops_active = client->op_count;
+  out->connections_open = client->conn_count;
+  out->connections_idle = client->idle_count;
+  for (req = client->reqs; req; req = req->next)
+    if (req->state == E2B__REQ_ACTIVE) out->streams_open++;
+}
+
+/* ---- URLs ---- */
+
+/* The end of the functions that give out a text: cuts it to the caller's storage, frees it, returns its length. */
+static size_t e2b__text_out(e2b__buf *text, char *out, size_t cap) {
+  size_t len = text->err ? 0 : text->len, copied = cap ? E2B__MIN(len, cap - 1) : 0;
+  if (copied) memcpy(out, text->data, copied);
+  if (cap) out[copied] = 0;
+  e2b__buf_free(text);
+  return len;
+}
+
+/* Host, and path with the private protocol, of a port of a sandbox. */
+static void e2b__put_sandbox_host(e2b__buf *out, const e2b_client_config *config, const char *id, const char *domain,
+                                  uint16_t port) {
+  bool private_protocol = config->protocol == E2B_PROTOCOL_PRIVATE;
+  if (private_protocol) {
+    e2b__buf_text(out, domain);
+    e2b__buf_text(out, "/kruise/");
+    e2b__url_escape(out, e2b__str(id));
+    e2b__buf_byte(out, '/');
+    e2b__buf_u64(out, port);
+  } else {
+    e2b__buf_u64(out, port);
+    e2b__buf_byte(out, '-');
+    e2b__url_escape(out, e2b__str(id));
+    e2b__buf_byte(out, '.');
+    e2b__buf_text(out, domain);
+  }
+}
+
+/* E2B's own domains have one host for all sandboxes, told apart by the routing headers: connections are shared. */
+static bool e2b__domain_is_official(const char *domain) {
+  static const char *const official[] = { "e2b.app", "e2b.dev", "e2b.pro", "e2b-staging.dev" };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(official); i++)
+    if (e2b__str_eq_nocase(e2b__str(domain), official[i])) return true;
+  return false;
+}
+
+/* The URL of envd, by the rules of the client. */
+static void e2b__put_runtime_url(e2b__buf *out, const e2b_client_config *config, const char *id, const char *domain) {
+  if (config->sandbox_base_url) {
+    e2b__buf_text(out, config->sandbox_base_url);
+    e2b__buf_byte(out, '/');
+    e2b__url_escape(out, e2b__str(id));
+  } else if (config->sandbox_url) {
+    e2b__buf_text(out, config->sandbox_url);
+  } else if (config->protocol == E2B_PROTOCOL_NATIVE && e2b__domain_is_official(domain)) {
+    e2b__buf_text(out, "https://sandbox.");
+    e2b__buf_text(out, domain);
+  } else {
+    e2b__buf_text(out, config->scheme);
+    e2b__buf_text(out, "://");
+    e2b__put_sandbox_host(out, config, id, domain, config->runtime_port);
+  }
+}
+
+E2B_API size_t e2b_client_api_url(const e2b_client *client, char *out, size_t cap) {
+  if (cap) out[0] = 0;
+  return client ? (size_t)snprintf(out, cap, "%s", client->config.api_url) : 0;
+}
+
+E2B_API size_t e2b_client_sandbox_url(const e2b_client *client, const char *sandbox_id, char *out, size_t cap) {
+  e2b__buf url;
+  if (cap) out[0] = 0;
+  if (!client || !e2b__given(sandbox_id)) return 0;
+  e2b__buf_init(&url, (e2b__mem *)&client->mem, 65536);
+  e2b__put_runtime_url(&url, &client->config, sandbox_id, client->config.domain);
+  return e2b__text_out(&url, out, cap);
+}
+/* ================================================================================================================== */
+/* >>>> sandbox */
+/* ================================================================================================================== */
+
+#define E2B__DEFAULT_TEMPLATE "code-interpreter"
+#define E2B__DEFAULT_LIFE_S 300
+#define E2B__CURRENT_ENVD "0.6.13" /* assumed when nobody says what runs in the sandbox */
+
+/* ---- handles ---- */
+
+/* What a handle is made of; texts need not be terminated. */
+typedef struct e2b__sandbox_parts {
+  e2b_str id, template_id, envd_version, access_token, traffic_token;
+  e2b_str domain;   /* empty = the client's */
+  e2b_str base_url; /* empty = by the rules of the client */
+} e2b__sandbox_parts;
+
+static char *e2b__sandbox_text(e2b__mem *mem, e2b_str text) {
+  const char *nul = text.len ? (const char *)memchr(text.ptr, 0, text.len) : NULL;
+  return e2b__mem_dup(mem, text.ptr, nul ? (size_t)(nul - text.ptr) : text.len);
+}
+
+static void e2b__sandbox_destroy(e2b_sandbox *sandbox) {
+  e2b__mem *mem = &sandbox->client->mem;
+  e2b__mem_free_str(mem, sandbox->id);
+  e2b__mem_free_str(mem, sandbox->template_id);
+  e2b__mem_free_str(mem, sandbox->envd_version);
+  e2b__mem_free_str(mem, sandbox->access_token);
+  e2b__mem_free_str(mem, sandbox->traffic_token);
+  e2b__mem_free_str(mem, sandbox->domain);
+  e2b__mem_free_str(mem, sandbox->runtime_url);
+  e2b__object_free(sandbox->client, sandbox);
+}
+
+/* Copies the parts and works out the URL of envd. */
+static e2b_err e2b__sandbox_fill(e2b_sandbox *sandbox, const e2b__sandbox_parts *parts, e2b_error *err) {
+  const e2b_client_config *config = &sandbox->client->config;
+  e2b__mem *mem = &sandbox->client->mem;
+  e2b__buf url;
+  sandbox->id = e2b__sandbox_text(mem, parts->id);
+  sandbox->template_id = e2b__sandbox_text(mem, parts->template_id);
+  sandbox->envd_version = e2b__sandbox_text(mem, parts->envd_version);
+  sandbox->access_token =
+      e2b__sandbox_text(mem, parts->access_token.len ? parts->access_token : e2b__str(config->access_token));
+  sandbox->traffic_token = e2b__sandbox_text(mem, parts->traffic_token);
+  sandbox->domain = e2b__sandbox_text(mem, parts->domain.len ? parts->domain : e2b__str(config->domain));
+  if (!sandbox->id || !sandbox->template_id || !sandbox->envd_version || !sandbox->access_token ||
+      !sandbox->traffic_token || !sandbox->domain)
+    return e2b__no_memory(err);
+  if (!e2b__domain_ok(sandbox->domain))
+    return e2b__invalid(err, "domain", "is not a host or host:port, without scheme and path");
+  e2b__buf_init(&url, mem, 65536);
+  if (parts->base_url.len)
+    e2b__buf_str(&url, parts->base_url);
+  else
+    e2b__put_runtime_url(&url, config, sandbox->id, sandbox->domain);
+  while (url.len && url.data[url.len - 1] == '/') url.len--;
+  sandbox->runtime_url = url.err ? NULL : e2b__mem_dup(mem, (const char *)url.data, url.len);
+  e2b__buf_free(&url);
+  if (!sandbox->runtime_url) return e2b__no_memory(err);
+  if (e2b__url_parse(sandbox->runtime_url, &sandbox->runtime)) return E2B_OK;
+  if (parts->base_url.len) return e2b__invalid(err, "base_url", "is not of the form http(s)://host[:port][/path]");
+  return e2b__invalid(err, "sandbox_id",
+                      "cannot be part of a host name: set sandbox_base_url, sandbox_url or protocol");
+}
+
+/* Makes a handle and gives it to the client. */
+static e2b_err e2b__sandbox_new(e2b_client *client, const e2b__sandbox_parts *parts, e2b_sandbox **out,
+                                e2b_error *err) {
+  e2b_sandbox *sandbox;
+  e2b_err code;
+  if (!e2b__header_value_ok(parts->id)) return e2b__invalid(err, "sandbox_id", "has a control or non-ASCII character");
+  if (!e2b__header_value_ok(parts->access_token))
+    return e2b__invalid(err, "access_token", "has a control or non-ASCII character");
+  if (!e2b__header_value_ok(parts->traffic_token))
+    return e2b__invalid(err, "traffic_access_token", "has a control or non-ASCII character");
+  sandbox = (e2b_sandbox *)e2b__object_new(client, sizeof *sandbox);
+  if (!sandbox) return e2b__no_memory(err);
+  sandbox->client = client;
+  code = e2b__sandbox_fill(sandbox, parts, err);
+  if (code) {
+    e2b__sandbox_destroy(sandbox);
+    return code;
+  }
+  sandbox->next = client->sandboxes;
+  if (sandbox->next) sandbox->next->prev = sandbox;
+  client->sandboxes = sandbox;
+  *out = sandbox;
+  return E2B_OK;
+}
+
+E2B_API void e2b_sandbox_free(e2b_sandbox *sandbox) {
+  e2b_client *client;
+  uint32_t i;
+  if (!sandbox) return;
+  client = sandbox->client;
+  for (i = 0; i < client->slot_count; i++) {
+    e2b__op *op = client->slots[i].op;
+    if (!op || op->sandbox != sandbox) continue;
+    e2b__op_abandon(op, "the sandbox's handle was freed");
+    op->sandbox = NULL;
+  }
+  while (sandbox->handles) e2b_command_handle_free(sandbox->handles);
+  while (sandbox->streams) e2b_file_stream_free(sandbox->streams);
+  if (sandbox->probe) e2b__probe_end(sandbox->probe, E2B__VERDICT_UNKNOWN);
+  if (sandbox->prev)
+    sandbox->prev->next = sandbox->next;
+  else
+    client->sandboxes = sandbox->next;
+  if (sandbox->next) sandbox->next->prev = sandbox->prev;
+  e2b__sandbox_destroy(sandbox);
+}
+
+/* The length of names is the server's business; "." and ".." would change the path they stand in. */
+static e2b_err e2b__sandbox_id_check(const char *id, e2b_error *err) {
+  if (!e2b__given(id)) return e2b__invalid(err, "sandbox_id", "is empty");
+  if (!e2b__text_ok(id)) return e2b__invalid(err, "sandbox_id", "has a control character");
+  if (strcmp(id, ".") == 0 || strcmp(id, "..") == 0) return e2b__invalid(err, "sandbox_id", "is a path");
+  return E2B_OK;
+}
+
+E2B_API e2b_err e2b_sandbox_attach(e2b_client *client, const char *sandbox_id, const e2b_attach_opts *opts,
+                                   e2b_sandbox **out, e2b_error *err) {
+  e2b__sandbox_parts parts;
+  if (err) memset(err, 0, sizeof *err);
+  if (out) *out = NULL;
+  if (!client) return e2b__invalid(err, "client", "is NULL");
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  if (client->closing) return e2b__fail(err, E2B_ERR_BAD_STATE, "the client is being freed");
+  if (e2b__sandbox_id_check(sandbox_id, err)) return E2B_ERR_INVALID_ARGUMENT;
+  memset(&parts, 0, sizeof parts);
+  parts.id = e2b__str(sandbox_id);
+  parts.envd_version = e2b__str(opts && e2b__given(opts->envd_version) ? opts->envd_version : E2B__CURRENT_ENVD);
+  if (opts) {
+    parts.template_id = e2b__str(opts->template_id);
+    parts.access_token = e2b__str(opts->access_token);
+    parts.traffic_token = e2b__str(opts->traffic_access_token);
+    parts.domain = e2b__str(opts->domain);
+    parts.base_url = e2b__str(opts->base_url);
+  }
+  return e2b__sandbox_new(client, &parts, out, err);
+}
+
+E2B_API e2b_client *e2b_sandbox_client(const e2b_sandbox *sandbox) {
+  return sandbox ? sandbox->client : NULL;
+}
+
+E2B_API const char *e2b_sandbox_id(const e2b_sandbox *sandbox) {
+  return sandbox ? sandbox->id : "";
+}
+
+E2B_API const char *e2b_sandbox_template_id(const e2b_sandbox *sandbox) {
+  return sandbox ? sandbox->template_id : "";
+}
+
+E2B_API const char *e2b_sandbox_envd_version(const e2b_sandbox *sandbox) {
+  return sandbox ? sandbox->envd_version : "";
+}
+
+E2B_API const char *e2b_sandbox_access_token(const e2b_sandbox *sandbox) {
+  return sandbox ? sandbox->access_token : "";
+}
+
+E2B_API const char *e2b_sandbox_traffic_access_token(const e2b_sandbox *sandbox) {
+  return sandbox ? sandbox->traffic_token : "";
+}
+
+E2B_API const char *e2b_sandbox_runtime_url(const e2b_sandbox *sandbox) {
+  return sandbox ? sandbox->runtime_url : "";
+}
+
+E2B_API size_t e2b_sandbox_host(const e2b_sandbox *sandbox, uint16_t port, char *out, size_t cap) {
+  const e2b_client_config *config;
+  e2b__buf host;
+  if (cap) out[0] = 0;
+  if (!sandbox) return 0;
+  config = &sandbox->client->config;
+  e2b__buf_init(&host, &sandbox->client->mem, 65536);
+  if (config->sandbox_base_url)
+    e2b__buf_text(&host, strstr(sandbox->runtime_url, "://") + 3); /* the header names the port */
+  else
+    e2b__put_sandbox_host(&host, config, sandbox->id, sandbox->domain, port ? port : config->runtime_port);
+  return e2b__text_out(&host, out, cap);
+}
+
+/* ---- one request to the control plane ---- */
+
+typedef struct e2b__rest_task {
+  e2b__task task;
+  char *traffic_token; /* create and connect: instead of the server's; NULL = the server's */
+} e2b__rest_task;
+
+static void e2b__rest_release(e2b__op *op) {
+  e2b__mem_free_str(&op->client->mem, ((e2b__rest_task *)op)->traffic_token);
+  e2b__task_release(op);
+}
+
+static const e2b__op_type e2b__rest_type = { e2b__task_cancel, e2b__rest_release, e2b__task_resume, e2b__task_phase, NULL };
+
+/* Makes the task for <api_url><path>; a body goes into its req.body. e2b__rest_run or e2b__op_release end it. */
+static e2b_err e2b__rest_new(e2b_client *client, const char *method, const char *path, const e2b_call *call,
+                             e2b__rest_task **out, e2b_error *err) {
+  const e2b_client_config *config;
+  e2b__rest_task *rest;
+  e2b__url api;
+  e2b_error failed;
+  if (!client) return e2b__invalid(err, "the client or sandbox", "is NULL");
+  if (e2b__call_check(call, err)) return E2B_ERR_INVALID_ARGUMENT;
+  config = &client->config;
+  rest =
+      (e2b__rest_task *)e2b__op_new(client, call, &e2b__rest_type, sizeof *rest, config->request_timeout_ms, &failed);
+  if (!rest) {
+    if (err) *err = failed;
+    return failed.code;
+  }
+  e2b__req_init(&rest->task.req, client, &e2b__task_events);
+  rest->task.req.method = method;
+  rest->task.req.idle_ms = call && call->idle_ms ? call->idle_ms : config->idle_ms;
+  e2b__req_common_headers(&rest->task.req, call);
+  if (e2b__given(config->api_key)) e2b__headers_set(&rest->task.req.headers, "x-api-key", e2b__str(config->api_key));
+  (void)e2b__url_parse(config->api_url, &api); /* checked by e2b_client_create */
+  e2b__req_target(&rest->task.req, &api);
+  e2b__buf_text(&rest->task.req.path, path);
+  *out = rest;
+  return E2B_OK;
+}
+
+static e2b_err e2b__rest_run(e2b__rest_task *rest, const e2b_call *call, e2b_error *err) {
+  e2b__req *req = &rest->task.req;
+  if (req->body.len) e2b__headers_set(&req->headers, "content-type", e2b__str("application/json"));
+  if (req->body.len || strcmp(req->method, "POST") == 0) req->body_len = (int64_t)req->body.len;
+  return e2b__task_run(&rest->task, call, err);
+}
+
+/* What a call is about: a sandbox by handle, with which the call ends, or by id. */
+typedef struct e2b__target {
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  const char *id;
+} e2b__target;
+
+static e2b__target e2b__target_id(e2b_client *client, const char *id) {
+  e2b__target target;
+  target.client = client;
+  target.sandbox = NULL;
+  target.id = id;
+  return target;
+}
+
+static e2b__target e2b__target_sandbox(e2b_sandbox *sandbox) {
+  e2b__target target = e2b__target_id(sandbox ? sandbox->client : NULL, sandbox ? sandbox->id : NULL);
+  target.sandbox = sandbox;
+  return target;
+}
+
+/* A task for /sandboxes/<id><tail>, which may be sent twice. */
+static e2b_err e2b__rest_new_for(e2b__target target, const char *method, const char *tail, const e2b_call *call,
+                                 e2b__rest_task **out, e2b_error *err) {
+  e2b__req *req;
+  e2b_err code = target.client ? e2b__sandbox_id_check(target.id, err) : E2B_OK;
+  if (!code) code = e2b__rest_new(target.client, method, "/sandboxes/", call, out, err);
+  if (code) return code;
+  req = &(*out)->task.req;
+  e2b__url_escape(&req->path, e2b__str(target.id));
+  e2b__buf_text(&req->path, tail);
+  req->idempotent = true;
+  (*out)->task.op.sandbox = target.sandbox;
+  (*out)->task.subject = E2B_SUBJECT_SANDBOX;
+  return E2B_OK;
+}
+
+/* ---- its answer ---- */
+
+static bool e2b__rest_is_success(const e2b__task *task) {
+  return task->req.status >= 200 && task->req.status < 300;
+}
+
+static e2b_err e2b__rest_refused(e2b__task *task, e2b_error *err) {
+  bool key = e2b__given(task->op.client->config.api_key);
+  e2b_err code = e2b__answer_error(&task->req, task->subject,
+                                   key ? "check api_key or E2B_API_KEY" : "set api_key or E2B_API_KEY", err);
+  if (task->req.status >= 500) err->maybe_done = !task->req.idempotent;
+  return code;
+}
+
+/* A success that something else than the control plane must have written: a web page, a proxy's greeting. */
+static e2b_err e2b__rest_foreign(e2b__task *task, e2b_error *err) {
+  char begin[64];
+  e2b__error_excerpt(begin, sizeof begin, task->req.rx.data, task->req.rx.len);
+  err->phase = E2B_PHASE_DECODE;
+  err->maybe_done = !task->req.idempotent;
+  return e2b__error_say(err, E2B_ERR_PROTOCOL,
+                        "is api_url (%.100s) really the control plane? It answered HTTP %d with: %s",
+                        task->op.client->config.api_url, task->req.status, begin[0] ? begin : "nothing");
+}
+
+static char e2b__rest_first_char(const e2b__task *task) {
+  e2b__json_reader r;
+  e2b__json_open(&r, (char *)task->req.rx.data, task->req.rx.len);
+  return e2b__json_skip_space(&r);
+}
+
+/* For answers without content: any status 2xx, but not one with a web page. */
+static e2b_err e2b__rest_answered(e2b__task *task, e2b_error *err) {
+  if (!e2b__rest_is_success(task)) return e2b__rest_refused(task, err);
+  return e2b__rest_first_char(task) == '<' ? e2b__rest_foreign(task, err) : E2B_OK;
+}
+
+/* Reads a sandbox, or with `list` an e2b__list of them; the texts stay in the request. The arena is to be freed in any
+ * case. No excerpt of what is JSON goes into a message: there are tokens in it. */
+static e2b_err e2b__rest_read(e2b__task *task, bool list, e2b__arena *arena, void *out, e2b_error *err) {
+  e2b__req *req = &task->req;
+  e2b_err code;
+  e2b__arena_init(arena, &task->op.client->mem, (size_t)task->op.client->config.max_message_bytes * 4);
+  if (!e2b__rest_is_success(task)) return e2b__rest_refused(task, err);
+  if (e2b__rest_first_char(task) != (list ? '[' : '{')) return e2b__rest_foreign(task, err);
+  code = list
+             ? e2b__json_decode_list(&e2b__msg_rest_sandbox, (char *)req->rx.data, req->rx.len, arena, (e2b__list *)out)
+             : e2b__json_decode(&e2b__msg_rest_sandbox, (char *)req->rx.data, req->rx.len, arena, out);
+  if (!code) return E2B_OK;
+  err->phase = E2B_PHASE_DECODE;
+  err->maybe_done = !req->idempotent;
+  return e2b__error_say(err, code,
+                        code == E2B_ERR_PROTOCOL ? "the answer (HTTP %d) is JSON, but not that of a sandbox"
+                        : code == E2B_ERR_LIMIT  ? "the answer (HTTP %d) is larger than max_message_bytes allows"
+                                                 : "no memory for the answer (HTTP %d)",
+                        req->status);
+}
+
+/* Hands a result out; a failure leaves it empty but for mem.len. `size` is that of *task->out. */
+static e2b_err e2b__rest_give(e2b__task *task, e2b__fill_fn fill, const void *from, size_t size, e2b_error *err) {
+  e2b_mem *mem = (e2b_mem *)task->out;
+  e2b_error failed;
+  e2b_err code = e2b__result_fill(task->op.client, fill, from, task->out, &failed);
+  size_t needed = mem->len;
+  if (!code) return E2B_OK;
+  e2b__result_clear(task->out, size);
+  mem->len = needed;
+  err->phase = E2B_PHASE_DECODE;
+  return e2b__error_say(err, code, "%s", failed.message);
+}
+
+/* ---- results ---- */
+
+static int32_t e2b__to_i32(int64_t value) {
+  return value > INT32_MAX ? INT32_MAX : value < INT32_MIN ? INT32_MIN : (int32_t)value;
+}
+
+/* Unix milliseconds; 0 for what is no time, and for the year 1, which stands for "never". */
+static int64_t e2b__to_unix_ms(e2b_str text) {
+  e2b__timestamp time;
+  if (!e2b__time_parse(text, &time) || time.seconds <= 0) return 0;
+  return time.seconds * 1000 + time.nanos / 1000000;
+}
+
+static e2b_sandbox_state e2b__to_state(e2b_str text) {
+  if (e2b__str_eq(text, "running")) return E2B_STATE_RUNNING;
+  return e2b__str_eq(text, "paused") ? E2B_STATE_PAUSED : E2B_STATE_UNKNOWN;
+}
+
+/* All members but mem. */
+static void e2b__fill_info(e2b__pack *pack, const void *from, void *out) {
+  const e2b__rest_sandbox *rest = (const e2b__rest_sandbox *)from;
+  const e2b__rest_volume_mount *mounts = (const e2b__rest_volume_mount *)rest->volume_mounts.items;
+  e2b_sandbox_info *info = (e2b_sandbox_info *)out;
+  e2b_volume_mount *copies;
+  size_t i;
+  info->sandbox_id = e2b__pack_str(pack, rest->sandbox_id);
+  info->template_id = e2b__pack_str(pack, rest->template_id);
+  info->alias = e2b__pack_str(pack, rest->alias);
+  info->client_id = e2b__pack_str(pack, rest->client_id);
+  info->envd_version = e2b__pack_str(pack, rest->envd_version);
+  info->domain = e2b__pack_str(pack, rest->domain);
+  info->state_text = e2b__pack_str(pack, rest->state);
+  info->state = e2b__to_state(rest->state);
+  info->started_at_ms = e2b__to_unix_ms(rest->started_at);
+  info->end_at_ms = e2b__to_unix_ms(rest->ended_at);
+  info->cpu_count = e2b__to_i32(rest->cpu_count);
+  info->memory_mb = e2b__to_i32(rest->memory_mb);
+  info->disk_size_mb = e2b__to_i32(rest->disk_size_mb);
+  info->metadata = e2b__pack_pairs(pack, &rest->metadata);
+  copies = (e2b_volume_mount *)e2b__pack_alloc(pack, rest->volume_mounts.count * sizeof *copies);
+  for (i = 0; i < rest->volume_mounts.count; i++) {
+    const char *name = e2b__pack_str(pack, mounts[i].name), *path = e2b__pack_str(pack, mounts[i].path);
+    if (!copies) continue;
+    copies[i].name = name;
+    copies[i].path = path;
+  }
+  info->volume_mounts = copies;
+  info->volume_mount_count = rest->volume_mounts.count;
+}
+
+typedef struct e2b__rest_page {
+  e2b__list sandboxes; /* e2b__rest_sandbox */
+  const char *next_token;
+} e2b__rest_page;
+
+static void e2b__fill_page(e2b__pack *pack, const void *from, void *out) {
+  const e2b__rest_page *page = (const e2b__rest_page *)from;
+  const e2b__rest_sandbox *rest = (const e2b__rest_sandbox *)page->sandboxes.items;
+  e2b_sandbox_list *list = (e2b_sandbox_list *)out;
+  e2b_sandbox_info unused, *items = (e2b_sandbox_info *)e2b__pack_alloc(pack, page->sandboxes.count * sizeof *items);
+  size_t i;
+  if (items) memset(items, 0, page->sandboxes.count * sizeof *items);
+  for (i = 0; i < page->sandboxes.count; i++) e2b__fill_info(pack, &rest[i], items ? &items[i] : &unused);
+  list->items = items;
+  list->count = page->sandboxes.count;
+  list->next_token = e2b__given(page->next_token) ? e2b__pack_str(pack, e2b__str(page->next_token)) : NULL;
+}
+
+static void e2b__fill_created(e2b__pack *pack, const void *from, void *out) {
+  const e2b__rest_sandbox *rest = (const e2b__rest_sandbox *)from;
+  e2b_create_response *response = (e2b_create_response *)out;
+  response->sandbox_id = e2b__pack_str(pack, rest->sandbox_id);
+  response->template_id = e2b__pack_str(pack, rest->template_id);
+  response->alias = e2b__pack_str(pack, rest->alias);
+  response->client_id = e2b__pack_str(pack, rest->client_id);
+  response->envd_version = e2b__pack_str(pack, rest->envd_version);
+  response->envd_access_token = e2b__pack_str(pack, rest->envd_access_token);
+  response->traffic_access_token = e2b__pack_str(pack, rest->traffic_access_token);
+  response->domain = e2b__pack_str(pack, rest->domain);
+}
+
+/* ---- create and connect ---- */
+
+/* The server did its part, but the caller does not get to see it: names the sandbox, which has to be looked after. */
+static e2b_err e2b__created_lost(e2b__task *task, const e2b__rest_sandbox *rest, e2b_error *err) {
+  char id[100], why[160];
+  e2b__error_excerpt(id, sizeof id, (const uint8_t *)rest->sandbox_id.ptr, rest->sandbox_id.len);
+  (void)snprintf(why, sizeof why, "%.159s", err->message);
+  err->maybe_done = !task->req.idempotent;
+  return e2b__error_say(err, err->code, "sandbox %s runs, but %s", id, why);
+}
+
+static e2b_err e2b__created_read(e2b__task *task, e2b__arena *arena, e2b__rest_sandbox *rest, e2b_error *err) {
+  e2b_err code = e2b__rest_read(task, false, arena, rest, err);
+  if (code || rest->sandbox_id.len) return code;
+  err->phase = E2B_PHASE_DECODE;
+  err->maybe_done = !task->req.idempotent;
+  return e2b__error_say(err, E2B_ERR_PROTOCOL, "the answer (HTTP %d) has no sandboxID", task->req.status);
+}
+
+/* Into an e2b_create_response. */
+static e2b_err e2b__created_response(e2b__task *task, e2b_error *err) {
+  e2b__rest_sandbox rest;
+  e2b__arena arena;
+  e2b_err code = e2b__created_read(task, &arena, &rest, err);
+  if (!code) {
+    code = e2b__rest_give(task, e2b__fill_created, &rest, sizeof(e2b_create_response), err);
+    if (code) e2b__created_lost(task, &rest, err);
+  }
+  e2b__arena_free(&arena);
+  return code;
+}
+
+/* Into a handle. */
+static e2b_err e2b__created_handle(e2b__task *task, e2b_error *err) {
+  const char *traffic_token = ((e2b__rest_task *)task)->traffic_token;
+  e2b__sandbox_parts parts;
+  e2b__rest_sandbox rest;
+  e2b__arena arena;
+  e2b_error failed;
+  e2b_err code = e2b__created_read(task, &arena, &rest, err);
+  if (!code) {
+    memset(&parts, 0, sizeof parts);
+    parts.id = rest.sandbox_id;
+    parts.template_id = rest.template_id;
+    parts.envd_version = rest.envd_version;
+    parts.access_token = rest.envd_access_token;
+    parts.traffic_token = traffic_token ? e2b__str(traffic_token) : rest.traffic_access_token;
+    if (task->op.client->config.protocol == E2B_PROTOCOL_NATIVE) parts.domain = rest.domain;
+    code = e2b__sandbox_new(task->op.client, &parts, (e2b_sandbox **)task->out, &failed);
+    if (code == E2B_ERR_INVALID_ARGUMENT) code = E2B_ERR_PROTOCOL; /* it was the server's */
+    if (code) {
+      err->phase = E2B_PHASE_DECODE;
+      e2b__error_say(err, code, "%s", failed.message);
+      e2b__created_lost(task, &rest, err);
+    }
+  }
+  e2b__arena_free(&arena);
+  return code;
+}
+
+/* Environment variables and metadata. */
+static e2b_err e2b__pairs_check(e2b_kvs pairs, const char *name, e2b_error *err) {
+  size_t i;
+  for (i = 0; i < pairs.count; i++) {
+    if (!e2b__given(pairs.items[i].key)) return e2b__invalid(err, name, "has an empty key");
+    if (!e2b__text_ok(pairs.items[i].key)) return e2b__invalid(err, name, "has a key with a control character");
+  }
+  return E2B_OK;
+}
+
+static e2b_err e2b__texts_check(e2b_strs texts, const char *name, e2b_error *err) {
+  size_t i;
+  for (i = 0; i < texts.count; i++)
+    if (!e2b__given(texts.items[i]) || !e2b__text_ok(texts.items[i]))
+      return e2b__invalid(err, name, "has an entry that is empty or has a control character");
+  return E2B_OK;
+}
+
+static e2b_err e2b__network_check(const e2b_network *network, e2b_error *err) {
+  size_t i, k;
+  e2b_err code;
+  if ((code = e2b__texts_check(network->allow_out, "network.allow_out", err)) != E2B_OK ||
+      (code = e2b__texts_check(network->deny_out, "network.deny_out", err)) != E2B_OK)
+    return code;
+  for (i = 0; i < network->rule_count; i++) {
+    const char *host = network->rules[i].host;
+    if (!e2b__given(host) || !e2b__text_ok(host))
+      return e2b__invalid(err, "network.rules", "has a host that is empty or has a control character");
+    for (k = 0; k < i; k++)
+      if (strcmp(network->rules[k].host, host) == 0) return e2b__invalid(err, "network.rules", "names a host twice");
+    code = e2b__headers_check(network->rules[i].set_headers, "network.rules", err);
+    if (code) return code;
+  }
+  if (!e2b__given(network->egress_proxy_address) &&
+      (e2b__given(network->egress_proxy_username) || e2b__given(network->egress_proxy_password)))
+    return e2b__invalid(err, "network.egress_proxy_address", "is not given, but a user name or password is");
+  return E2B_OK;
+}
+
+static bool e2b__is_json_object(const char *json) {
+  return e2b__json_valid(json, strlen(json), '{');
+}
+
+static e2b_err e2b__create_check(const char *template_id, const e2b_sandbox_opts *opts, e2b_error *err) {
+  size_t i;
+  e2b_err code;
+  if (!e2b__text_ok(template_id)) return e2b__invalid(err, "template_id", "has a control character");
+  if (!opts) return E2B_OK;
+  if (opts->timeout_s < 0) return e2b__invalid(err, "timeout_s", "is negative: a sandbox lives for a limited time");
+  if ((code = e2b__pairs_check(opts->metadata, "metadata", err)) != E2B_OK ||
+      (code = e2b__pairs_check(opts->env_vars, "env_vars", err)) != E2B_OK)
+    return code;
+  if (opts->network && (code = e2b__network_check(opts->network, err)) != E2B_OK) return code;
+  for (i = 0; i < opts->volume_mount_count; i++)
+    if (!e2b__given(opts->volume_mounts[i].name) || !e2b__given(opts->volume_mounts[i].path))
+      return e2b__invalid(err, "volume_mounts", "has an entry without name or path");
+  if (e2b__given(opts->mcp_json) && !e2b__is_json_object(opts->mcp_json))
+    return e2b__invalid(err, "mcp_json", "is not a JSON object");
+  if (e2b__given(opts->extra_json) && !e2b__is_json_object(opts->extra_json))
+    return e2b__invalid(err, "extra_json", "is not a JSON object");
+  return E2B_OK;
+}
+
+static void e2b__json_tri(e2b__json_writer *w, const char *key, e2b_tri value) {
+  if (value == E2B_UNSET) return;
+  e2b__json_key(w, key);
+  e2b__json_bool(w, value == E2B_YES);
+}
+
+/* "key":"value", or nothing when there is no value. */
+static void e2b__json_text(e2b__json_writer *w, const char *key, const char *value) {
+  if (!e2b__given(value)) return;
+  e2b__json_key(w, key);
+  e2b__json_str(w, e2b__str(value));
+}
+
+static void e2b__json_network(e2b__json_writer *w, const e2b_network *network) {
+  size_t i;
+  e2b__json_key(w, "network");
+  e2b__json_begin(w, '{');
+  e2b__json_tri(w, "allowPublicTraffic", network->allow_public_traffic);
+  e2b__json_strs(w, "allowOut", network->allow_out);
+  e2b__json_strs(w, "denyOut", network->deny_out);
+  e2b__json_text(w, "maskRequestHost", network->mask_request_host);
+  if (network->rule_count) {
+    e2b__json_key(w, "rules");
+    e2b__json_begin(w, '{');
+    for (i = 0; i < network->rule_count; i++) {
+      e2b__json_key(w, network->rules[i].host);
+      e2b__json_begin(w, '[');
+      e2b__json_begin(w, '{');
+      if (network->rules[i].set_headers.count) {
+        e2b__json_key(w, "transform");
+        e2b__json_begin(w, '{');
+        e2b__json_kvs(w, "headers", network->rules[i].set_headers);
+        e2b__json_end(w, '}');
+      }
+      e2b__json_end(w, '}');
+      e2b__json_end(w, ']');
+    }
+    e2b__json_end(w, '}');
+  }
+  if (e2b__given(network->egress_proxy_address)) {
+    e2b__json_key(w, "egressProxy");
+    e2b__json_begin(w, '{');
+    e2b__json_text(w, "address", network->egress_proxy_address);
+    e2b__json_text(w, "username", network->egress_proxy_username);
+    e2b__json_text(w, "password", network->egress_proxy_password);
+    e2b__json_end(w, '}');
+  }
+  e2b__json_end(w, '}');
+}
+
+#define E2B__NONCE_KEY "e2b.h/nonce"
+
+/* The caller's pairs and, unless they have one, a nonce: by it a sandbox is found whose creation was not answered. */
+static void e2b__json_metadata(e2b__json_writer *w, e2b_kvs metadata) {
+  uint8_t random[16];
+  char nonce[2 * sizeof random + 1] = "";
+  size_t i;
+  if (e2b__net_random(random, sizeof random))
+    for (i = 0; i < sizeof random; i++) (void)snprintf(nonce + 2 * i, 3, "%02x", random[i]);
+  for (i = 0; i < metadata.count; i++)
+    if (strcmp(metadata.items[i].key, E2B__NONCE_KEY) == 0) nonce[0] = 0;
+  if (!metadata.count && !nonce[0]) return;
+  e2b__json_key(w, "metadata");
+  e2b__json_begin(w, '{');
+  for (i = 0; i < metadata.count; i++) {
+    e2b__json_key(w, metadata.items[i].key);
+    e2b__json_str(w, e2b__str(metadata.items[i].value));
+  }
+  e2b__json_text(w, E2B__NONCE_KEY, nonce);
+  e2b__json_end(w, '}');
+}
+
+/* The members that have options of their own. */
+static void e2b__json_create(e2b__json_writer *w, const char *template_id, const e2b_sandbox_opts *opts) {
+  size_t i;
+  e2b__json_key(w, "templateID");
+  e2b__json_str(w, e2b__str(template_id));
+  e2b__json_key(w, "timeout");
+  e2b__json_i64(w, opts->timeout_s ? opts->timeout_s : E2B__DEFAULT_LIFE_S);
+  e2b__json_tri(w, "autoPause", opts->auto_pause);
+  if (opts->auto_resume != E2B_UNSET) {
+    e2b__json_key(w, "autoResume");
+    e2b__json_begin(w, '{');
+    e2b__json_tri(w, "enabled", opts->auto_resume);
+    e2b__json_end(w, '}');
+  }
+  e2b__json_tri(w, "secure", opts->secure == E2B_UNSET ? E2B_YES : opts->secure);
+  e2b__json_tri(w, "allow_internet_access", opts->allow_internet_access);
+  if (opts->network) e2b__json_network(w, opts->network);
+  e2b__json_metadata(w, opts->metadata);
+  e2b__json_kvs(w, "envVars", opts->env_vars);
+  if (e2b__given(opts->mcp_json)) {
+    e2b__json_key(w, "mcp");
+    e2b__json_raw(w, e2b__str(opts->mcp_json));
+  }
+  if (opts->volume_mount_count) {
+    e2b__json_key(w, "volumeMounts");
+    e2b__json_begin(w, '[');
+    for (i = 0; i < opts->volume_mount_count; i++) {
+      e2b__json_begin(w, '{');
+      e2b__json_text(w, "name", opts->volume_mounts[i].name);
+      e2b__json_text(w, "path", opts->volume_mounts[i].path);
+      e2b__json_end(w, '}');
+    }
+    e2b__json_end(w, ']');
+  }
+}
+
+/* Goes from member to member of an object, from behind its brace: gives their names as written; false at the end. */
+static bool e2b__json_member(e2b__json_reader *r, e2b_str *name) {
+  e2b__json_token t;
+  if (e2b__json_next(r, &t) != E2B__JSON_KEY) return false;
+  *name = t.text;
+  e2b__json_next(r, &t);
+  return e2b__json_skip(r, &t);
+}
+
+/* Opens a document that is an object, not to be changed, and reads its brace. */
+static void e2b__json_open_object(e2b__json_reader *r, const char *text, size_t len) {
+  e2b__json_token t;
+  e2b__json_open(r, (char *)text, len);
+  r->verbatim = true;
+  e2b__json_next(r, &t);
+}
+
+/* Adds the members of `extra` to the object in `body`. One that is there already would make the request ambiguous. */
+static e2b_err e2b__json_splice(e2b__buf *body, const char *extra, e2b_error *err) {
+  e2b__json_reader mine, theirs;
+  e2b_str name, have;
+  const char *begin = strchr(extra, '{') + 1, *end = strrchr(extra, '}');
+  bool any = false;
+  e2b__json_open_object(&theirs, extra, strlen(extra));
+  while (e2b__json_member(&theirs, &name)) {
+    any = true;
+    e2b__json_open_object(&mine, (const char *)body->data, body->len);
+    while (!body->err && e2b__json_member(&mine, &have)) {
+      if (have.len != name.len || memcmp(have.ptr, name.ptr, name.len) != 0) continue;
+      e2b__error_set(err, E2B_ERR_INVALID_ARGUMENT, E2B_PHASE_NONE,
+                     "extra_json has the member \"%.*s\", which is sent already: use its option",
+                     (int)E2B__MIN(name.len, (size_t)64), name.ptr);
+      if (err) err->subject = E2B_SUBJECT_OPTION;
+      return E2B_ERR_INVALID_ARGUMENT;
+    }
+  }
+  if (!any || body->err) return E2B_OK;
+  body->data[body->len - 1] = ','; /* was the closing brace */
+  e2b__buf_put(body, begin, (size_t)(end - begin));
+  e2b__buf_byte(body, '}');
+  return E2B_OK;
+}
+
+static bool e2b__rest_keep_traffic_token(e2b__rest_task *rest, const e2b_sandbox_opts *opts) {
+  if (!opts || !e2b__given(opts->traffic_access_token)) return true;
+  rest->traffic_token =
+      e2b__mem_dup(&rest->task.op.client->mem, opts->traffic_access_token, strlen(opts->traffic_access_token));
+  return rest->traffic_token != NULL;
+}
+
+/* `on_answer` decides what *out is. */
+static e2b_err e2b__create(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts,
+                           e2b__task_fn on_answer, void *out, e2b_error *err) {
+  e2b_sandbox_opts none;
+  e2b__json_writer w;
+  e2b__rest_task *rest;
+  e2b_err code;
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  if (!e2b__given(template_id)) template_id = E2B__DEFAULT_TEMPLATE;
+  code = e2b__create_check(template_id, opts, err);
+  if (!code) code = e2b__rest_new(client, "POST", "/sandboxes", opts ? &opts->call : NULL, &rest, err);
+  if (code) return code;
+  memset(&none, 0, sizeof none);
+  opts = opts ? opts : &none;
+  w.out = &rest->task.req.body;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  e2b__json_create(&w, template_id, opts);
+  e2b__json_end(&w, '}');
+  if (e2b__given(opts->extra_json)) code = e2b__json_splice(w.out, opts->extra_json, err);
+  if (!code && !e2b__rest_keep_traffic_token(rest, opts)) code = e2b__no_memory(err);
+  if (code) {
+    e2b__op_release(&rest->task.op);
+    return code;
+  }
+  rest->task.subject = E2B_SUBJECT_TEMPLATE;
+  rest->task.on_answer = on_answer;
+  rest->task.out = out;
+  return e2b__rest_run(rest, &opts->call, err);
+}
+
+/* {"timeout":<seconds>} */
+static void e2b__rest_put_timeout(e2b__rest_task *rest, int32_t timeout_s) {
+  e2b__buf *body = &rest->task.req.body;
+  e2b__buf_text(body, "{\"timeout\":");
+  e2b__buf_i64(body, timeout_s);
+  e2b__buf_byte(body, '}');
+}
+
+/* Sends the life time that is wanted from now on; the server only ever extends that of a running sandbox. */
+static e2b_err e2b__connect(e2b_client *client, const char *sandbox_id, int32_t timeout_s, const e2b_sandbox_opts *opts,
+                            const e2b_call *call, e2b__task_fn on_answer, void *out, e2b_error *err) {
+  e2b__rest_task *rest;
+  e2b_err code;
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  code = e2b__rest_new_for(e2b__target_id(client, sandbox_id), "POST", "/connect", call, &rest, err);
+  if (code) return code;
+  e2b__rest_put_timeout(rest, timeout_s > 0 ? timeout_s : E2B__DEFAULT_LIFE_S);
+  if (!e2b__rest_keep_traffic_token(rest, opts)) {
+    e2b__op_release(&rest->task.op);
+    return e2b__no_memory(err);
+  }
+  rest->task.on_answer = on_answer;
+  rest->task.out = out;
+  return e2b__rest_run(rest, call, err);
+}
+
+E2B_API e2b_err e2b_sandbox_create(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts,
+                                   e2b_sandbox **out, e2b_error *err) {
+  if (out) *out = NULL;
+  return e2b__create(client, template_id, opts, e2b__created_handle, out, err);
+}
+
+E2B_API e2b_err e2b_api_create_sandbox(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts,
+                                       e2b_create_response *out, e2b_error *err) {
+  e2b__result_clear(out, sizeof *out);
+  return e2b__create(client, template_id, opts, e2b__created_response, out, err);
+}
+
+E2B_API e2b_err e2b_sandbox_connect(e2b_client *client, const char *sandbox_id, const e2b_sandbox_opts *opts,
+                                    e2b_sandbox **out, e2b_error *err) {
+  int32_t timeout_s = opts ? opts->timeout_s : 0;
+  if (out) *out = NULL;
+  if (timeout_s < 0) return e2b__invalid(err, "timeout_s", "is negative: a sandbox lives for a limited time");
+  return e2b__connect(client, sandbox_id, timeout_s, opts, opts ? &opts->call : NULL, e2b__created_handle, out, err);
+}
+
+E2B_API e2b_err e2b_api_connect_sandbox(e2b_client *client, const char *sandbox_id, int32_t timeout_s,
+                                        const e2b_call *call, e2b_create_response *out, e2b_error *err) {
+  e2b__result_clear(out, sizeof *out);
+  return e2b__connect(client, sandbox_id, timeout_s, NULL, call, e2b__created_response, out, err);
+}
+
+/* ---- the other calls ---- */
+
+static e2b_err e2b__info_answered(e2b__task *task, e2b_error *err) {
+  e2b__rest_sandbox rest;
+  e2b__arena arena;
+  e2b_err code = e2b__rest_read(task, false, &arena, &rest, err);
+  if (!code) code = e2b__rest_give(task, e2b__fill_info, &rest, sizeof(e2b_sandbox_info), err);
+  e2b__arena_free(&arena);
+  return code;
+}
+
+static e2b_err e2b__get_info(e2b__target target, const e2b_call *call, e2b_sandbox_info *out, e2b_error *err) {
+  e2b__rest_task *rest;
+  e2b_err code;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  code = e2b__rest_new_for(target, "GET", "", call, &rest, err);
+  if (code) return code;
+  rest->task.on_answer = e2b__info_answered;
+  rest->task.out = out;
+  return e2b__rest_run(rest, call, err);
+}
+
+E2B_API e2b_err e2b_sandbox_get_info(e2b_sandbox *sandbox, const e2b_call *call, e2b_sandbox_info *out,
+                                     e2b_error *err) {
+  return e2b__get_info(e2b__target_sandbox(sandbox), call, out, err);
+}
+
+E2B_API e2b_err e2b_api_get_info(e2b_client *client, const char *sandbox_id, const e2b_call *call,
+                                 e2b_sandbox_info *out, e2b_error *err) {
+  return e2b__get_info(e2b__target_id(client, sandbox_id), call, out, err);
+}
+
+/* Ends a task that needs no request, as any other does: never before the function that started it returned. */
+static e2b_err e2b__rest_skip(e2b__rest_task *rest, const e2b_call *call, e2b_error *err) {
+  e2b__op_finish_code(&rest->task.op, E2B_OK, "");
+  return e2b__op_run(&rest->task.op, call, err);
+}
+
+static e2b_err e2b__kill_answered(e2b__task *task, e2b_error *err) {
+  e2b_err code = task->req.status == 404 ? E2B_OK : e2b__rest_answered(task, err);
+  if (task->flag) *task->flag = code == E2B_OK && task->req.status != 404;
+  return code;
+}
+
+static e2b_err e2b__kill_new(e2b__target target, const e2b_call *call, bool *killed, e2b__rest_task **out,
+                             e2b_error *err) {
+  e2b_err code;
+  if (killed) *killed = false;
+  code = e2b__rest_new_for(target, "DELETE", "", call, out, err);
+  if (code) return code;
+  (*out)->task.on_answer = e2b__kill_answered;
+  (*out)->task.flag = killed;
+  return E2B_OK;
+}
+
+static e2b_err e2b__kill_run(e2b__rest_task *rest, const e2b_call *call, e2b_error *err) {
+  if (!rest->task.op.client->config.debug) return e2b__rest_run(rest, call, err);
+  if (rest->task.flag) *rest->task.flag = true;
+  return e2b__rest_skip(rest, call, err);
+}
+
+static e2b_err e2b__kill(e2b__target target, const e2b_call *call, bool *killed, e2b_error *err) {
+  e2b__rest_task *rest;
+  e2b_err code = e2b__kill_new(target, call, killed, &rest, err);
+  return code ? code : e2b__kill_run(rest, call, err);
+}
+
+E2B_API e2b_err e2b_sandbox_kill(e2b_sandbox *sandbox, const e2b_call *call, bool *killed, e2b_error *err) {
+  return e2b__kill(e2b__target_sandbox(sandbox), call, killed, err);
+}
+
+E2B_API e2b_err e2b_api_kill(e2b_client *client, const char *sandbox_id, const e2b_call *call, bool *killed,
+                             e2b_error *err) {
+  return e2b__kill(e2b__target_id(client, sandbox_id), call, killed, err);
+}
+
+E2B_API e2b_err e2b_sandbox_close(e2b_sandbox *sandbox, const e2b_call *call, e2b_error *err) {
+  e2b__rest_task *rest;
+  e2b_err code;
+  if (err) memset(err, 0, sizeof *err);
+  if (!sandbox) return E2B_OK;
+  code = e2b__kill_new(e2b__target_id(sandbox->client, sandbox->id), call, NULL, &rest, err);
+  e2b_sandbox_free(sandbox);
+  return code ? code : e2b__kill_run(rest, call, err);
+}
+
+static e2b_err e2b__set_timeout(e2b__target target, int32_t timeout_s, const e2b_call *call, e2b_error *err) {
+  e2b__rest_task *rest;
+  e2b_err code;
+  if (timeout_s < 0) return e2b__invalid(err, "timeout_s", "is negative: a sandbox lives for a limited time");
+  code = e2b__rest_new_for(target, "POST", "/timeout", call, &rest, err);
+  if (code) return code;
+  if (target.client->config.debug) return e2b__rest_skip(rest, call, err);
+  e2b__rest_put_timeout(rest, timeout_s);
+  rest->task.on_answer = e2b__rest_answered;
+  return e2b__rest_run(rest, call, err);
+}
+
+E2B_API e2b_err e2b_sandbox_set_timeout(e2b_sandbox *sandbox, int32_t timeout_s, const e2b_call *call, e2b_error *err) {
+  return e2b__set_timeout(e2b__target_sandbox(sandbox), timeout_s, call, err);
+}
+
+E2B_API e2b_err e2b_api_set_timeout(e2b_client *client, const char *sandbox_id, int32_t timeout_s, const e2b_call *call,
+                                    e2b_error *err) {
+  return e2b__set_timeout(e2b__target_id(client, sandbox_id), timeout_s, call, err);
+}
+
+/* A conflict means that it is paused already, or being paused. */
+static e2b_err e2b__pause_answered(e2b__task *task, e2b_error *err) {
+  return task->req.status == 409 ? E2B_OK : e2b__rest_answered(task, err);
+}
+
+static e2b_err e2b__pause(e2b__target target, const e2b_call *call, e2b_error *err) {
+  e2b__rest_task *rest;
+  e2b_err code = e2b__rest_new_for(target, "POST", "/pause", call, &rest, err);
+  if (code) return code;
+  rest->task.on_answer = e2b__pause_answered;
+  return e2b__rest_run(rest, call, err);
+}
+
+E2B_API e2b_err e2b_sandbox_pause(e2b_sandbox *sandbox, const e2b_call *call, e2b_error *err) {
+  return e2b__pause(e2b__target_sandbox(sandbox), call, err);
+}
+
+E2B_API e2b_err e2b_api_pause(e2b_client *client, const char *sandbox_id, const e2b_call *call, e2b_error *err) {
+  return e2b__pause(e2b__target_id(client, sandbox_id), call, err);
+}
+
+static e2b_err e2b__list_answered(e2b__task *task, e2b_error *err) {
+  e2b__rest_page page;
+  e2b__arena arena;
+  e2b_err code = e2b__rest_read(task, true, &arena, &page.sandboxes, err);
+  page.next_token = e2b__headers_get(&task->req.answer_headers, "x-next-token");
+  if (!code) code = e2b__rest_give(task, e2b__fill_page, &page, sizeof(e2b_sandbox_list), err);
+  e2b__arena_free(&arena);
+  return code;
+}
+
+static e2b_err e2b__list_check(const e2b_list_opts *opts, e2b_error *err) {
+  e2b_err code;
+  if (!opts) return E2B_OK;
+  if ((code = e2b__pairs_check(opts->metadata, "metadata", err)) != E2B_OK) return code;
+  if (opts->states & ~(uint32_t)(E2B_STATE_RUNNING | E2B_STATE_PAUSED))
+    return e2b__invalid(err, "states", "has bits besides E2B_STATE_RUNNING and E2B_STATE_PAUSED");
+  if (opts->limit < 0 || opts->limit > 100) return e2b__invalid(err, "limit", "must be 1 to 100");
+  if (opts->next_token && !e2b__text_ok(opts->next_token))
+    return e2b__invalid(err, "next_token", "has a control character");
+  return E2B_OK;
+}
+
+static void e2b__list_put_query(e2b__buf *path, const e2b_list_opts *opts, int metadata_layers) {
+  if (opts->metadata.count) {
+    e2b__url_query_name(path, "metadata");
+    e2b__url_metadata(path, opts->metadata, metadata_layers);
+  }
+  if (opts->states) {
+    e2b__url_query_name(path, "state");
+    e2b__buf_text(path, opts->states == E2B_STATE_RUNNING  ? "running"
+                        : opts->states == E2B_STATE_PAUSED ? "paused"
+                                                           : "running,paused");
+  }
+  if (opts->limit) {
+    e2b__url_query_name(path, "limit");
+    e2b__buf_i64(path, opts->limit);
+  }
+  if (e2b__given(opts->next_token)) e2b__url_query(path, "nextToken", e2b__str(opts->next_token));
+}
+
+E2B_API e2b_err e2b_api_list(e2b_client *client, const e2b_list_opts *opts, e2b_sandbox_list *out, e2b_error *err) {
+  const e2b_call *call = opts ? &opts->call : NULL;
+  e2b__rest_task *rest;
+  e2b_err code;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  code = e2b__list_check(opts, err);
+  if (!code) code = e2b__rest_new(client, "GET", "/v2/sandboxes", call, &rest, err);
+  if (code) return code;
+  if (opts) e2b__list_put_query(&rest->task.req.path, opts, client->config.protocol == E2B_PROTOCOL_PRIVATE ? 2 : 3);
+  rest->task.req.idempotent = true;
+  rest->task.on_answer = e2b__list_answered;
+  rest->task.out = out;
+  return e2b__rest_run(rest, call, err);
+}
+
+/* The edge answers 502 for a sandbox that does not run; one with a web page is somebody else's. */
+static e2b_err e2b__health_answered(e2b__task *task, e2b_error *err) {
+  if (task->req.status == 502 && e2b__rest_first_char(task) != '<') return E2B_OK;
+  if (!e2b__rest_is_success(task))
+    return e2b__answer_error(&task->req, E2B_SUBJECT_SANDBOX, "check the sandbox's access token", err);
+  *task->flag = task->req.status == 204 || e2b__rest_first_char(task) != '<';
+  if (*task->flag) return E2B_OK;
+  err->phase = E2B_PHASE_DECODE;
+  return e2b__error_say(err, E2B_ERR_PROTOCOL,
+                        "a web page is no answer to GET /health (HTTP %d): is this URL really envd?", task->req.status);
+}
+
+E2B_API e2b_err e2b_sandbox_is_running(e2b_sandbox *sandbox, const e2b_call *call, bool *running, e2b_error *err) {
+  e2b__task *task;
+  e2b_error failed;
+  if (running) *running = false;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
+  if (!running) return e2b__invalid(err, "running", "is NULL");
+  if (e2b__call_check(call, err)) return E2B_ERR_INVALID_ARGUMENT;
+  task = e2b__task_new(sandbox->client, call, &failed);
+  if (!task) {
+    if (err) *err = failed;
+    return failed.code;
+  }
+  task->op.sandbox = sandbox;
+  task->req.idempotent = true;
+  task->on_answer = e2b__health_answered;
+  task->flag = running;
+  e2b__req_target(&task->req, &sandbox->runtime);
+  e2b__buf_text(&task->req.path, "/health");
+  e2b__data_headers(&task->req, sandbox, NULL, call);
+  return e2b__task_run(task, call, err);
+}
+/* ================================================================================================================== */
+/* >>>> commands */
+/* ================================================================================================================== */
+
+/* A process and the stream of its events: Start or Connect of envd's Process service. */
+struct e2b_command_handle {
+  e2b__object object;
+  e2b_sandbox *sandbox;
+  e2b_command_handle *prev, *next; /* in sandbox->handles */
+  e2b__req req;
+  e2b__mourner mourner;
+  e2b__op *op;              /* the start, run or wait under way, or NULL */
+  uint32_t pid;
+  bool started;             /* the start event came */
+  bool ended;               /* the end event came: exit_code and the rest are known */
+  bool closed;              /* the end of stream came */
+  bool settled;             /* nothing more will come; `error` is how the stream ended */
+  e2b_error error;
+  int32_t exit_code;
+  bool exited;
+  e2b__buf status, failure; /* texts of the end event */
+  e2b_data_fn on_stdout, on_stderr;
+  void *output_user;
+  bool collect, truncated;
+  size_t max_collect;
+  e2b__buf out[2];          /* collected stdout and stderr; out[0] also holds the event e2b_command_handle_next gave */
+};
+
+/* Start, run or wait. */
+typedef struct e2b__command_op {
+  e2b__op op;
+  e2b_command_handle *handle;
+  e2b_command_handle **out_handle; /* start: completes with the start event */
+  e2b_command_result *out;         /* run, wait: completes when the stream is settled */
+  bool owns_handle;                /* run: nobody else has it */
+} e2b__command_op;
+
+static void e2b__command_result_fill(e2b__pack *pack, const void *from, void *out) {
+  const e2b_command_handle *handle = (const e2b_command_handle *)from;
+  e2b_command_result *result = (e2b_command_result *)out;
+  const e2b__buf *failure = &handle->failure;
+  result->stdout_data.ptr = e2b__pack_bytes(pack, (const char *)handle->out[0].data, handle->out[0].len);
+  result->stderr_data.ptr = e2b__pack_bytes(pack, (const char *)handle->out[1].data, handle->out[1].len);
+  result->status = e2b__pack_bytes(pack, (const char *)handle->status.data, handle->status.len);
+  result->error = e2b__pack_bytes(pack, (const char *)failure->data, failure->len);
+  if (!pack->base) return;
+  result->stdout_data.len = handle->out[0].len;
+  result->stderr_data.len = handle->out[1].len;
+  result->exit_code = handle->ended ? handle->exit_code : -1;
+  result->exited = handle->exited;
+  result->truncated = handle->truncated;
+}
+
+/* The result of a settled stream, for run and wait. */
+static void e2b__command_op_finish(e2b__command_op *op) {
+  e2b_command_handle *handle = op->handle;
+  e2b_error err = handle->error, failed;
+  e2b_err code = err.code;
+  handle->op = NULL;
+  if (op->out && (handle->ended || handle->started)) {
+    code = e2b__result_fill(op->op.client, e2b__command_result_fill, handle, op->out, &failed);
+    if (code && !err.code) err = failed;
+  }
+  if (!err.code && (handle->exit_code != 0 || !handle->exited)) {
+    err.exit_code = handle->exit_code;
+    e2b__error_say(&err, E2B_COMMAND_EXIT, "the command failed: %.*s", (int)E2B__MIN(handle->status.len, (size_t)160),
+                   handle->status.len ? (const char *)handle->status.data : "");
+  }
+  e2b__op_finish(&op->op, &err);
+}
+
+/* Nothing more comes: tells whoever waits. */
+static void e2b__command_settle(e2b_command_handle *handle, const e2b_error *err) {
+  e2b__command_op *op = (e2b__command_op *)handle->op;
+  handle->settled = true;
+  handle->error = *err;
+  if (!op) return;
+  if (!op->out_handle) {
+    e2b__command_op_finish(op);
+    return;
+  }
+  handle->op = NULL; /* a start that failed: its handle dies with the operation */
+  e2b__op_finish(&op->op, err);
+}
+
+static void e2b__command_verdict(e2b__mourner *mourner) {
+  e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)mourner - offsetof(e2b_command_handle, mourner));
+  e2b__command_settle(handle, &mourner->err);
+}
+
+/* Counts output against the limit and keeps what fits. */
+static void e2b__command_collect(e2b_command_handle *handle, int which, e2b_str data) {
+  e2b__buf *out = &handle->out[which];
+  size_t room = handle->max_collect - E2B__MIN(out->len, handle->max_collect), keep = E2B__MIN(room, data.len);
+  if (keep < data.len) handle->truncated = true;
+  e2b__buf_put(out, data.ptr, keep);
+}
+
+static bool e2b__command_pushes(const e2b_command_handle *handle) {
+  return handle->on_stdout || handle->on_stderr || handle->collect;
+}
+
+/* Gives output to whoever wants it. A callback may free the handle: the caller checks req.state. */
+static e2b_err e2b__command_deliver(e2b_command_handle *handle, int which, e2b_str data) {
+  e2b_data_fn on_data = which ? handle->on_stderr : handle->on_stdout;
+  int answer;
+  if (handle->collect) e2b__command_collect(handle, which, data);
+  if (handle->out[which].err) return E2B_ERR_NO_MEMORY;
+  if (!on_data || !data.len) return E2B_OK;
+  answer = on_data(handle->output_user, data.ptr, data.len);
+  if (handle->req.state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
+  if (answer == E2B_PAUSE) handle->req.paused = true;
+  return answer < 0 ? E2B_ERR_CANCELED : E2B_OK;
+}
+
+static void e2b__command_started(e2b_command_handle *handle, uint32_t pid) {
+  e2b__command_op *op = (e2b__command_op *)handle->op;
+  e2b_error ok;
+  handle->started = true;
+  handle->pid = pid;
+  if (!op || !op->out_handle) return;
+  memset(&ok, 0, sizeof ok);
+  *op->out_handle = handle;
+  op->owns_handle = false;
+  handle->op = NULL;
+  e2b__op_finish(&op->op, &ok);
+}
+
+static e2b_err e2b__command_note_end(e2b_command_handle *handle, const e2b__end_event *end) {
+  handle->ended = true;
+  handle->exit_code = end->exit_code;
+  handle->exited = end->exited;
+  e2b__buf_str(&handle->status, end->status);
+  if (end->has_error) e2b__buf_str(&handle->failure, end->error);
+  return handle->status.err ? handle->status.err : handle->failure.err;
+}
+
+/* Handles one message of the stream. *event is filled instead of delivering output when it is not NULL. */
+static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envelope *envelope, e2b__data_event *data, e2b_error *err) {
+  e2b_client *client = handle->sandbox->client;
+  e2b__event_response message;
+  e2b__arena arena;
+  e2b_err code;
+  if (handle->closed) return e2b__error_say(err, E2B_ERR_PROTOCOL, "the server sent more after the end of the stream");
+  if (envelope->end) {
+    handle->closed = true;
+    return e2b__envelope_end(client, envelope, E2B_SUBJECT_PROCESS, err);
+  }
+  e2b__arena_init(&arena, &client->mem, 4096);
+  code = e2b__pb_decode(&e2b__msg_event_response, envelope->data, envelope->len, &arena, &message);
+  if (code) {
+    e2b__error_say(err, code, "a message of the stream is not valid protobuf");
+  } else if (message.event.has_start) {
+    e2b__command_started(handle, message.event.start.pid);
+  } else if (message.event.has_data) {
+    *data = message.event.data;
+  } else if (message.event.has_end) {
+    code = e2b__command_note_end(handle, &message.event.end);
+    if (code) e2b__error_say(err, code, "no memory for the end of the command");
+  }
+  e2b__arena_free(&arena);
+  return code;
+}
+
+/* Ends the stream with an error that came inside it. */
+static void e2b__command_break(e2b_command_handle *handle, const e2b_error *err) {
+  e2b__req_abort(&handle->req);
+  e2b__command_settle(handle, err);
+}
+
+/* Pushed output: takes whole messages off the front of what came. */
+static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t len, size_t *taken) {
+  e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)req - offsetof(e2b_command_handle, req));
+  size_t need;
+  if (req->status != 200) return E2B_OK; /* stays in rx for the error */
+  while (!req->paused && !req->pulled) {
+    e2b__envelope envelope;
+    e2b__data_event data;
+    e2b_error err = req->end;
+    e2b_err code = e2b__envelope_get(bytes + *taken, len - *taken, req->client->config.max_message_bytes, &envelope, &need);
+    if (code == E2B_PENDING) return E2B_OK;
+    memset(&data, 0, sizeof data);
+    memset(&err, 0, sizeof err);
+    err.phase = E2B_PHASE_BODY;
+    err.http_status = req->status;
+    if (code) e2b__error_say(&err, code, "a message of the stream is %s", code == E2B_ERR_LIMIT ? "larger than max_message_bytes" : "compressed or malformed");
+    else code = e2b__command_message(handle, &envelope, &data, &err);
+    if (!code && data.has_stdout_data) code = e2b__command_deliver(handle, 0, data.stdout_data);
+    else if (!code && data.has_stderr_data) code = e2b__command_deliver(handle, 1, data.stderr_data);
+    if (req->state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
+    if (code) {
+      if (!err.message[0])
+        e2b__error_say(&err, code, code == E2B_ERR_CANCELED ? "an output callback ended the stream; the process goes on" : "no memory for the output");
+      e2b__command_break(handle, &err);
+      return E2B_ERR_CANCELED;
+    }
+    *taken += envelope.size;
+    req->pulled = handle->started && !handle->op && !e2b__command_pushes(handle);
+  }
+  return E2B_OK;
+}
+
+/* The stream is over, for better or worse. */
+static void e2b__command_on_end(e2b__req *req, const e2b_error *end) {
+  e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)req - offsetof(e2b_command_handle, req));
+  e2b_error err = *end;
+  uint64_t deadline = handle->op ? handle->op->deadline : (uint64_t)E2B__NEVER;
+  if (!err.code && req->status != 200) {
+    e2b__answer_error(req, E2B_SUBJECT_SANDBOX, "check the sandbox's access token and the user", &err);
+  } else if (!err.code && !(handle->ended && handle->closed)) {
+    e2b__error_say(&err, E2B_ERR_TRUNCATED, "the stream ended without the command's result; the process may still run (pid %lu)", (unsigned long)handle->pid);
+  } else if (handle->ended && handle->closed) {
+    memset(&err, 0, sizeof err); /* all is known: how the connection ended does not matter */
+  }
+  if (err.code) err.maybe_done = req->sent && !handle->started ? err.maybe_done : handle->started;
+  handle->mourner.err = err;
+  handle->mourner.on_verdict = e2b__command_verdict;
+  if (!err.code || !e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__command_settle(handle, &err);
+}
+
+static const e2b__req_events e2b__command_events = { NULL, e2b__command_on_body, NULL, e2b__command_on_end };
+
+static void e2b__command_drop(e2b_command_handle *handle) {
+  e2b__mourn_no_more(&handle->mourner);
+  e2b__req_abort(&handle->req);
+}
+
+static void e2b__command_op_cancel(e2b__op *base) {
+  e2b__command_op *op = (e2b__command_op *)base;
+  if (!op->handle) return;
+  op->handle->op = NULL;
+  if (op->owns_handle || op->out_handle) e2b__command_drop(op->handle);
+}
+
+/* A run or wait that has to stop waiting still hands over what came so far. */
+static void e2b__command_op_give_up(e2b__op *base) {
+  e2b__command_op *op = (e2b__command_op *)base;
+  if (op->out && op->handle && op->handle->started)
+    (void)e2b__result_fill(base->client, e2b__command_result_fill, op->handle, op->out, NULL);
+}
+
+static void e2b__command_op_release(e2b__op *base) {
+  e2b__command_op *op = (e2b__command_op *)base;
+  if (!op->handle) return;
+  if (op->handle->op == base) op->handle->op = NULL;
+  if (op->owns_handle) e2b_command_handle_free(op->handle);
+}
+
+static void e2b__command_op_resume(e2b__op *base) {
+  e2b__command_op *op = (e2b__command_op *)base;
+  if (op->handle) e2b__req_resume(&op->handle->req);
+}
+
+static e2b_phase e2b__command_op_phase(e2b__op *base) {
+  return e2b__req_phase(&((e2b__command_op *)base)->handle->req);
+}
+
+static const e2b__op_type e2b__command_op_type = { e2b__command_op_cancel, e2b__command_op_release, e2b__command_op_resume,
+                                                   e2b__command_op_phase, e2b__command_op_give_up };
+
+static e2b_err e2b__run_opts_check(const e2b_run_opts *opts, e2b_error *err) {
+  size_t i;
+  if (!opts) return E2B_OK;
+  if (e2b__call_check(&opts->call, err) || e2b__user_check(opts->user, err)) return E2B_ERR_INVALID_ARGUMENT;
+  if (opts->run_timeout_ms < 0) return e2b__invalid(err, "run_timeout_ms", "must not be negative");
+  if (!e2b__text_ok(opts->cwd)) return e2b__invalid(err, "cwd", "has a control character");
+  if (!e2b__text_ok(opts->tag)) return e2b__invalid(err, "tag", "has a control character");
+  for (i = 0; i < opts->envs.count; i++) {
+    const char *key = opts->envs.items[i].key;
+    if (!e2b__given(key) || strchr(key, '=') || !e2b__text_ok(key)) return e2b__invalid(err, "envs", "has a name that is empty or holds '=' or a control character");
+  }
+  return E2B_OK;
+}
+
+/* Makes the handle and its request, not yet submitted. */
+static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *method, const e2b_run_opts *opts) {
+  e2b_run_opts none;
+  e2b_client *client = sandbox->client;
+  e2b_command_handle *handle = (e2b_command_handle *)e2b__object_new(client, sizeof *handle);
+  char text[16];
+  int i;
+  if (!handle) return NULL;
+  memset(&none, 0, sizeof none);
+  if (!opts) opts = &none;
+  handle->sandbox = sandbox;
+  handle->on_stdout = opts->on_stdout;
+  handle->on_stderr = opts->on_stderr;
+  handle->output_user = opts->output_user;
+  handle->max_collect = opts->max_collect ? opts->max_collect : (size_t)E2B__MIN(client->config.max_result_bytes, (uint64_t)(SIZE_MAX / 4));
+  for (i = 0; i < 2; i++) e2b__buf_init(&handle->out[i], &client->mem, SIZE_MAX / 2);
+  e2b__buf_init(&handle->status, &client->mem, client->config.max_message_bytes);
+  e2b__buf_init(&handle->failure, &client->mem, client->config.max_message_bytes);
+  handle->next = sandbox->handles;
+  if (handle->next) handle->next->prev = handle;
+  sandbox->handles = handle;
+  e2b__req_init(&handle->req, client, &e2b__command_events);
+  handle->req.method = "POST";
+  handle->req.rx_limit = client->config.stream_buffer_size;
+  handle->req.idle_ms = opts->call.idle_ms ? opts->call.idle_ms : client->config.keepalive_interval_s * 3000;
+  e2b__req_target(&handle->req, &sandbox->runtime);
+  e2b__buf_text(&handle->req.path, method);
+  e2b__data_headers(&handle->req, sandbox, e2b__user(sandbox, opts->user, false), &opts->call);
+  e2b__headers_set(&handle->req.headers, "content-type", e2b__str("application/connect+proto"));
+  e2b__headers_set(&handle->req.headers, "connect-protocol-version", e2b__str("1"));
+  (void)snprintf(text, sizeof text, "%d", (int)client->config.keepalive_interval_s);
+  e2b__headers_set(&handle->req.headers, "keepalive-ping-interval", e2b__str(text));
+  if (opts->run_timeout_ms > 0) { /* the life of the process; never 0, which would end it at once */
+    (void)snprintf(text, sizeof text, "%d", (int)opts->run_timeout_ms);
+    e2b__headers_set(&handle->req.headers, "connect-timeout-ms", e2b__str(text));
+  }
+  return handle;
+}
+
+/* Puts the message in the request and starts it with the operation that waits for it. */
+static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const e2b__message *type, const void *message,
+                                 const e2b_run_opts *opts, e2b_command_handle **out_handle, e2b_command_result *out, e2b_error *err) {
+  const e2b_call *call = opts ? &opts->call : NULL;
+  e2b_client *client = sandbox->client;
+  int32_t default_ms = out_handle ? client->config.request_timeout_ms : E2B_TIMEOUT_NONE;
+  e2b__command_op *op = (e2b__command_op *)e2b__op_new(client, call, &e2b__command_op_type, sizeof *op, default_ms, err);
+  e2b_err code;
+  if (!op) return err && err->code ? err->code : E2B_ERR_NO_MEMORY;
+  op->op.sandbox = sandbox;
+  op->handle = e2b__command_new(sandbox, method, opts);
+  if (!op->handle) {
+    e2b__op_release(&op->op);
+    return e2b__no_memory(err);
+  }
+  op->handle->op = &op->op;
+  op->out_handle = out_handle;
+  op->out = out;
+  op->owns_handle = true;
+  op->handle->collect = !out_handle && !(opts && opts->no_collect);
+  e2b__envelope_put(&op->handle->req.body, type, message);
+  op->handle->req.body_len = (int64_t)op->handle->req.body.len;
+  code = e2b__req_submit(&op->handle->req);
+  if (code) {
+    e2b__op_release(&op->op);
+    return e2b__fail(err, code, code == E2B_ERR_LIMIT ? "the command is too long" : "out of memory");
+  }
+  return e2b__op_run(&op->op, call, err);
+}
+
+/* StartRequest of `/bin/bash -l -c <cmd>`. */
+static e2b_err e2b__command_start(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, e2b_command_handle **out_handle,
+                                  e2b_command_result *out, e2b_error *err) {
+  e2b__start_request request;
+  e2b_str args[3];
+  e2b__arena arena;
+  e2b__pair *envs;
+  e2b_err code;
+  size_t i;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!e2b__given(cmd)) return e2b__invalid(err, "cmd", "must not be empty");
+  code = e2b__run_opts_check(opts, err);
+  if (code) return code;
+  memset(&request, 0, sizeof request);
+  args[0] = e2b__str("-l");
+  args[1] = e2b__str("-c");
+  args[2] = e2b__str(cmd);
+  request.has_process = request.has_stdin_open = true;
+  request.process.cmd = e2b__str("/bin/bash");
+  request.process.args.items = args;
+  request.process.args.count = 3;
+  e2b__arena_init(&arena, &sandbox->client->mem, SIZE_MAX / 2);
+  if (opts) {
+    request.stdin_open = opts->stdin_open;
+    request.process.has_cwd = e2b__given(opts->cwd);
+    request.process.cwd = e2b__str(opts->cwd);
+    request.has_tag = e2b__given(opts->tag);
+    request.tag = e2b__str(opts->tag);
+    envs = (e2b__pair *)e2b__arena_alloc(&arena, opts->envs.count * sizeof *envs + 1);
+    if (!envs) return e2b__no_memory(err);
+    for (i = 0; i < opts->envs.count; i++) {
+      envs[i].key = e2b__str(opts->envs.items[i].key);
+      envs[i].value = e2b__str(opts->envs.items[i].value);
+    }
+    request.process.envs.items = envs;
+    request.process.envs.count = opts->envs.count;
+  }
+  code = e2b__command_open(sandbox, "/process.Process/Start", &e2b__msg_start_request, &request, opts, out_handle, out, err);
+  e2b__arena_free(&arena);
+  return code;
+}
+
+E2B_API e2b_err e2b_commands_run(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, e2b_command_result *out, e2b_error *err) {
+  e2b__result_clear(out, sizeof *out);
+  return e2b__command_start(sandbox, cmd, opts, NULL, out, err);
+}
+
+E2B_API e2b_err e2b_commands_start(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err) {
+  if (!out) return e2b__invalid(err, "out", "must not be NULL");
+  *out = NULL;
+  return e2b__command_start(sandbox, cmd, opts, out, NULL, err);
+}
+
+static void e2b__select_pid(e2b__process_selector *selector, bool *has, uint32_t pid) {
+  *has = true;
+  selector->has_pid = true;
+  selector->pid = pid;
+}
+
+E2B_API e2b_err e2b_commands_connect_to_process(e2b_sandbox *sandbox, uint32_t pid, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err) {
+  e2b__selector_request request;
+  e2b_err code;
+  if (!out) return e2b__invalid(err, "out", "must not be NULL");
+  *out = NULL;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!pid) return e2b__invalid(err, "pid", "must not be 0");
+  code = e2b__run_opts_check(opts, err);
+  if (code) return code;
+  memset(&request, 0, sizeof request);
+  e2b__select_pid(&request.process, &request.has_process, pid);
+  return e2b__command_open(sandbox, "/process.Process/Connect", &e2b__msg_selector_request, &request, opts, out, NULL, err);
+}
+
+static void e2b__process_list_fill(e2b__pack *pack, const void *from, void *out) {
+  const e2b__process_list *list = (const e2b__process_list *)from;
+  const e2b__process_info *infos = (const e2b__process_info *)list->processes.items;
+  e2b_process_list *result = (e2b_process_list *)out;
+  e2b_process_info *items = (e2b_process_info *)e2b__pack_alloc(pack, list->processes.count * sizeof *items);
+  size_t i, k;
+  for (i = 0; i < list->processes.count; i++) {
+    const e2b__process_info *info = &infos[i];
+    const e2b_str *args = (const e2b_str *)info->config.args.items;
+    const char **copies = (const char **)e2b__pack_alloc(pack, info->config.args.count * sizeof *copies);
+    e2b_process_info copy;
+    copy.pid = info->pid;
+    copy.tag = e2b__pack_str(pack, info->tag);
+    copy.cmd = e2b__pack_str(pack, info->config.cmd);
+    copy.cwd = e2b__pack_str(pack, info->config.cwd);
+    for (k = 0; k < info->config.args.count; k++) {
+      const char *arg = e2b__pack_str(pack, args[k]);
+      if (copies) copies[k] = arg;
+    }
+    copy.args.items = copies;
+    copy.args.count = info->config.args.count;
+    copy.envs = e2b__pack_pairs(pack, &info->config.envs);
+    if (items) items[i] = copy;
+  }
+  result->items = items;
+  result->count = items ? list->processes.count : 0;
+}
+
+E2B_API e2b_err e2b_commands_list(e2b_sandbox *sandbox, const e2b_call *call, e2b_process_list *out, e2b_error *err) {
+  e2b__empty request = { 0 };
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!out) return e2b__invalid(err, "out", "must not be NULL");
+  data = e2b__rpc_new(sandbox, "/process.Process/List", &e2b__msg_empty, &request, NULL, call, err);
+  if (!data) return err->code;
+  data->task.req.idempotent = true;
+  data->task.out = out;
+  data->answer = &e2b__msg_process_list;
+  data->fill = e2b__process_list_fill;
+  return e2b__task_run(&data->task, call, err);
+}
+
+/* envd refuses to signal a process that ended and was not waited for yet: as good as not there. */
+static e2b_err e2b__signal_answered(e2b__task *task, e2b_error *err) {
+  e2b_err code = e2b__data_answered(task, err);
+  if (code != E2B_ERR_SERVICE || err->connect_code != E2B_CONNECT_INTERNAL || !strstr(err->message, "already finished")) return code;
+  if (task->flag) *task->flag = false;
+  return E2B_OK;
+}
+
+E2B_API e2b_err e2b_commands_kill(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, bool *killed, e2b_error *err) {
+  e2b__send_signal_request request;
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  if (killed) *killed = false;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!pid) return e2b__invalid(err, "pid", "must not be 0");
+  memset(&request, 0, sizeof request);
+  e2b__select_pid(&request.process, &request.has_process, pid);
+  request.signal = E2B__SIGNAL_KILL;
+  data = e2b__rpc_new(sandbox, "/process.Process/SendSignal", &e2b__msg_send_signal_request, &request, NULL, call, err);
+  if (!data) return err->code;
+  data->task.on_answer = e2b__signal_answered;
+  data->task.subject = E2B_SUBJECT_PROCESS;
+  data->task.flag = killed;
+  data->absent = E2B_ERR_NOT_FOUND;
+  return e2b__task_run(&data->task, call, err);
+}
+
+/* "stdin not enabled or closed" is a plain internal error on the wire. */
+static e2b_err e2b__stdin_answered(e2b__task *task, e2b_error *err) {
+  e2b_err code = e2b__data_answered(task, err);
+  if (code == E2B_ERR_SERVICE && err->connect_code == E2B_CONNECT_INTERNAL && strstr(err->message, "stdin"))
+    return e2b__error_say(err, E2B_ERR_BAD_STATE, "the stdin of this process is not open: start it with stdin_open");
+  return code;
+}
+
+E2B_API e2b_err e2b_commands_send_stdin(e2b_sandbox *sandbox, uint32_t pid, const void *bytes, size_t len, const e2b_call *call, e2b_error *err) {
+  e2b__send_input_request request;
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!pid) return e2b__invalid(err, "pid", "must not be 0");
+  if (!bytes && len) return e2b__invalid(err, "data", "must not be NULL");
+  memset(&request, 0, sizeof request);
+  e2b__select_pid(&request.process, &request.has_process, pid);
+  request.has_input = request.input.has_stdin_data = true;
+  request.input.stdin_data = e2b__str_n((const char *)bytes, len);
+  data = e2b__rpc_new(sandbox, "/process.Process/SendInput", &e2b__msg_send_input_request, &request, NULL, call, err);
+  if (!data) return err->code;
+  data->task.on_answer = e2b__stdin_answered;
+  data->task.subject = E2B_SUBJECT_PROCESS;
+  return e2b__task_run(&data->task, call, err);
+}
+
+E2B_API e2b_err e2b_commands_close_stdin(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, e2b_error *err) {
+  e2b__selector_request request;
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!pid) return e2b__invalid(err, "pid", "must not be 0");
+  memset(&request, 0, sizeof request);
+  e2b__select_pid(&request.process, &request.has_process, pid);
+  data = e2b__rpc_new(sandbox, "/process.Process/CloseStdin", &e2b__msg_selector_request, &request, NULL, call, err);
+  if (!data) return err->code;
+  data->task.subject = E2B_SUBJECT_PROCESS;
+  data->task.req.idempotent = true;
+  return e2b__task_run(&data->task, call, err);
+}
+
+/* ---- handles ---- */
+
+E2B_API uint32_t e2b_command_handle_pid(const e2b_command_handle *handle) {
+  return handle ? handle->pid : 0;
+}
+
+/* Switches between pulled and pushed output, and delivers what waits in the next turn. */
+static void e2b__command_set_pulled(e2b_command_handle *handle) {
+  handle->req.pulled = handle->started && !handle->op && !e2b__command_pushes(handle);
+  if (handle->req.pulled || handle->req.state == E2B__REQ_NEW) return;
+  handle->req.flush = true;
+  e2b__req_kick(&handle->req);
+}
+
+/* Pulled output: the next event in the buffer. E2B_PENDING when there is no whole one. */
+static e2b_err e2b__command_take(e2b_command_handle *handle, e2b_command_event *event, e2b_error *err) {
+  e2b__req *req = &handle->req;
+  for (;;) {
+    e2b__envelope envelope;
+    e2b__data_event data;
+    e2b_err code = e2b__envelope_get(req->rx.data, req->rx.len, req->client->config.max_message_bytes, &envelope, &req->rx_need);
+    bool ended = handle->ended;
+    e2b_str *text = &data.stdout_data;
+    if (code == E2B_PENDING) return code;
+    memset(&data, 0, sizeof data);
+    memset(err, 0, sizeof *err);
+    if (code) e2b__error_say(err, code, "a message of the stream is too large, compressed or malformed");
+    else code = e2b__command_message(handle, &envelope, &data, err);
+    if (code) return code;
+    if (data.has_stderr_data) text = &data.stderr_data;
+    handle->out[0].len = 0;
+    e2b__buf_str(&handle->out[0], *text);
+    if (!e2b__buf_cstr(&handle->out[0])) return e2b__no_memory(err);
+    event->kind = data.has_stdout_data ? E2B_EVENT_STDOUT : data.has_stderr_data ? E2B_EVENT_STDERR : E2B_EVENT_NONE;
+    event->data = (const char *)handle->out[0].data;
+    event->len = handle->out[0].len;
+    e2b__buf_drop(&req->rx, envelope.size);
+    e2b__req_kick(req);
+    if (handle->ended && !ended) {
+      event->kind = E2B_EVENT_EXIT;
+      event->exit_code = handle->exit_code;
+      event->exited = handle->exited;
+      event->error = handle->failure.len ? e2b__buf_cstr(&handle->failure) : "";
+    }
+    if (event->kind != E2B_EVENT_NONE) return E2B_OK;
+  }
+}
+
+E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_ms, e2b_command_event *event, e2b_error *err) {
+  e2b_client *client;
+  e2b_error local;
+  uint64_t end;
+  bool turned = false;
+  e2b_err code;
+  if (!err) err = &local;
+  memset(err, 0, sizeof *err);
+  if (!handle || !event) return e2b__invalid(err, handle ? "event" : "handle", "must not be NULL");
+  memset(event, 0, sizeof *event);
+  client = handle->sandbox->client;
+  if (handle->op || e2b__command_pushes(handle))
+    return e2b__fail(err, E2B_ERR_BAD_STATE, "the output of this handle is pushed: unset the callbacks, or do not wait for it");
+  if (client->in_turn && timeout_ms != 0) return e2b__fail(err, E2B_ERR_BAD_STATE, "waiting inside a callback: use timeout_ms 0");
+  end = e2b__deadline(e2b__now_ms(client), timeout_ms);
+  for (;;) {
+    e2b__req *req = &handle->req;
+    uint64_t now;
+    code = handle->settled ? E2B_PENDING : e2b__command_take(handle, event, err);
+    if (code < 0) {
+      e2b_error broken = *err;
+      e2b__command_break(handle, &broken);
+    } else if (code == E2B_OK) {
+      return code;
+    }
+    if (handle->settled) {
+      *err = handle->error;
+      return handle->error.code ? handle->error.code : E2B_EOF;
+    }
+    if (req->state == E2B__REQ_ENDED) { /* whatever is left is not a whole message */
+      req->rx.len = 0;
+      e2b__req_flush(req);
+      continue;
+    }
+    now = e2b__now_ms(client);
+    if (client->in_turn || (turned && now >= end)) return E2B_PENDING;
+    (void)e2b__turn(client, end == (uint64_t)E2B__NEVER ? -1 : (int)E2B__MIN(end > now ? end - now : 0, (uint64_t)INT_MAX), NULL, 0, 0);
+    turned = true;
+    if (e2b__waker_interrupted(client->net.waker)) return e2b__fail(err, E2B_ERR_CANCELED, "interrupted by e2b_client_interrupt");
+  }
+}
+
+E2B_API void e2b_command_handle_set_output(e2b_command_handle *handle, e2b_data_fn on_stdout, e2b_data_fn on_stderr, void *user) {
+  if (!handle) return;
+  handle->on_stdout = on_stdout;
+  handle->on_stderr = on_stderr;
+  handle->output_user = user;
+  e2b__command_set_pulled(handle);
+}
+
+E2B_API e2b_err e2b_command_handle_wait(e2b_command_handle *handle, const e2b_call *call, e2b_command_result *out, e2b_error *err) {
+  e2b_client *client;
+  e2b__command_op *op;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
+  client = handle->sandbox->client;
+  if (e2b__call_check(call, err)) return E2B_ERR_INVALID_ARGUMENT;
+  if (handle->op) return e2b__fail(err, E2B_ERR_BUSY, "another wait for this handle is under way");
+  op = (e2b__command_op *)e2b__op_new(client, call, &e2b__command_op_type, sizeof *op, E2B_TIMEOUT_NONE, err);
+  if (!op) return err->code;
+  op->op.sandbox = handle->sandbox;
+  op->handle = handle;
+  op->out = out;
+  handle->op = &op->op;
+  if (!handle->on_stdout && !handle->on_stderr && !handle->collect) {
+    handle->collect = true;
+    handle->out[0].len = 0; /* the last pulled event */
+  }
+  if (handle->settled) e2b__command_op_finish(op);
+  else e2b__command_set_pulled(handle);
+  return e2b__op_run(&op->op, call, err);
+}
+
+E2B_API void e2b_command_handle_resume(e2b_command_handle *handle) {
+  if (handle) e2b__req_resume(&handle->req);
+}
+
+E2B_API void e2b_command_handle_disconnect(e2b_command_handle *handle) {
+  e2b_error err;
+  if (!handle || handle->settled) return;
+  e2b__error_set(&err, E2B_ERR_CANCELED, E2B_PHASE_NONE, "disconnected; the process goes on");
+  e2b__mourn_no_more(&handle->mourner);
+  e2b__command_break(handle, &err);
+}
+
+E2B_API e2b_err e2b_command_handle_kill(e2b_command_handle *handle, const e2b_call *call, bool *killed, e2b_error *err) {
+  if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
+  return e2b_commands_kill(handle->sandbox, handle->pid, call, killed, err);
+}
+
+E2B_API e2b_err e2b_command_handle_send_stdin(e2b_command_handle *handle, const void *data, size_t len, const e2b_call *call, e2b_error *err) {
+  if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
+  return e2b_commands_send_stdin(handle->sandbox, handle->pid, data, len, call, err);
+}
+
+E2B_API e2b_err e2b_command_handle_close_stdin(e2b_command_handle *handle, const e2b_call *call, e2b_error *err) {
+  if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
+  return e2b_commands_close_stdin(handle->sandbox, handle->pid, call, err);
+}
+
+E2B_API void e2b_command_handle_free(e2b_command_handle *handle) {
+  e2b_client *client;
+  if (!handle) return;
+  client = handle->sandbox->client;
+  e2b_command_handle_disconnect(handle);
+  e2b__mourn_no_more(&handle->mourner);
+  e2b__req_free(&handle->req);
+  e2b__buf_free(&handle->out[0]);
+  e2b__buf_free(&handle->out[1]);
+  e2b__buf_free(&handle->status);
+  e2b__buf_free(&handle->failure);
+  if (handle->prev) handle->prev->next = handle->next; else handle->sandbox->handles = handle->next;
+  if (handle->next) handle->next->prev = handle->prev;
+  if (handle->op) ((e2b__command_op *)handle->op)->handle = NULL;
+  e2b__object_free(client, handle);
+}
+/* ================================================================================================================== */
+/* >>>> files */
+/* ================================================================================================================== */
+
+/* ---- arguments and answers ---- */
+
+static e2b_err e2b__path_check(const char *name, const char *path, e2b_error *err) {
+  if (!e2b__given(path)) return e2b__invalid(err, name, "is empty");
+  if (!e2b__text_ok(path)) return e2b__invalid(err, name, "has a control character");
+  return E2B_OK;
+}
+
+static const e2b_call *e2b__files_call(const e2b_files_opts *opts) {
+  return opts ? &opts->call : NULL;
+}
+
+/* What every function on files checks before it does anything. */
+static e2b_err e2b__files_check(const e2b_sandbox *sandbox, const char *name, const char *path,
+                                const e2b_files_opts *opts, e2b_error *err) {
+  e2b_err code;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
+  code = opts && e2b__given(opts->user) ? e2b__user_check(opts->user, err) : E2B_OK;
+  if (!code) code = e2b__call_check(e2b__files_call(opts), err);
+  return code ? code : e2b__path_check(name, path, err);
+}
+
+/* Sets the code and puts words before the message. */
+static e2b_err e2b__files_say_before(e2b_error *err, e2b_err code, const char *words) {
+  char was[sizeof err->message];
+  memcpy(was, err->message, sizeof was);
+  return e2b__error_say(err, code, "%s: %s", words, was);
+}
+
+/* A 404 that envd did not write is not about the file: a router, a gateway or a wrong URL answers with text or HTML. */
+static e2b_err e2b__files_doubt(e2b_err code, bool from_envd, e2b_error *err) {
+  if (code != E2B_ERR_NOT_FOUND || from_envd) return code;
+  err->subject = E2B_SUBJECT_NONE;
+  return e2b__files_say_before(err, E2B_ERR_SERVICE, "not an answer of envd, check the URL of the sandbox");
+}
+
+/* ---- the filesystem service ---- */
+
+static e2b_entry_type e2b__entry_type(int32_t type) {
+  switch (type) {
+  case E2B__FILE_TYPE_FILE: return E2B_ENTRY_FILE;
+  case E2B__FILE_TYPE_DIRECTORY: return E2B_ENTRY_DIR;
+  case E2B__FILE_TYPE_SYMLINK: return E2B_ENTRY_SYMLINK;
+  default: return E2B_ENTRY_UNKNOWN;
+  }
+}
+
+static int64_t e2b__time_to_ns(e2b__timestamp time) {
+  const int64_t most = INT64_MAX / 1000000000 - 1;
+  if (time.seconds > most) return INT64_MAX;
+  if (time.seconds < -most) return INT64_MIN;
+  return time.seconds * 1000000000 + time.nanos;
+}
+
+/* `out` is NULL in the first pass. */
+static void e2b__pack_entry(e2b__pack *pack, const e2b__entry_info *from, e2b_entry_info *out) {
+  e2b_entry_info entry;
+  memset(&entry, 0, sizeof entry);
+  entry.name = e2b__pack_str(pack, from->name);
+  entry.path = e2b__pack_str(pack, from->path);
+  entry.permissions = e2b__pack_str(pack, from->permissions);
+  entry.owner = e2b__pack_str(pack, from->owner);
+  entry.group = e2b__pack_str(pack, from->group);
+  if (from->has_symlink_target) entry.symlink_target = e2b__pack_str(pack, from->symlink_target);
+  entry.type = e2b__entry_type(from->type);
+  entry.size = from->size;
+  entry.mode = from->mode;
+  entry.modified_time_ns = e2b__time_to_ns(from->modified_time);
+  entry.metadata = e2b__pack_pairs(pack, &from->metadata);
+  if (out) *out = entry;
+}
+
+static void e2b__fill_entry(e2b__pack *pack, const void *from, void *out) {
+  const e2b__entry_response *response = (const e2b__entry_response *)from;
+  e2b__pack_entry(pack, &response->entry, pack->base ? (e2b_entry_info *)out : NULL);
+}
+
+static void e2b__fill_entry_list(e2b__pack *pack, const void *from, void *out) {
+  const e2b__list *entries = &((const e2b__list_dir_response *)from)->entries;
+  const e2b__entry_info *entry = (const e2b__entry_info *)entries->items;
+  e2b_entry_info *items = (e2b_entry_info *)e2b__pack_alloc(pack, entries->count * sizeof *items);
+  e2b_entry_list *list = (e2b_entry_list *)out;
+  size_t i;
+  for (i = 0; i < entries->count; i++) e2b__pack_entry(pack, &entry[i], items ? &items[i] : NULL);
+  if (!items) return;
+  list->items = items;
+  list->count = entries->count;
+}
+
+/* As e2b__data_answered, but only envd's own words count as "no such file". */
+static e2b_err e2b__files_rpc_answered(e2b__task *task, e2b_error *err) {
+  e2b__data_task *data = (e2b__data_task *)task;
+  e2b_err absent = data->absent, code;
+  data->absent = E2B_OK;
+  code = e2b__data_answered(task, err);
+  code = e2b__files_doubt(code, err->connect_code != E2B_CONNECT_NONE, err);
+  if (code == E2B_OK || code != absent) return code;
+  if (task->flag) *task->flag = false;
+  return E2B_OK;
+}
+
+/* An answer that must describe an entry, which has a path at least. */
+static e2b_err e2b__files_entry_answered(e2b__task *task, e2b_error *err) {
+  e2b_entry_info *out = (e2b_entry_info *)task->out;
+  e2b_err code = e2b__rpc_answered(task, err);
+  if (code || !out || out->path[0]) return code;
+  e2b_mem_free(&out->mem);
+  e2b__result_clear(out, sizeof *out);
+  err->maybe_done = !task->req.idempotent;
+  return e2b__error_say(err, E2B_ERR_PROTOCOL, "the answer describes no file");
+}
+
+static e2b__data_task *e2b__files_rpc_new(e2b_sandbox *sandbox, const char *service_method, const e2b__message *type,
+                                          const void *message, const e2b_files_opts *opts, e2b_error *err) {
+  const char *user = opts && opts->user ? opts->user : "";
+  e2b__data_task *data = e2b__rpc_new(sandbox, service_method, type, message, user, e2b__files_call(opts), err);
+  if (!data) return NULL;
+  data->task.subject = E2B_SUBJECT_FILE;
+  data->task.on_answer = e2b__files_rpc_answered;
+  return data;
+}
+
+/* For calls whose request is nothing but a path. */
+static e2b__data_task *e2b__files_path_new(e2b_sandbox *sandbox, const char *service_method, const char *path,
+                                           const e2b_files_opts *opts, e2b_error *err) {
+  e2b__path_request request;
+  if (e2b__files_check(sandbox, "path", path, opts, err)) return NULL;
+  request.path = e2b__str(path);
+  return e2b__files_rpc_new(sandbox, service_method, &e2b__msg_path_request, &request, opts, err);
+}
+
+E2B_API e2b_err e2b_files_list(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_entry_list *out,
+                               e2b_error *err) {
+  e2b__list_dir_request request;
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  request.path = e2b__str(path);
+  request.depth = opts && opts->depth ? opts->depth : 1;
+  data = e2b__files_rpc_new(sandbox, "/filesystem.Filesystem/ListDir", &e2b__msg_list_dir_request, &request, opts, err);
+  if (!data) return err->code;
+  data->answer = &e2b__msg_list_dir_response;
+  data->fill = e2b__fill_entry_list;
+  data->task.out = out;
+  data->task.req.idempotent = true;
+  return e2b__task_run(&data->task, e2b__files_call(opts), err);
+}
+
+E2B_API e2b_err e2b_files_exists(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, bool *exists,
+                                 e2b_error *err) {
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  if (!exists) return e2b__invalid(err, "exists", "is NULL");
+  *exists = false;
+  data = e2b__files_path_new(sandbox, "/filesystem.Filesystem/Stat", path, opts, err);
+  if (!data) return err->code;
+  data->absent = E2B_ERR_NOT_FOUND;
+  data->task.flag = exists;
+  data->task.req.idempotent = true;
+  return e2b__task_run(&data->task, e2b__files_call(opts), err);
+}
+
+E2B_API e2b_err e2b_files_get_info(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts,
+                                   e2b_entry_info *out, e2b_error *err) {
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  data = e2b__files_path_new(sandbox, "/filesystem.Filesystem/Stat", path, opts, err);
+  if (!data) return err->code;
+  data->answer = &e2b__msg_entry_response;
+  data->fill = e2b__fill_entry;
+  data->on_success = e2b__files_entry_answered;
+  data->task.out = out;
+  data->task.req.idempotent = true;
+  return e2b__task_run(&data->task, e2b__files_call(opts), err);
+}
+
+E2B_API e2b_err e2b_files_make_dir(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, bool *created,
+                                   e2b_error *err) {
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  if (created) *created = false;
+  data = e2b__files_path_new(sandbox, "/filesystem.Filesystem/MakeDir", path, opts, err);
+  if (!data) return err->code;
+  data->absent = E2B_ERR_ALREADY_EXISTS;
+  data->task.flag = created;
+  return e2b__task_run(&data->task, e2b__files_call(opts), err);
+}
+
+E2B_API e2b_err e2b_files_rename(e2b_sandbox *sandbox, const char *old_path, const char *new_path,
+                                 const e2b_files_opts *opts, e2b_entry_info *out, e2b_error *err) {
+  e2b__move_request request;
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (e2b__files_check(sandbox, "old_path", old_path, opts, err) || e2b__path_check("new_path", new_path, err))
+    return err->code;
+  request.source = e2b__str(old_path);
+  request.destination = e2b__str(new_path);
+  data = e2b__files_rpc_new(sandbox, "/filesystem.Filesystem/Move", &e2b__msg_move_request, &request, opts, err);
+  if (!data) return err->code;
+  data->answer = &e2b__msg_entry_response;
+  data->fill = e2b__fill_entry;
+  data->on_success = e2b__files_entry_answered;
+  data->task.out = out;
+  return e2b__task_run(&data->task, e2b__files_call(opts), err);
+}
+
+E2B_API e2b_err e2b_files_remove(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_error *err) {
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  data = e2b__files_path_new(sandbox, "/filesystem.Filesystem/Remove", path, opts, err);
+  if (!data) return err->code;
+  data->absent = E2B_ERR_NOT_FOUND;
+  data->task.req.idempotent = true;
+  return e2b__task_run(&data->task, e2b__files_call(opts), err);
+}
+
+/* ---- content: what requests and answers look like ---- */
+
+/* Path, query and headers of a request for content. The user is in the query, not in a header. */
+static void e2b__files_address(e2b__req *req, const e2b_sandbox *sandbox, const char *path,
+                               const e2b_files_opts *opts) {
+  const char *user = e2b__user(sandbox, opts ? opts->user : NULL, true);
+  e2b__buf_text(&req->path, "/files");
+  e2b__url_query(&req->path, "path", e2b__str(path));
+  if (user) e2b__url_query(&req->path, "username", e2b__str(user));
+  e2b__data_headers(req, sandbox, NULL, e2b__files_call(opts));
+}
+
+/* The content-length of an answer, -1 when it has none. */
+static int64_t e2b__files_length(const e2b__req *req) {
+  const char *text = e2b__headers_get(&req->answer_headers, "content-length");
+  int64_t value = 0;
+  if (!text) return -1;
+  for (; e2b__is_digit(*text); text++) {
+    int digit = *text - '0';
+    value = value > (INT64_MAX - digit) / 10 ? INT64_MAX : value * 10 + digit;
+  }
+  return value;
+}
+
+static bool e2b__files_success(const e2b__req *req) {
+  return req->status >= 200 && req->status < 300;
+}
+
+/* Why the body of a successful answer cannot be taken for the content of a file, or NULL. */
+static const char *e2b__files_unusable(const e2b__req *req) {
+  const char *encoding = e2b__headers_get(&req->answer_headers, "content-encoding");
+  if (encoding && encoding[0] && !e2b__str_eq_nocase(e2b__str(encoding), "identity"))
+    return "the server compressed the file although it was asked not to";
+  if (req->status == 204 ||
+      (e2b__files_length(req) < 0 && !e2b__headers_get(&req->answer_headers, "transfer-encoding")))
+    return "the answer has neither a content-length nor chunks: a file cut short would look complete";
+  return NULL;
+}
+
+/* How far a download came, put before what ended it. */
+static void e2b__files_say_progress(e2b_error *err, const e2b__req *req) {
+  char words[64];
+  int64_t length = e2b__files_length(req);
+  unsigned long long got = req->answer_len;
+  if (!e2b__files_success(req)) return;
+  if (length >= 0)
+    (void)snprintf(words, sizeof words, "after %llu of %llu bytes", got, (unsigned long long)length);
+  else
+    (void)snprintf(words, sizeof words, "after %llu bytes", got);
+  (void)e2b__files_say_before(err, err->code, words);
+}
+
+/* True when envd wrote this answer to a request for content: its errors are JSON objects. */
+static bool e2b__files_from_envd(const e2b__req *req) {
+  return req->rx.len && req->rx.data[0] == '{';
+}
+
+/* The error an answer to a request for content stands for. */
+static e2b_err e2b__files_error(e2b__req *req, e2b_error *err) {
+  bool from_envd = e2b__files_from_envd(req);
+  return e2b__files_doubt(
+      e2b__answer_error(req, E2B_SUBJECT_FILE, "check the sandbox's access token and the user", err), from_envd, err);
+}
+
+/* How content travels in a request: as it is, or as the one part of a form. `tail` follows it. */
+typedef struct e2b__content {
+  int64_t size; /* -1: until its source ends */
+  char tail[48];
+  size_t tail_len;
+} e2b__content;
+
+#define E2B__CONTENT_MAX (INT64_MAX - 65536) /* leaves room for what a form adds */
+
+/* What a file name looks like in a form: the last part of the path, quoted. */
+static void e2b__content_name(e2b__buf *out, const char *path) {
+  const char *slash = strrchr(path, '/');
+  const char *name = slash ? slash + 1 : path;
+  e2b__buf_text(out, "filename=\"");
+  for (name = *name ? name : "file"; *name; name++) {
+    if (*name == '"' || *name == '\\') e2b__buf_byte(out, '\\');
+    e2b__buf_byte(out, (uint8_t)*name);
+  }
+  e2b__buf_byte(out, '"');
+}
+
+/* Sets type, length and what precedes the content. Of a form, the boundary is random enough to occur in no file. */
+static e2b_err e2b__content_begin(e2b__content *content, e2b__req *req, const char *path, bool form, e2b_error *err) {
+  uint8_t random[16];
+  char boundary[40], type[80];
+  size_t i;
+  content->tail_len = 0;
+  req->body.len = 0;
+  if (form) {
+    if (!e2b__net_random(random, sizeof random)) return e2b__fail(err, E2B_ERR_IO, "the system gave no random bytes");
+    memcpy(boundary, "e2b-", 4);
+    for (i = 0; i < sizeof random; i++) (void)snprintf(boundary + 4 + 2 * i, 3, "%02x", (unsigned)random[i]);
+    (void)snprintf(type, sizeof type, "multipart/form-data; boundary=%s", boundary);
+    content->tail_len = (size_t)snprintf(content->tail, sizeof content->tail, "\r\n--%s--\r\n", boundary);
+    e2b__buf_text(&req->body, "--");
+    e2b__buf_text(&req->body, boundary);
+    e2b__buf_text(&req->body, "\r\nContent-Disposition: form-data; name=\"file\"; ");
+    e2b__content_name(&req->body, path);
+    e2b__buf_text(&req->body, "\r\nContent-Type: application/octet-stream\r\n\r\n");
+  }
+  e2b__headers_set(&req->headers, "content-type", e2b__str(form ? type : "application/octet-stream"));
+  req->body_len = E2B__BODY_CHUNKED;
+  if (content->size >= 0) req->body_len = (int64_t)req->body.len + content->size + (int64_t)content->tail_len;
+  return E2B_OK;
+}
+
+/* The bytes behind the content, from `at` on; 0 at their end. */
+static int e2b__content_tail(const e2b__content *content, uint64_t at, uint8_t *buf, size_t cap) {
+  size_t from = (size_t)at, left = content->tail_len - from;
+  left = E2B__MIN(left, cap);
+  memcpy(buf, content->tail + from, left);
+  return (int)left;
+}
+
+static bool e2b__files_as_form(const e2b_sandbox *sandbox) {
+  return sandbox->files_as_form || e2b__version_compare(sandbox->envd_version, "0.5.7") < 0;
+}
+
+#define E2B__FILES_CALL_AGAIN "this envd takes uploads as forms only; the next one will be a form, so call again"
+
+/* Whether an answer says that this envd takes forms only: the words of envd since 0.5.7, of Go's library before. */
+static bool e2b__files_wants_form(const e2b__req *req, const e2b_error *err) {
+  return (req->status == 400 || req->status == 500) &&
+         (strstr(err->message, "unsupported content type") || strstr(err->message, "isn't multipart/form-data"));
+}
+
+/* Reads the answer to an upload. Only a list with a path in it proves that a file was written. Its content type proves
+ * nothing: it is text/plain. */
+static e2b_err e2b__files_confirmed(e2b__req *req, e2b__arena *arena, e2b__rest_write_info *info, e2b_error *err) {
+  char excerpt[80];
+  e2b__list list;
+  e2b_err code;
+  err->phase = E2B_PHASE_DECODE;
+  err->maybe_done = true;
+  if (!req->body_ended)
+    return e2b__error_say(err, E2B_ERR_PROTOCOL, "the server answered HTTP %d before it had the whole file",
+                          req->status);
+  e2b__error_excerpt(excerpt, sizeof excerpt, req->rx.data, req->rx.len);
+  code = e2b__json_decode_list(&e2b__msg_rest_write_info, (char *)req->rx.data, req->rx.len, arena, &list);
+  if (code == E2B_ERR_NO_MEMORY) return e2b__error_say(err, code, "no memory for the answer");
+  if (!code && list.count) *info = *(const e2b__rest_write_info *)list.items;
+  if (code || !list.count || !info->path.len)
+    return e2b__error_say(err, E2B_ERR_PROTOCOL,
+                          "HTTP %d, but nothing in the answer says that the file was written: \"%s\"", req->status,
+                          excerpt);
+  err->maybe_done = false;
+  return E2B_OK;
+}
+
+static void e2b__fill_write_info(e2b__pack *pack, const void *from, void *out) {
+  const e2b__rest_write_info *info = (const e2b__rest_write_info *)from;
+  e2b_write_info *result = (e2b_write_info *)out;
+  const char *path = e2b__pack_str(pack, info->path), *name = e2b__pack_str(pack, info->name),
+             *type = e2b__pack_str(pack, info->type);
+  if (!pack->base) return;
+  result->path = path;
+  result->name = name;
+  result->type = type;
+}
+
+/* ---- content: whole, and pushed ---- */
+
+/* One download or upload that is an operation. */
+typedef struct e2b__transfer {
+  e2b__data_task data;
+  bool can_pause; /* the caller has a handle to resume it with */
+  char why[144];  /* what stopped it on our side, "" = nothing */
+  /* of e2b_files_read, which has no sink */
+  bool text;
+  bool fixed; /* `block` is the caller's */
+  uint8_t *block;
+  size_t len, cap;
+  /* of uploads */
+  char *path;
+  e2b__content content;
+} e2b__transfer;
+
+static void e2b__transfer_release(e2b__op *op) {
+  e2b__transfer *transfer = (e2b__transfer *)op;
+  e2b_allocator *allocator = &op->client->mem.allocator;
+  e2b__data_release(op);
+  e2b__mem_free_str(&op->client->mem, transfer->path);
+  transfer->path = NULL;
+  if (transfer->block && !transfer->fixed) allocator->free_fn(allocator->user, transfer->block, transfer->cap);
+  transfer->block = NULL;
+}
+
+static const e2b__op_type e2b__transfer_type = { e2b__data_cancel, e2b__transfer_release, e2b__task_resume,
+                                                 e2b__task_phase, NULL };
+
+static e2b__transfer *e2b__transfer_of(e2b__req *req) {
+  return (e2b__transfer *)(void *)((uint8_t *)req - offsetof(e2b__transfer, data.task.req));
+}
+
+/* Stops a transfer from one of its events: the code goes through the layers below, the reason waits here. */
+static e2b_err e2b__transfer_stop(e2b__transfer *transfer, e2b_err code, const char *why) {
+  (void)snprintf(transfer->why, sizeof transfer->why, "%s", why);
+  return code;
+}
+
+static e2b_err e2b__transfer_lost(e2b__task *task, e2b_error *err) {
+  e2b__transfer *transfer = (e2b__transfer *)task;
+  if (transfer->why[0]) return e2b__error_say(err, err->code, "%s", transfer->why);
+  e2b__files_say_progress(err, &task->req);
+  return e2b__data_lost(task, err);
+}
+
+static e2b_err e2b__transfer_answered(e2b__task *task, e2b_error *err) {
+  bool from_envd = e2b__files_from_envd(&task->req);
+  return e2b__files_doubt(e2b__data_answered(task, err), from_envd, err);
+}
+
+/* What a callback's E2B_PAUSE comes to. */
+static e2b_err e2b__transfer_pause(e2b__transfer *transfer) {
+  if (transfer->can_pause) return E2B_OK;
+  return e2b__transfer_stop(transfer, E2B_ERR_BAD_STATE, "E2B_PAUSE in a call without call.op: nobody could resume it");
+}
+
+static e2b__transfer *e2b__transfer_new(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts,
+                                        int32_t default_ms, const e2b__req_events *events, e2b_error *err) {
+  const e2b_call *call = e2b__files_call(opts);
+  e2b__transfer *transfer =
+      (e2b__transfer *)e2b__data_task_new(sandbox, call, sizeof *transfer, default_ms, events, err);
+  if (!transfer) return NULL;
+  transfer->data.task.op.type = &e2b__transfer_type;
+  transfer->data.task.subject = E2B_SUBJECT_FILE;
+  transfer->data.task.on_answer = e2b__transfer_answered;
+  transfer->data.task.on_loss = e2b__transfer_lost;
+  transfer->can_pause = call && call->op;
+  e2b__files_address(&transfer->data.task.req, sandbox, path, opts);
+  return transfer;
+}
+
+/* Makes room for so many bytes in all and a NUL, within the limit and the caller's storage. */
+static e2b_err e2b__read_reserve(e2b__transfer *transfer, uint64_t len) {
+  e2b_client *client = transfer->data.task.op.client;
+  e2b_allocator *allocator = &client->mem.allocator;
+  e2b_mem *mem = &((e2b_buf *)transfer->data.task.out)->mem;
+  uint64_t most = E2B__MIN(client->config.max_result_bytes, (uint64_t)(SIZE_MAX / 2));
+  size_t need = (size_t)len + 1, cap;
+  uint8_t *grown;
+  if (len > most) {
+    (void)snprintf(transfer->why, sizeof transfer->why,
+                   "the file has at least %llu bytes, above config.max_result_bytes (%llu): use "
+                   "e2b_files_download",
+                   (unsigned long long)len, (unsigned long long)most);
+    return E2B_ERR_LIMIT;
+  }
+  if (need <= transfer->cap) return E2B_OK;
+  if (transfer->fixed) {
+    mem->len = need;
+    (void)snprintf(transfer->why, sizeof transfer->why, "the result needs %lu bytes, the storage given has %lu",
+                   (unsigned long)need, (unsigned long)mem->cap);
+    return E2B_ERR_BUFFER_TOO_SMALL;
+  }
+  cap = (size_t)E2B__MIN((uint64_t)transfer->cap * 2, most + 1);
+  cap = E2B__MAX(cap, need);
+  grown = (uint8_t *)(transfer->block ? allocator->realloc_fn(allocator->user, transfer->block, transfer->cap, cap)
+                                      : allocator->alloc_fn(allocator->user, cap));
+  if (!grown) return e2b__transfer_stop(transfer, E2B_ERR_NO_MEMORY, "no memory for the content");
+  transfer->block = grown;
+  transfer->cap = cap;
+  return E2B_OK;
+}
+
+static e2b_err e2b__download_on_head(e2b__req *req) {
+  e2b__transfer *transfer = e2b__transfer_of(req);
+  const char *why;
+  int64_t length;
+  if (!e2b__files_success(req)) return E2B_OK;
+  why = e2b__files_unusable(req);
+  if (why) return e2b__transfer_stop(transfer, E2B_ERR_PROTOCOL, why);
+  length = e2b__files_length(req);
+  return transfer->data.task.sink || length < 0 ? E2B_OK : e2b__read_reserve(transfer, (uint64_t)length);
+}
+
+/* Bodies that are not the file stay in req->rx, for the error. */
+static e2b_err e2b__download_on_body(e2b__req *req, const uint8_t *data, size_t len, size_t *taken) {
+  e2b__transfer *transfer = e2b__transfer_of(req);
+  e2b__task *task = &transfer->data.task;
+  e2b_err code;
+  int answer;
+  if (!e2b__files_success(req)) return E2B_OK;
+  *taken = len;
+  if (!task->sink) {
+    code = e2b__read_reserve(transfer, (uint64_t)transfer->len + len);
+    if (code) return code;
+    memcpy(transfer->block + transfer->len, data, len);
+    transfer->len += len;
+    return E2B_OK;
+  }
+  answer = task->sink(task->user, (const char *)data, len);
+  if (task->op.finished) return E2B_ERR_CANCELED; /* by the callback */
+  if (answer < 0) return e2b__transfer_stop(transfer, E2B_ERR_CANCELED, "the sink canceled the download");
+  if (answer != E2B_PAUSE) return E2B_OK;
+  req->paused = true;
+  return e2b__transfer_pause(transfer);
+}
+
+static const e2b__req_events e2b__download_events = { e2b__download_on_head, e2b__download_on_body, NULL,
+                                                      e2b__task_on_end };
+
+static e2b_err e2b__download_succeeded(e2b__task *task, e2b_error *err) {
+  E2B__UNUSED(task);
+  E2B__UNUSED(err);
+  return E2B_OK;
+}
+
+/* Hands what was collected to the caller. */
+static e2b_err e2b__read_succeeded(e2b__task *task, e2b_error *err) {
+  e2b__transfer *transfer = (e2b__transfer *)task;
+  e2b_buf *out = (e2b_buf *)task->out;
+  e2b_err code = e2b__read_reserve(transfer, transfer->len);
+  const uint8_t *nul;
+  if (code) return e2b__error_say(err, code, "%s", transfer->why);
+  nul = (const uint8_t *)memchr(transfer->block, 0, transfer->len);
+  if (transfer->text && nul) {
+    err->phase = E2B_PHASE_DECODE;
+    return e2b__error_say(err, E2B_ERR_PROTOCOL, "the file is not text, byte %lu is NUL: use e2b_files_read",
+                          (unsigned long)(nul - transfer->block));
+  }
+  transfer->block[transfer->len] = 0;
+  out->data = transfer->block;
+  out->len = transfer->len;
+  out->mem.len = transfer->len + 1;
+  if (!transfer->fixed) {
+    out->mem.alloc = task->op.client->mem.allocator;
+    out->mem.ptr = transfer->block;
+    out->mem.cap = transfer->cap;
+  }
+  transfer->block = NULL; /* the caller's now */
+  return E2B_OK;
+}
+
+static e2b_err e2b__files_read(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_buf *out,
+                               bool text, e2b_error *err) {
+  e2b__transfer *transfer;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  transfer =
+      e2b__transfer_new(sandbox, path, opts, sandbox->client->config.request_timeout_ms, &e2b__download_events, err);
+  if (!transfer) return err->code;
+  transfer->data.on_success = e2b__read_succeeded;
+  transfer->data.task.out = out;
+  transfer->data.task.req.idempotent = true;
+  transfer->text = text;
+  transfer->fixed = out->mem.fixed;
+  if (transfer->fixed) transfer->block = (uint8_t *)out->mem.ptr;
+  if (transfer->fixed) transfer->cap = out->mem.cap;
+  return e2b__task_run(&transfer->data.task, e2b__files_call(opts), err);
+}
+
+E2B_API e2b_err e2b_files_read(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_buf *out,
+                               e2b_error *err) {
+  return e2b__files_read(sandbox, path, opts, out, false, err);
+}
+
+E2B_API e2b_err e2b_files_read_text(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_buf *out,
+                                    e2b_error *err) {
+  return e2b__files_read(sandbox, path, opts, out, true, err);
+}
+
+E2B_API e2b_err e2b_files_download(e2b_sandbox *sandbox, const char *path, e2b_data_fn sink, void *user,
+                                   const e2b_files_opts *opts, e2b_error *err) {
+  e2b__transfer *transfer;
+  e2b_error local;
+  if (!err) err = &local;
+  if (!sink) return e2b__invalid(err, "sink", "is NULL");
+  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  transfer = e2b__transfer_new(sandbox, path, opts, E2B_TIMEOUT_NONE, &e2b__download_events, err);
+  if (!transfer) return err->code;
+  transfer->data.on_success = e2b__download_succeeded;
+  transfer->data.task.sink = sink;
+  transfer->data.task.user = user;
+  transfer->data.task.req.idempotent = true;
+  return e2b__task_run(&transfer->data.task, e2b__files_call(opts), err);
+}
+
+/* Asks the caller's source for bytes. > 0, 0 at its end, E2B_IO_AGAIN or an e2b_err. */
+static int e2b__upload_ask(e2b__transfer *transfer, uint8_t *buf, size_t cap) {
+  e2b__task *task = &transfer->data.task;
+  int got = task->source(task->user, buf, cap);
+  if (task->op.finished) return E2B_ERR_CANCELED; /* by the callback */
+  if (got == E2B_PAUSE) {
+    e2b_err code = e2b__transfer_pause(transfer);
+    return code ? (int)code : E2B_IO_AGAIN;
+  }
+  if (got < 0) return e2b__transfer_stop(transfer, E2B_ERR_CANCELED, "the source canceled the upload");
+  if ((size_t)got > cap)
+    return e2b__transfer_stop(transfer, E2B_ERR_INVALID_ARGUMENT, "the source returned more than it was asked for");
+  return got;
+}
+
+/* The content, then its tail. Where it stands follows from req->body_done alone, so that a repetition starts over. */
+static int e2b__upload_on_source(e2b__req *req, uint8_t *buf, size_t cap) {
+  e2b__transfer *transfer = e2b__transfer_of(req);
+  e2b__task *task = &transfer->data.task;
+  e2b__content *content = &transfer->content;
+  uint64_t at = req->body_done - req->body.len;
+  int got;
+  if (content->size < 0 || at < (uint64_t)content->size) {
+    if (content->size >= 0) cap = (size_t)E2B__MIN((uint64_t)cap, (uint64_t)content->size - at);
+    if (!task->source) {
+      memcpy(buf, task->data + at, cap);
+      return (int)cap;
+    }
+    got = e2b__upload_ask(transfer, buf, cap);
+    if (got != 0) return got;
+    if (content->size >= 0)
+      return e2b__transfer_stop(transfer, E2B_ERR_INVALID_ARGUMENT, "the source ended before the size it announced");
+    content->size = (int64_t)at;
+  }
+  return e2b__content_tail(content, at - (uint64_t)content->size, buf, cap);
+}
+
+static const e2b__req_events e2b__upload_events = { NULL, NULL, e2b__upload_on_source, e2b__task_on_end };
+
+/* A source that has more than the size it announced leaves a file without its end, which is no success. */
+static e2b_err e2b__upload_check_end(e2b__transfer *transfer, bool announced, e2b_error *err) {
+  uint8_t extra;
+  int got;
+  if (!transfer->data.task.source || !announced) return E2B_OK;
+  got = e2b__upload_ask(transfer, &extra, 1);
+  if (transfer->data.task.op.finished) return E2B_PENDING; /* canceled by the callback: nothing is left to report */
+  if (got == 0 || got == E2B_IO_AGAIN || got == E2B_ERR_BAD_STATE) return E2B_OK;
+  err->maybe_done = true;
+  if (got < 0) return e2b__error_say(err, (e2b_err)got, "%s", transfer->why);
+  return e2b__error_say(err, E2B_ERR_INVALID_ARGUMENT,
+                        "the source has more bytes than the size it announced; the first %llu were written",
+                        (unsigned long long)transfer->content.size);
+}
+
+static e2b_err e2b__upload_succeeded(e2b__task *task, e2b_error *err) {
+  e2b__transfer *transfer = (e2b__transfer *)task;
+  e2b__rest_write_info info;
+  e2b__arena arena;
+  e2b_err code;
+  e2b__arena_init(&arena, &task->op.client->mem, 65536);
+  code = e2b__files_confirmed(&task->req, &arena, &info, err);
+  if (!code) code = e2b__upload_check_end(transfer, task->req.body_len >= 0, err);
+  if (!code) {
+    code = e2b__result_fill(task->op.client, e2b__fill_write_info, &info, task->out, err);
+    err->maybe_done = code != E2B_OK;
+  }
+  e2b__arena_free(&arena);
+  return code;
+}
+
+/* An envd that takes only forms gets one, if no byte of the caller's source is spent. The next one starts with it. */
+static e2b_err e2b__upload_answered(e2b__task *task, e2b_error *err) {
+  e2b__transfer *transfer = (e2b__transfer *)task;
+  bool as_form = transfer->content.tail_len > 0;
+  e2b_err code = e2b__transfer_answered(task, err);
+  if (code >= 0 || as_form || !e2b__files_wants_form(&task->req, err)) return code;
+  task->op.sandbox->files_as_form = true;
+  if (task->source && task->req.body_done) return e2b__files_say_before(err, code, E2B__FILES_CALL_AGAIN);
+  code = e2b__content_begin(&transfer->content, &task->req, transfer->path, true, err);
+  return code ? code : e2b__task_again(task, err);
+}
+
+/* `source` NULL: the bytes at `data`. */
+static e2b_err e2b__files_upload(e2b_sandbox *sandbox, const char *path, const void *data, int64_t size,
+                                 e2b_source_fn source, void *user, const e2b_files_opts *opts, e2b_write_info *out,
+                                 e2b_error *err) {
+  e2b_client *client = sandbox->client;
+  int32_t default_ms = source ? E2B_TIMEOUT_NONE : client->config.request_timeout_ms;
+  e2b__transfer *transfer = e2b__transfer_new(sandbox, path, opts, default_ms, &e2b__upload_events, err);
+  e2b_err code;
+  if (!transfer) return err->code;
+  transfer->data.task.on_answer = e2b__upload_answered;
+  transfer->data.on_success = e2b__upload_succeeded;
+  transfer->data.task.out = out;
+  transfer->data.task.data = (const uint8_t *)data;
+  transfer->data.task.source = source;
+  transfer->data.task.user = user;
+  transfer->data.task.req.method = "POST";
+  transfer->data.task.req.idempotent = !source;
+  transfer->content.size = size;
+  transfer->path = e2b__mem_dup(&client->mem, path, strlen(path));
+  code = transfer->path
+             ? e2b__content_begin(&transfer->content, &transfer->data.task.req, path, e2b__files_as_form(sandbox), err)
+             : e2b__no_memory(err);
+  if (!code) return e2b__task_run(&transfer->data.task, e2b__files_call(opts), err);
+  e2b__op_release(&transfer->data.task.op);
+  return code;
+}
+
+E2B_API e2b_err e2b_files_write(e2b_sandbox *sandbox, const char *path, const void *data, size_t len,
+                                const e2b_files_opts *opts, e2b_write_info *out, e2b_error *err) {
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  if (!data && len) return e2b__invalid(err, "data", "is NULL");
+  return e2b__files_upload(sandbox, path, data, (int64_t)len, NULL, NULL, opts, out, err);
+}
+
+E2B_API e2b_err e2b_files_write_text(e2b_sandbox *sandbox, const char *path, const char *text,
+                                     const e2b_files_opts *opts, e2b_write_info *out, e2b_error *err) {
+  return e2b_files_write(sandbox, path, text ? text : "", text ? strlen(text) : 0, opts, out, err);
+}
+
+E2B_API e2b_err e2b_files_upload(e2b_sandbox *sandbox, const char *path, e2b_source_fn source, void *user, int64_t size,
+                                 const e2b_files_opts *opts, e2b_write_info *out, e2b_error *err) {
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  if (!source) return e2b__invalid(err, "source", "is NULL");
+  if (size < -1 || size > E2B__CONTENT_MAX) return e2b__invalid(err, "size", "is out of range; -1 means unknown");
+  return e2b__files_upload(sandbox, path, NULL, size, source, user, opts, out, err);
+}
+
+/* ---- content: pulled ---- */
+
+typedef struct e2b__stream_open e2b__stream_open;
+
+/* One direction each. Reading: what came is in req.rx, from `at` on; a full rx holds the connection back. Writing: what
+ * the caller gave is in `ring` until the connection takes it. Once `ended`, mourner.err says how. */
+struct e2b_file_stream {
+  e2b__object object;
+  e2b_sandbox *sandbox;
+  e2b_file_stream *prev, *next;
+  e2b__stream_open *opening; /* the operation that opens it, until its result is collected */
+  bool *freed;               /* set when it is freed while a call waits */
+  e2b__req req;
+  e2b__mourner mourner;
+  bool writing, finishing, ended;
+  const char *why; /* what stopped it on our side, or NULL */
+  int64_t size;    /* -1 = unknown */
+  size_t at;
+  uint8_t *ring;
+  size_t ring_cap, ring_at, ring_len;
+  uint64_t written;
+  e2b__content content;
+  e2b__arena arena; /* for `info`, the server's word on an upload */
+  e2b__rest_write_info info;
+};
+
+struct e2b__stream_open {
+  e2b__op op;
+  e2b_file_stream *stream; /* NULL when it is freed */
+  e2b_file_stream **out;
+};
+
+/* A stream that goes before its opening was reported takes the report along. */
+static void e2b__stream_destroy(e2b_file_stream *stream) {
+  e2b_client *client = stream->req.client;
+  e2b__stream_open *opening = stream->opening;
+  if (opening) {
+    opening->stream = NULL;
+    if (!opening->op.delivered) *opening->out = NULL;
+    if (!opening->op.delivered && opening->op.finished && !opening->op.result.code)
+      (void)e2b__fail(&opening->op.result, E2B_ERR_CANCELED, "the stream was freed");
+  }
+  if (stream->prev)
+    stream->prev->next = stream->next;
+  else
+    stream->sandbox->streams = stream->next;
+  if (stream->next) stream->next->prev = stream->prev;
+  if (stream->freed) *stream->freed = true;
+  e2b__mourn_no_more(&stream->mourner);
+  e2b__req_abort(&stream->req);
+  e2b__req_free(&stream->req);
+  e2b__mem_free(&client->mem, stream->ring, stream->ring_cap);
+  e2b__arena_free(&stream->arena);
+  e2b__object_free(client, stream);
+}
+
+static void e2b__stream_open_cancel(e2b__op *op) {
+  e2b__stream_open *open = (e2b__stream_open *)op;
+  if (open->stream) e2b__stream_destroy(open->stream);
+}
+
+static void e2b__stream_open_release(e2b__op *op) {
+  e2b__stream_open *open = (e2b__stream_open *)op;
+  if (!open->stream) return;
+  if (!op->delivered || op->result.code)
+    e2b__stream_destroy(open->stream);
+  else
+    open->stream->opening = NULL;
+}
+
+static e2b_phase e2b__stream_open_phase(e2b__op *op) {
+  e2b__stream_open *open = (e2b__stream_open *)op;
+  return open->stream ? e2b__req_phase(&open->stream->req) : E2B_PHASE_NONE;
+}
+
+static const e2b__op_type e2b__stream_open_type = { e2b__stream_open_cancel, e2b__stream_open_release, NULL,
+                                                    e2b__stream_open_phase, NULL };
+
+static e2b_file_stream *e2b__stream_of(e2b__req *req) {
+  return (e2b_file_stream *)(void *)((uint8_t *)req - offsetof(e2b_file_stream, req));
+}
+
+/* Reports the opening, if that was not done. */
+static void e2b__stream_opened(e2b_file_stream *stream, const e2b_error *result) {
+  e2b__stream_open *opening = stream->opening;
+  if (!opening || opening->op.finished) return;
+  if (!result->code) *opening->out = stream;
+  e2b__op_finish(&opening->op, result);
+}
+
+static void e2b__stream_end(e2b_file_stream *stream) {
+  stream->ended = true;
+  e2b__stream_opened(stream, &stream->mourner.err);
+}
+
+static void e2b__stream_on_verdict(e2b__mourner *mourner) {
+  e2b__stream_end((e2b_file_stream *)(void *)((uint8_t *)mourner - offsetof(e2b_file_stream, mourner)));
+}
+
+static void e2b__stream_on_end(e2b__req *req, const e2b_error *err) {
+  e2b_file_stream *stream = e2b__stream_of(req);
+  e2b_error *end = &stream->mourner.err;
+  *end = *err;
+  if (err->code && stream->why) {
+    (void)e2b__error_say(end, err->code, "%s", stream->why);
+  } else if (err->code) {
+    if (!stream->writing) e2b__files_say_progress(end, req);
+  } else if (!e2b__files_success(req)) {
+    end->code = e2b__files_error(req, end);
+    if (stream->writing && !stream->content.tail_len && e2b__files_wants_form(req, end)) {
+      stream->sandbox->files_as_form = true;
+      (void)e2b__files_say_before(end, end->code, E2B__FILES_CALL_AGAIN);
+    }
+  } else if (stream->writing) {
+    end->code = e2b__files_confirmed(req, &stream->arena, &stream->info, end);
+  }
+  if (!e2b__mourn(&stream->mourner, stream->sandbox, req->deadline)) e2b__stream_end(stream);
+}
+
+/* An answer that is not the file collects in rx without limit of ours, for the error. */
+static e2b_err e2b__stream_on_head(e2b__req *req) {
+  e2b_file_stream *stream = e2b__stream_of(req);
+  e2b_error ok;
+  if (!e2b__files_success(req)) return E2B_OK;
+  stream->why = e2b__files_unusable(req);
+  if (stream->why) return E2B_ERR_PROTOCOL;
+  stream->size = e2b__files_length(req);
+  req->rx_limit = req->client->config.stream_buffer_size;
+  req->pulled = true;
+  memset(&ok, 0, sizeof ok);
+  e2b__stream_opened(stream, &ok);
+  return E2B_OK;
+}
+
+static const e2b__req_events e2b__stream_read_events = { e2b__stream_on_head, NULL, NULL, e2b__stream_on_end };
+
+static int e2b__stream_on_source(e2b__req *req, uint8_t *buf, size_t cap) {
+  e2b_file_stream *stream = e2b__stream_of(req);
+  e2b__content *content = &stream->content;
+  uint64_t at = req->body_done - req->body.len;
+  if (content->size < 0 || at < (uint64_t)content->size) {
+    size_t n = E2B__MIN(stream->ring_len, stream->ring_cap - stream->ring_at);
+    n = E2B__MIN(n, cap);
+    if (n) {
+      memcpy(buf, stream->ring + stream->ring_at, n);
+      stream->ring_at = (stream->ring_at + n) % stream->ring_cap;
+      stream->ring_len -= n;
+      return (int)n;
+    }
+    if (!stream->finishing) return E2B_IO_AGAIN;
+    content->size = (int64_t)at;
+  }
+  return e2b__content_tail(content, at - (uint64_t)content->size, buf, cap);
+}
+
+static const e2b__req_events e2b__stream_write_events = { NULL, NULL, e2b__stream_on_source, e2b__stream_on_end };
+
+/* A stream and the operation that opens it; the caller completes stream->req and ends with e2b__stream_run. */
+static e2b__stream_open *e2b__stream_new(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts,
+                                         const e2b__req_events *events, e2b_file_stream **out, e2b_error *err) {
+  e2b_client *client = sandbox->client;
+  const e2b_call *call = e2b__files_call(opts);
+  e2b__stream_open *open =
+      (e2b__stream_open *)e2b__op_new(client, call, &e2b__stream_open_type, sizeof *open, E2B_TIMEOUT_NONE, err);
+  e2b_file_stream *stream;
+  if (!open) return NULL;
+  open->op.sandbox = sandbox;
+  open->out = out;
+  stream = (e2b_file_stream *)e2b__object_new(client, sizeof *stream);
+  if (!stream) {
+    e2b__op_release(&open->op);
+    (void)e2b__no_memory(err);
+    return NULL;
+  }
+  open->stream = stream;
+  stream->opening = open;
+  stream->sandbox = sandbox;
+  stream->next = sandbox->streams;
+  if (stream->next) stream->next->prev = stream;
+  sandbox->streams = stream;
+  stream->mourner.on_verdict = e2b__stream_on_verdict;
+  stream->size = -1;
+  e2b__arena_init(&stream->arena, &client->mem, 65536);
+  e2b__req_init(&stream->req, client, events);
+  stream->req.deadline = open->op.deadline;
+  stream->req.idle_ms = call && call->idle_ms ? call->idle_ms : client->config.idle_ms;
+  e2b__req_target(&stream->req, &sandbox->runtime);
+  e2b__files_address(&stream->req, sandbox, path, opts);
+  return open;
+}
+
+static e2b_err e2b__stream_run(e2b__stream_open *open, const e2b_files_opts *opts, e2b_error *err) {
+  e2b_file_stream *stream = open->stream;
+  e2b_err code = e2b__req_submit(&stream->req);
+  e2b_error ok;
+  if (code) {
+    e2b__op_release(&open->op);
+    return e2b__fail(err, code, code == E2B_ERR_LIMIT ? "the request is too large" : "out of memory");
+  }
+  memset(&ok, 0, sizeof ok);
+  if (stream->writing) e2b__stream_opened(stream, &ok);
+  return e2b__op_run(&open->op, e2b__files_call(opts), err);
+}
+
+E2B_API e2b_err e2b_files_read_stream(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts,
+                                      e2b_file_stream **out, e2b_error *err) {
+  e2b__stream_open *open;
+  e2b_error local;
+  if (!err) err = &local;
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  *out = NULL;
+  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  open = e2b__stream_new(sandbox, path, opts, &e2b__stream_read_events, out, err);
+  if (!open) return err->code;
+  open->stream->req.idempotent = true;
+  return e2b__stream_run(open, opts, err);
+}
+
+E2B_API e2b_err e2b_files_write_stream(e2b_sandbox *sandbox, const char *path, int64_t size, const e2b_files_opts *opts,
+                                       e2b_file_stream **out, e2b_error *err) {
+  e2b__stream_open *open;
+  e2b_file_stream *stream;
+  e2b_error local;
+  e2b_err code;
+  if (!err) err = &local;
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  *out = NULL;
+  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  if (size < -1 || size > E2B__CONTENT_MAX) return e2b__invalid(err, "size", "is out of range; -1 means unknown");
+  open = e2b__stream_new(sandbox, path, opts, &e2b__stream_write_events, out, err);
+  if (!open) return err->code;
+  stream = open->stream;
+  stream->writing = true;
+  stream->size = stream->content.size = size;
+  stream->req.method = "POST";
+  stream->ring_cap = sandbox->client->config.stream_buffer_size;
+  stream->ring = (uint8_t *)e2b__mem_alloc(&sandbox->client->mem, stream->ring_cap);
+  code = stream->ring ? e2b__content_begin(&stream->content, &stream->req, path, e2b__files_as_form(sandbox), err)
+                      : e2b__no_memory(err);
+  if (!code) return e2b__stream_run(open, opts, err);
+  e2b__op_release(&open->op);
+  return code;
+}
+
+E2B_API int64_t e2b_file_stream_size(const e2b_file_stream *stream) {
+  return stream ? stream->size : -1;
+}
+
+/* Checks a call on a stream and empties *err. */
+static e2b_err e2b__stream_check(const e2b_file_stream *stream, bool writing, int timeout_ms, e2b_error *err) {
+  memset(err, 0, sizeof *err);
+  if (!stream) return e2b__invalid(err, "stream", "is NULL");
+  if (stream->writing != writing)
+    return e2b__fail(err, E2B_ERR_BAD_STATE, writing ? "a stream for reading" : "a stream for writing");
+  if (timeout_ms && stream->req.client->in_turn)
+    return e2b__fail(err, E2B_ERR_BAD_STATE, "a blocking call inside a callback: use timeout_ms 0");
+  if (!stream->req.client->in_turn) stream->req.client->now = e2b__now_ms(stream->req.client);
+  return E2B_OK;
+}
+
+/* One turn of the loop. E2B_OK: look again; E2B_PENDING: it is `end` already. With anything else the stream may be gone
+ * and is not to be touched. */
+static e2b_err e2b__stream_wait(e2b_file_stream *stream, uint64_t end, e2b_error *err) {
+  e2b_client *client = stream->req.client;
+  bool freed = false;
+  uint64_t now = client->in_turn ? client->now : e2b__now_ms(client);
+  if (now >= end) return err->code = E2B_PENDING;
+  if (e2b__waker_interrupted(client->net.waker))
+    return e2b__fail(err, E2B_ERR_CANCELED, "interrupted by e2b_client_interrupt");
+  stream->freed = &freed;
+  (void)e2b__turn(client, end == (uint64_t)E2B__NEVER ? -1 : (int)E2B__MIN(end - now, (uint64_t)INT_MAX), NULL, 0, 0);
+  if (!freed) stream->freed = NULL;
+  if (client->config.yield_fn) client->config.yield_fn(client->config.platform_user);
+  return freed ? e2b__fail(err, E2B_ERR_CANCELED, "the stream was freed in a callback") : E2B_OK;
+}
+
+/* Takes what is there. The front of the buffer is dropped when it is the larger half, which bounds the moving. */
+static size_t e2b__stream_take(e2b_file_stream *stream, void *buf, size_t cap) {
+  e2b__req *req = &stream->req;
+  size_t n = E2B__MIN(req->rx.len - stream->at, cap);
+  bool held = e2b__req_held(req);
+  if (!n || !req->pulled) return 0;
+  memcpy(buf, req->rx.data + stream->at, n);
+  stream->at += n;
+  if (stream->at >= req->rx.len - stream->at) {
+    e2b__buf_drop(&req->rx, stream->at);
+    stream->at = 0;
+    if (held && !e2b__req_held(req)) e2b__req_kick(req);
+  }
+  return n;
+}
+
+E2B_API e2b_err e2b_file_stream_read(e2b_file_stream *stream, int timeout_ms, void *buf, size_t cap, size_t *got,
+                                     e2b_error *err) {
+  e2b_error local;
+  e2b_err code;
+  uint64_t end;
+  if (!err) err = &local;
+  if (!got) return e2b__invalid(err, "got", "is NULL");
+  *got = 0;
+  code = e2b__stream_check(stream, false, timeout_ms, err);
+  if (code) return code;
+  if (!buf || !cap) return e2b__invalid(err, "buf", "is NULL or of no size");
+  end = e2b__deadline(stream->req.client->now, timeout_ms);
+  for (;;) {
+    *got = e2b__stream_take(stream, buf, cap);
+    if (*got) return E2B_OK;
+    if (stream->req.state == E2B__REQ_ENDED)
+      e2b__req_flush(&stream->req); /* the end waited for the last byte to be taken */
+    if (stream->ended) {
+      *err = stream->mourner.err;
+      return err->code = err->code ? err->code : E2B_EOF;
+    }
+    code = e2b__stream_wait(stream, end, err);
+    if (code) return code;
+  }
+}
+
+static size_t e2b__stream_put(e2b_file_stream *stream, const uint8_t *data, size_t len) {
+  size_t done = 0, n, to;
+  while (done < len && stream->ring_len < stream->ring_cap) {
+    to = (stream->ring_at + stream->ring_len) % stream->ring_cap;
+    n = E2B__MIN(stream->ring_cap - stream->ring_len, stream->ring_cap - to);
+    n = E2B__MIN(n, len - done);
+    memcpy(stream->ring + to, data + done, n);
+    stream->ring_len += n;
+    done += n;
+  }
+  stream->written += done;
+  if (done) e2b__req_kick(&stream->req);
+  return done;
+}
+
+/* Why nothing more can be written, or E2B_OK. */
+static e2b_err e2b__stream_closed(const e2b_file_stream *stream, e2b_error *err) {
+  if (stream->ended && stream->mourner.err.code)
+    *err = stream->mourner.err;
+  else if (stream->ended || stream->finishing)
+    return e2b__fail(err, E2B_ERR_BAD_STATE, "the upload has ended");
+  return err->code;
+}
+
+/* A write of which the caller cannot know how much was taken ends the stream. */
+static e2b_err e2b__stream_give_up(e2b_file_stream *stream, e2b_error *err) {
+  e2b__req_abort(&stream->req);
+  (void)e2b__fail(&stream->mourner.err, E2B_ERR_TIMEOUT,
+                  "timeout_ms passed after a part was taken: pass `took` to go on in such a case");
+  stream->mourner.err.phase = E2B_PHASE_SEND;
+  stream->mourner.err.maybe_done = true;
+  e2b__stream_end(stream);
+  *err = stream->mourner.err;
+  return err->code;
+}
+
+E2B_API e2b_err e2b_file_stream_write(e2b_file_stream *stream, int timeout_ms, const void *buf, size_t len,
+                                      size_t *took, e2b_error *err) {
+  size_t done = 0;
+  e2b_error local;
+  e2b_err code;
+  uint64_t end;
+  if (!err) err = &local;
+  if (took) *took = 0;
+  code = e2b__stream_check(stream, true, timeout_ms, err);
+  if (code) return code;
+  if (!buf && len) return e2b__invalid(err, "buf", "is NULL");
+  if (stream->size >= 0 && len > (uint64_t)stream->size - stream->written)
+    return e2b__invalid(err, "len", "goes beyond the size the stream was opened with");
+  if (!took && !timeout_ms && len > stream->ring_cap)
+    return e2b__invalid(err, "took", "is needed to write more than stream_buffer_size at once");
+  end = e2b__deadline(stream->req.client->now, timeout_ms);
+  for (;;) {
+    code = e2b__stream_closed(stream, err);
+    if (code) return code;
+    if (took || timeout_ms || len <= stream->ring_cap - stream->ring_len)
+      done += e2b__stream_put(stream, (const uint8_t *)buf + done, len - done);
+    if (took) *took = done;
+    if (done == len || (took && done)) return E2B_OK;
+    code = e2b__stream_wait(stream, end, err);
+    if (code) return code == E2B_PENDING && done ? e2b__stream_give_up(stream, err) : code;
+  }
+}
+
+E2B_API e2b_err e2b_file_stream_finish(e2b_file_stream *stream, int timeout_ms, e2b_write_info *out, e2b_error *err) {
+  e2b_error local;
+  e2b_err code;
+  uint64_t end;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  code = e2b__stream_check(stream, true, timeout_ms, err);
+  if (code) return code;
+  end = e2b__deadline(stream->req.client->now, timeout_ms);
+  if (!stream->ended && stream->size >= 0 && stream->written < (uint64_t)stream->size) {
+    e2b__error_set(err, E2B_ERR_INVALID_ARGUMENT, E2B_PHASE_SEND, "only %llu of the %llu bytes announced were written",
+                   (unsigned long long)stream->written, (unsigned long long)stream->size);
+    return err->code;
+  }
+  if (!stream->ended && !stream->finishing) e2b__req_kick(&stream->req);
+  stream->finishing = true;
+  while (!stream->ended) {
+    code = e2b__stream_wait(stream, end, err);
+    if (code) return code;
+  }
+  *err = stream->mourner.err;
+  if (err->code) return err->code;
+  return e2b__result_fill(stream->req.client, e2b__fill_write_info, &stream->info, out, err);
+}
+
+E2B_API void e2b_file_stream_free(e2b_file_stream *stream) {
+  if (stream) e2b__stream_destroy(stream);
+}
+
+#endif /* E2B_IMPLEMENTATION */
+
+/*
+This software is available under two licences: choose whichever you prefer.
+
+------------------------------------------------------------------------------
+ALTERNATIVE A - MIT No Attribution (MIT-0)
+
+Copyright (c) 2026 the authors of e2b.h
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+
+------------------------------------------------------------------------------
+ALTERNATIVE B - Public Domain (www.unlicense.org)
+
+This is free and unencumbered software released into the public domain.
+
+Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
+software, either in source code form or as a compiled binary, for any purpose,
+commercial or non-commercial, and by any means.
+
+In jurisdictions that recognize copyright laws, the author or authors of this
+software dedicate any and all copyright interest in the software to the public
+domain. We make this dedication for the benefit of the public at large and to
+the detriment of our heirs and successors. We intend this dedication to be an
+overt act of relinquishment in perpetuity of all present and future rights to
+this software under copyright law.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN
+ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION
+WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+*/

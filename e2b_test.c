@@ -1,0 +1,10447 @@
+/* The tests of e2b.h: `make test`, or by hand
+
+       cc -std=c99 -I. e2b_test.c llhttp.c api.c http.c -lmbedtls -lmbedx509 -lmbedcrypto -lpthread -o build/e2b_test
+       build/e2b_test [-l] [-v] [-q] [name or beginning of a name]...
+
+     -l  list the tests      -v  name each test and print the messages of expected failures      -q  small transfers
+
+   Tests with a '/' in their name run end to end: "http/..." and "https/..." against the local server, which is started
+   from the directory of this program and stopped at the end; "envd/..." against the envd at E2B_ENVD_URL (with
+   E2B_ENVD_TOKEN when it wants one). With E2B_ENVD_URL set only those run.
+
+   CONTENTS OF THIS FILE (search for the text after the bar)
+     | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
+     | >>>> codecs          | >>>> url and http1   | >>>> network         | >>>> client and sandbox
+     | >>>> files           | >>>> hosts           | >>>> end to end      | >>>> bad input
+     | >>>> table
+   A new test is a function and a line in the table at the end of the file. */
+
+#include <stddef.h>
+static void *test_malloc(size_t size);
+static void *test_realloc(void *ptr, size_t size);
+static void test_free(void *ptr);
+#define E2B_MALLOC(size) test_malloc(size)
+#define E2B_REALLOC(ptr, size) test_realloc(ptr, size)
+#define E2B_FREE(ptr) test_free(ptr)
+#define E2B_IMPLEMENTATION
+#include "e2b.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+
+/* ================================================================================================================== */
+/* >>>> checks */
+/* ================================================================================================================== */
+
+static int check_count, check_failures;
+static const char *check_test = ""; /* the test under way */
+static bool verbose, quick;
+
+/* All checks give back whether they held: `if (!CHECK(x)) return;` where going on makes no sense. */
+static bool check_at(bool ok, int line, const char *what) {
+  check_count++;
+  if (ok) return true;
+  check_failures++;
+  printf("%s:%d: %s: %s\n", __FILE__, line, check_test, what);
+  return false;
+}
+
+static bool check_int_at(long long a, long long b, int line, const char *what) {
+  char text[400];
+  snprintf(text, sizeof text, "%s is %lld, not %lld", what, a, b);
+  return check_at(a == b, line, text);
+}
+
+static bool check_str_at(const char *a, const char *b, int line, const char *what) {
+  char text[1000];
+  snprintf(text, sizeof text, "%s is %s%.400s%s, not \"%.400s\"", what, a ? "\"" : "", a ? a : "NULL", a ? "\"" : "",
+           b);
+  return check_at(a && strcmp(a, b) == 0, line, text);
+}
+
+static bool check_has_at(const char *text, const char *part, int line) {
+  char what[1000];
+  snprintf(what, sizeof what, "\"%.600s\" has no \"%.300s\"", text, part);
+  return check_at(strstr(text, part) != NULL, line, what);
+}
+
+/* A call: what it returned, what it should have, and its e2b_error. A failure has to say what happened and what to do. */
+static bool check_rc_at(e2b_err rc, e2b_err want, const e2b_error *err, int line, const char *what) {
+  char text[800];
+  bool told = rc >= 0 || (err->code == rc && strlen(err->message) >= 8);
+  snprintf(text, sizeof text, "%s is %s, not %s (%s)", what, e2b_err_name(rc), e2b_err_name(want),
+           rc ? err->message : "");
+  if (verbose && rc < 0) printf("  %s: %s\n", e2b_err_name(rc), err->message);
+  return check_at(rc == want, line, text) && check_at(told, line, "the error does not explain itself");
+}
+
+#define CHECK(condition) check_at((condition) ? true : false, __LINE__, #condition)
+#define CHECK_INT(a, b) check_int_at((long long)(a), (long long)(b), __LINE__, #a)
+#define CHECK_STR(a, b) check_str_at(a, b, __LINE__, #a)
+#define CHECK_HAS(text, part) check_has_at(text, part, __LINE__)
+#define CHECK_RC(call, want) check_rc_at(call, want, &err, __LINE__, #call) /* with an `e2b_error err` */
+#define CHECK_OK(call) CHECK_RC(call, E2B_OK)
+
+static uint64_t now_ms(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000u + (uint64_t)t.tv_nsec / 1000000u;
+}
+
+static void sleep_ms(int ms) {
+  struct timespec t;
+  t.tv_sec = ms / 1000;
+  t.tv_nsec = ms % 1000 * 1000000L;
+  nanosleep(&t, NULL);
+}
+
+/* Open descriptors of this process; 0 where there is no /proc. */
+static int open_fds(void) {
+  int count = 0;
+  DIR *dir = opendir("/proc/self/fd");
+  if (!dir) return 0;
+  while (readdir(dir)) count++;
+  closedir(dir);
+  return count;
+}
+
+/* ================================================================================================================== */
+/* >>>> heap */
+/* ================================================================================================================== */
+
+/* An allocator that counts, fails when told to, and checks that the sizes it gets back are right. */
+typedef struct test_heap {
+  size_t live;     /* bytes */
+  size_t calls;    /* of alloc and realloc */
+  size_t fail_at;  /* this call fails; 0 = none */
+  bool fail_after; /* and all after it */
+  bool wrong_size; /* a block came back with another size than it was given out with */
+} test_heap;
+
+#define HEAP_HEAD 16 /* in front of each block: its size; keeps the alignment */
+
+static bool heap_fails(test_heap *h) {
+  h->calls++;
+  return h->fail_at && (h->calls == h->fail_at || (h->fail_after && h->calls > h->fail_at));
+}
+
+static void *heap_keep(test_heap *h, uint8_t *block, size_t size) {
+  if (!block) return NULL;
+  h->live += size;
+  memcpy(block, &size, sizeof size);
+  return block + HEAP_HEAD;
+}
+
+static uint8_t *heap_take(test_heap *h, void *ptr, size_t size) {
+  uint8_t *block = (uint8_t *)ptr - HEAP_HEAD;
+  size_t kept;
+  memcpy(&kept, block, sizeof kept);
+  if (kept != size) h->wrong_size = true;
+  return block;
+}
+
+static void *heap_alloc(void *user, size_t size) {
+  test_heap *h = (test_heap *)user;
+  return heap_fails(h) ? NULL : heap_keep(h, (uint8_t *)malloc(size + HEAP_HEAD), size);
+}
+
+static void *heap_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
+  test_heap *h = (test_heap *)user;
+  void *moved;
+  if (heap_fails(h)) return NULL;
+  moved = heap_keep(h, (uint8_t *)realloc(heap_take(h, ptr, old_size), new_size + HEAP_HEAD), new_size);
+  if (moved) h->live -= old_size;
+  return moved;
+}
+
+static void heap_free(void *user, void *ptr, size_t size) {
+  test_heap *h = (test_heap *)user;
+  free(heap_take(h, ptr, size));
+  h->live -= size;
+}
+
+static e2b_allocator heap_allocator(test_heap *h) {
+  e2b_allocator a;
+  memset(h, 0, sizeof *h);
+  a.alloc_fn = heap_alloc;
+  a.realloc_fn = heap_realloc;
+  a.free_fn = heap_free;
+  a.user = h;
+  return a;
+}
+
+/* The same as the sections use it. */
+static void heap_mem(test_heap *h, e2b__mem *mem) {
+  e2b_allocator a = heap_allocator(h);
+  e2b__mem_init(mem, &a);
+}
+
+/* E2B_MALLOC: what does not come from a client's allocator. Only the thread of the tests allocates, any may free. */
+static size_t malloc_calls, malloc_fail_at;
+
+static void *test_malloc(size_t size) {
+  return ++malloc_calls == malloc_fail_at ? NULL : malloc(size);
+}
+
+static void *test_realloc(void *ptr, size_t size) {
+  return ++malloc_calls == malloc_fail_at ? NULL : realloc(ptr, size);
+}
+
+static void test_free(void *ptr) {
+  free(ptr);
+}
+
+static void heap_check_empty_at(const test_heap *h, int line) {
+  check_int_at((long long)h->live, 0, line, "bytes still allocated");
+  check_at(!h->wrong_size, line, "a block was freed with a wrong size");
+}
+#define HEAP_CHECK_EMPTY(h) heap_check_empty_at(h, __LINE__)
+
+/* ================================================================================================================== */
+/* >>>> loopback */
+/* ================================================================================================================== */
+
+/* A socket that listens on a free port of 127.0.0.1, or -1. */
+static int listen_somewhere(uint16_t *port) {
+  struct sockaddr_in at;
+  socklen_t len = sizeof at;
+  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  memset(&at, 0, sizeof at);
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (fd < 0 || bind(fd, (struct sockaddr *)&at, sizeof at) || listen(fd, 256) ||
+      getsockname(fd, (struct sockaddr *)&at, &len)) {
+    if (fd >= 0) close(fd);
+    return -1;
+  }
+  *port = ntohs(at.sin_port);
+  return fd;
+}
+
+/* A port nobody listens on. */
+static uint16_t dead_port(void) {
+  uint16_t port = 0;
+  close(listen_somewhere(&port));
+  return port;
+}
+
+/* false = the connection is over. */
+static bool send_all(int fd, const void *data, size_t len) {
+  const char *at = (const char *)data;
+  while (len > 0) {
+    ssize_t n = send(fd, at, len, MSG_NOSIGNAL);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    at += n;
+    len -= (size_t)n;
+  }
+  return true;
+}
+
+/* Whatever comes, at most cap bytes; <= 0 at the end. */
+static ssize_t recv_some(int fd, void *buf, size_t cap) {
+  ssize_t n;
+  do n = recv(fd, buf, cap, 0);
+  while (n < 0 && errno == EINTR);
+  return n;
+}
+
+static void reset_on_close(int fd) {
+  struct linger now = { 1, 0 };
+  (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+}
+
+/* ================================================================================================================== */
+/* >>>> scripted peer */
+/* ================================================================================================================== */
+
+/* An HTTP server on a free loopback port, on threads of its own, that gives the answers of a script in the order of the
+ * requests, whichever connection they come by, and keeps what it was asked. */
+#define PEER_CLOSE 1u    /* closes after the answer */
+#define PEER_EARLY 2u    /* answers when it has the head, and does not read the body */
+#define PEER_DRIBBLE 4u  /* byte by byte */
+#define PEER_RESET 8u    /* closes with RST */
+#define PEER_REPEAT 16u  /* is the answer to all further requests */
+#define PEER_HANG 32u    /* says no more, but keeps the connection */
+#define PEER_ENDLESS 64u /* says the last 64 bytes again and again */
+
+#define PEER_MAX 64 /* answers of a script, requests kept */
+
+typedef struct peer_reply {
+  char *bytes;
+  size_t len;
+  unsigned flags;
+} peer_reply;
+
+typedef struct peer {
+  int listener;
+  uint16_t port;
+  char url[40]; /* http://127.0.0.1:PORT */
+  pthread_t thread;
+  pthread_mutex_t lock;
+  int stop, live, accepted;
+  peer_reply replies[PEER_MAX];
+  int reply_count, reply_next;
+  const char *health;       /* the answer to GET /health, outside the script; NULL = as to everything */
+  char *requests[PEER_MAX]; /* the latest ones, without those to /health; chunks as they came */
+  size_t request_lens[PEER_MAX];
+  int request_count;
+} peer;
+
+typedef struct peer_conn {
+  peer *p;
+  int fd;
+} peer_conn;
+
+static bool peer_stopping(peer *p) {
+  return __atomic_load_n(&p->stop, __ATOMIC_SEQ_CST) != 0;
+}
+
+static bool peer_wait(peer_conn *conn, short events) {
+  struct pollfd ready;
+  ready.fd = conn->fd;
+  ready.events = events;
+  while (!peer_stopping(conn->p))
+    if (poll(&ready, 1, 10) > 0) return true;
+  return false;
+}
+
+/* Appends what arrives to *text. False at the end of the connection. */
+static bool peer_more(peer_conn *conn, char **text, size_t *len) {
+  ssize_t n;
+  if (!peer_wait(conn, POLLIN)) return false;
+  *text = (char *)realloc(*text, *len + 65537);
+  n = recv_some(conn->fd, *text + *len, 65536);
+  if (n <= 0) return false;
+  *len += (size_t)n;
+  (*text)[*len] = 0;
+  return true;
+}
+
+static char *find_bytes(char *text, size_t len, const char *what) {
+  size_t i, n = strlen(what);
+  for (i = 0; i + n <= len; i++)
+    if (memcmp(text + i, what, n) == 0) return text + i;
+  return NULL;
+}
+
+/* Reads one request; with `early`, only its head. Enough of HTTP for the client, which writes header names in lower case. */
+static bool peer_read(peer_conn *conn, bool early, char **text, size_t *len) {
+  char *end, *value;
+  size_t head, body;
+  while ((end = *len ? find_bytes(*text, *len, "\r\n\r\n") : NULL) == NULL)
+    if (!peer_more(conn, text, len)) return false;
+  head = (size_t)(end - *text) + 4;
+  if (early) return true;
+  if (find_bytes(*text, head, "transfer-encoding: chunked")) {
+    while (!find_bytes(*text + head - 2, *len - head + 2, "\r\n0\r\n\r\n"))
+      if (!peer_more(conn, text, len)) return false;
+    return true;
+  }
+  value = find_bytes(*text, head, "content-length: ");
+  body = value ? (size_t)strtoull(value + 16, NULL, 10) : 0;
+  while (*len < head + body)
+    if (!peer_more(conn, text, len)) return false;
+  return true;
+}
+
+/* False when the other side is gone. */
+static bool peer_send(peer_conn *conn, const char *bytes, size_t len, bool dribble) {
+  size_t done = 0;
+  while (done < len) {
+    ssize_t n;
+    if (!peer_wait(conn, POLLOUT)) return false;
+    n = send(conn->fd, bytes + done, dribble ? 1 : len - done, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0 && errno != EAGAIN) return false;
+    if (n > 0) done += (size_t)n;
+  }
+  return true;
+}
+
+/* Takes the next answer off the script. */
+static bool peer_next(peer *p, peer_reply *reply) {
+  bool ok;
+  pthread_mutex_lock(&p->lock);
+  ok = p->reply_next < p->reply_count;
+  if (ok) {
+    *reply = p->replies[p->reply_next];
+    reply->bytes = (char *)malloc(reply->len + 1); /* the script may be cleared meanwhile */
+    memcpy(reply->bytes, p->replies[p->reply_next].bytes, reply->len);
+  }
+  if (ok && !(reply->flags & PEER_REPEAT)) p->reply_next++;
+  pthread_mutex_unlock(&p->lock);
+  return ok;
+}
+
+static void peer_note(peer *p, char *text, size_t len) {
+  int at;
+  pthread_mutex_lock(&p->lock);
+  at = p->request_count++ % PEER_MAX;
+  free(p->requests[at]);
+  p->requests[at] = text;
+  p->request_lens[at] = len;
+  pthread_mutex_unlock(&p->lock);
+}
+
+/* Gives the answer. False when the connection is to be closed. */
+static bool peer_answer(peer_conn *conn, const peer_reply *reply) {
+  char byte;
+  if (!peer_send(conn, reply->bytes, reply->len, (reply->flags & PEER_DRIBBLE) != 0)) return false;
+  while (reply->flags & PEER_ENDLESS)
+    if (!peer_send(conn, reply->bytes + reply->len - 64, 64, false)) return false;
+  if (reply->flags & PEER_RESET) {
+    sleep_ms(20); /* a reset overtakes what was just sent */
+    reset_on_close(conn->fd);
+    return false;
+  }
+  while ((reply->flags & PEER_HANG) && !peer_stopping(conn->p)) {
+    if (recv(conn->fd, &byte, 1, MSG_DONTWAIT | (reply->flags & PEER_EARLY ? MSG_PEEK : 0)) == 0) return false;
+    sleep_ms(2);
+  }
+  return !(reply->flags & PEER_CLOSE);
+}
+
+/* One exchange. */
+static bool peer_serve(peer_conn *conn) {
+  peer *p = conn->p;
+  peer_reply reply;
+  char *text = NULL;
+  size_t len = 0;
+  bool more;
+  if (!peer_read(conn, true, &text, &len)) {
+    free(text);
+    return false;
+  }
+  if (p->health && strncmp(text, "GET /health ", 12) == 0) {
+    free(text);
+    return peer_send(conn, p->health, strlen(p->health), false);
+  }
+  if (!peer_next(p, &reply)) {
+    printf("%s: no answer is left for: %.60s\n", check_test, text);
+    free(text);
+    return false;
+  }
+  more = (reply.flags & PEER_EARLY) || peer_read(conn, false, &text, &len);
+  peer_note(p, text, len);
+  if (more) more = peer_answer(conn, &reply);
+  free(reply.bytes);
+  return more;
+}
+
+static void *peer_serve_all(void *arg) {
+  peer_conn *conn = (peer_conn *)arg;
+  int on = 1;
+  (void)setsockopt(conn->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  while (peer_serve(conn)) continue;
+  close(conn->fd);
+  pthread_mutex_lock(&conn->p->lock);
+  conn->p->live--;
+  pthread_mutex_unlock(&conn->p->lock);
+  free(conn);
+  return NULL;
+}
+
+static void *peer_accept(void *arg) {
+  peer *p = (peer *)arg;
+  peer_conn listener;
+  listener.p = p;
+  listener.fd = p->listener;
+  while (peer_wait(&listener, POLLIN)) {
+    peer_conn *conn;
+    pthread_t thread;
+    int fd = accept(p->listener, NULL, NULL);
+    if (fd < 0) continue;
+    conn = (peer_conn *)calloc(1, sizeof *conn);
+    conn->p = p;
+    conn->fd = fd;
+    pthread_mutex_lock(&p->lock);
+    p->live++;
+    p->accepted++;
+    pthread_mutex_unlock(&p->lock);
+    if (pthread_create(&thread, NULL, peer_serve_all, conn) == 0) pthread_detach(thread);
+  }
+  return NULL;
+}
+
+static void peer_start(peer *p) {
+  memset(p, 0, sizeof *p);
+  pthread_mutex_init(&p->lock, NULL);
+  p->listener = listen_somewhere(&p->port);
+  snprintf(p->url, sizeof p->url, "http://127.0.0.1:%u", (unsigned)p->port);
+  CHECK(p->listener >= 0 && pthread_create(&p->thread, NULL, peer_accept, p) == 0);
+}
+
+/* Forgets the script and what was asked. */
+static void peer_clear(peer *p) {
+  int i;
+  pthread_mutex_lock(&p->lock);
+  for (i = 0; i < p->reply_count; i++) free(p->replies[i].bytes);
+  for (i = 0; i < PEER_MAX; i++) free(p->requests[i]);
+  memset(p->requests, 0, sizeof p->requests);
+  p->reply_count = p->reply_next = p->request_count = 0;
+  pthread_mutex_unlock(&p->lock);
+}
+
+/* Ends every connection and waits for the threads. */
+static void peer_stop(peer *p) {
+  int live = 1;
+  __atomic_store_n(&p->stop, 1, __ATOMIC_SEQ_CST);
+  pthread_join(p->thread, NULL);
+  while (live) {
+    pthread_mutex_lock(&p->lock);
+    live = p->live;
+    pthread_mutex_unlock(&p->lock);
+    if (live) sleep_ms(1);
+  }
+  close(p->listener);
+  peer_clear(p);
+  pthread_mutex_destroy(&p->lock);
+}
+
+static void peer_say_n(peer *p, const char *bytes, size_t len, unsigned flags) {
+  peer_reply *reply;
+  pthread_mutex_lock(&p->lock);
+  if (CHECK(p->reply_count < PEER_MAX)) {
+    reply = &p->replies[p->reply_count++];
+    reply->bytes = (char *)malloc(len + 1);
+    memcpy(reply->bytes, bytes, len);
+    reply->len = len;
+    reply->flags = flags;
+  }
+  pthread_mutex_unlock(&p->lock);
+}
+
+static void peer_say(peer *p, const char *text, unsigned flags) {
+  peer_say_n(p, text, strlen(text), flags);
+}
+
+static int peer_asked_count(peer *p) {
+  int count;
+  pthread_mutex_lock(&p->lock);
+  count = p->request_count;
+  pthread_mutex_unlock(&p->lock);
+  return count;
+}
+
+/* Waits until the server has noted so many requests, whole or cut. */
+static void peer_wait_asked(peer *p, int count) {
+  int i;
+  for (i = 0; i < 2000 && peer_asked_count(p) < count; i++) sleep_ms(1);
+  CHECK_INT(peer_asked_count(p), count);
+}
+
+/* A request as text, "" when there is none. */
+static const char *peer_asked(peer *p, int at) {
+  return at < peer_asked_count(p) ? p->requests[at % PEER_MAX] : "";
+}
+/* ================================================================================================================== */
+/* >>>> codecs */
+/* ================================================================================================================== */
+
+/* The same message in both encodings. Three other decoders agree with them. */
+typedef struct codec_vector {
+  const char *name;
+  const e2b__message *message;
+  const char *hex, *json;
+} codec_vector;
+
+static const codec_vector codec_vectors[] = {
+  { "start_request_shell", &e2b__msg_start_request,
+    "0a2a0a092f62696e2f6261736812022d6c12022d6312076563686f2068691a060a014112013122042f746d702000",
+    "{\"process\":{\"cmd\":\"/bin/bash\",\"args\":[\"-l\",\"-c\",\"echo hi\"],\"envs\":{\"A\":\"1\"},\"cwd\":\"/t"
+    "mp\"},\"stdin\":false}" },
+  { "start_request_shell_min", &e2b__msg_start_request,
+    "0a1c0a092f62696e2f6261736812022d6c12022d6312076563686f206869",
+    "{\"process\":{\"cmd\":\"/bin/bash\",\"args\":[\"-l\",\"-c\",\"echo hi\"]}}" },
+  { "start_request_two_envs_tag", &e2b__msg_start_request,
+    "0a2c0a092f62696e2f6261736812022d6c12022d631204747275651a060a01411201311a090a05454d50545912001a036a6f622001",
+    "{\"process\":{\"cmd\":\"/bin/bash\",\"args\":[\"-l\",\"-c\",\"true\"],\"envs\":{\"A\":\"1\",\"EMPTY\":\"\"}}"
+    ",\"tag\":\"job\",\"stdin\":true}" },
+  { "start_request_pty", &e2b__msg_start_request,
+    "0a4f0a092f62696e2f6261736812022d6912022d6c1a160a045445524d120e787465726d2d323536636f6c6f721a0f0a044c414e4712"
+    "07432e5554462d381a110a064c435f414c4c1207432e5554462d3812060a0408501018",
+    "{\"process\":{\"cmd\":\"/bin/bash\",\"args\":[\"-i\",\"-l\"],\"envs\":{\"TERM\":\"xterm-256color\",\"LANG\":"
+    "\"C.UTF-8\",\"LC_ALL\":\"C.UTF-8\"}},\"pty\":{\"size\":{\"cols\":80,\"rows\":24}}}" },
+  { "start_response_start", &e2b__msg_event_response,
+    "0a050a03089221",
+    "{\"event\":{\"start\":{\"pid\":4242}}}" },
+  { "start_response_stdout", &e2b__msg_event_response,
+    "0a0712050a0368690a",
+    "{\"event\":{\"data\":{\"stdout\":\"aGkK\"}}}" },
+  { "start_response_stderr", &e2b__msg_event_response,
+    "0a08120612046572720a",
+    "{\"event\":{\"data\":{\"stderr\":\"ZXJyCg==\"}}}" },
+  { "start_response_pty", &e2b__msg_event_response,
+    "0a0a12081a061b5b306d2420",
+    "{\"event\":{\"data\":{\"pty\":\"G1swbSQg\"}}}" },
+  { "start_response_stdout_split_utf8_1", &e2b__msg_event_response,
+    "0a0712050a0361f09f",
+    "{\"event\":{\"data\":{\"stdout\":\"YfCf\"}}}" },
+  { "start_response_stdout_split_utf8_2", &e2b__msg_event_response,
+    "0a0612040a029880",
+    "{\"event\":{\"data\":{\"stdout\":\"mIA=\"}}}" },
+  { "start_response_stdout_empty", &e2b__msg_event_response,
+    "0a0412020a00",
+    "{\"event\":{\"data\":{\"stdout\":\"\"}}}" },
+  { "start_response_keepalive", &e2b__msg_event_response,
+    "0a022200",
+    "{\"event\":{\"keepalive\":{}}}" },
+  { "start_response_end_0", &e2b__msg_event_response,
+    "0a131a1110011a0d65786974207374617475732030",
+    "{\"event\":{\"end\":{\"exited\":true,\"status\":\"exit status 0\"}}}" },
+  { "start_response_end_3", &e2b__msg_event_response,
+    "0a241a22080610011a0d65786974207374617475732033220d65786974207374617475732033",
+    "{\"event\":{\"end\":{\"exitCode\":3,\"exited\":true,\"status\":\"exit status 3\",\"error\":\"exit status 3\""
+    "}}}" },
+  { "start_response_end_killed", &e2b__msg_event_response,
+    "0a241a2208011a0e7369676e616c3a206b696c6c6564220e7369676e616c3a206b696c6c6564",
+    "{\"event\":{\"end\":{\"exitCode\":-1,\"status\":\"signal: killed\",\"error\":\"signal: killed\"}}}" },
+  { "end_event_min", &e2b__msg_end_event,
+    "08ffffffff0f",
+    "{\"exitCode\":-2147483648}" },
+  { "end_event_max", &e2b__msg_end_event,
+    "08feffffff0f",
+    "{\"exitCode\":2147483647}" },
+  { "end_event_255", &e2b__msg_end_event,
+    "08fe0310011a0f657869742073746174757320323535220f657869742073746174757320323535",
+    "{\"exitCode\":255,\"exited\":true,\"status\":\"exit status 255\",\"error\":\"exit status 255\"}" },
+  { "start_response_empty_event", &e2b__msg_event_response,
+    "",
+    "{}" },
+  { "connect_request_pid", &e2b__msg_selector_request,
+    "0a03089221",
+    "{\"process\":{\"pid\":4242}}" },
+  { "connect_request_tag", &e2b__msg_selector_request,
+    "0a0512036a6f62",
+    "{\"process\":{\"tag\":\"job\"}}" },
+  { "connect_request_pid_0", &e2b__msg_selector_request,
+    "0a020800",
+    "{\"process\":{\"pid\":0}}" },
+  { "connect_response_start", &e2b__msg_event_response,
+    "0a050a03089221",
+    "{\"event\":{\"start\":{\"pid\":4242}}}" },
+  { "send_input_stdin", &e2b__msg_send_input_request,
+    "0a0308922112080a0668656c6c6f0a",
+    "{\"process\":{\"pid\":4242},\"input\":{\"stdin\":\"aGVsbG8K\"}}" },
+  { "send_input_pty_ctrl_d", &e2b__msg_send_input_request,
+    "0a030892211203120104",
+    "{\"process\":{\"pid\":4242},\"input\":{\"pty\":\"BA==\"}}" },
+  { "send_input_stdin_empty", &e2b__msg_send_input_request,
+    "0a0308922112020a00",
+    "{\"process\":{\"pid\":4242},\"input\":{\"stdin\":\"\"}}" },
+  { "send_signal_kill", &e2b__msg_send_signal_request,
+    "0a030892211009",
+    "{\"process\":{\"pid\":4242},\"signal\":\"SIGNAL_SIGKILL\"}" },
+  { "send_signal_term_tag", &e2b__msg_send_signal_request,
+    "0a0512036a6f62100f",
+    "{\"process\":{\"tag\":\"job\"},\"signal\":\"SIGNAL_SIGTERM\"}" },
+  { "close_stdin", &e2b__msg_selector_request,
+    "0a03089221",
+    "{\"process\":{\"pid\":4242}}" },
+  { "update_pty", &e2b__msg_update_request,
+    "0a0308922112060a0408781028",
+    "{\"process\":{\"pid\":4242},\"pty\":{\"size\":{\"cols\":120,\"rows\":40}}}" },
+  { "update_pty_300x1", &e2b__msg_update_request,
+    "0a0308ac0212070a0508ac021001",
+    "{\"process\":{\"pid\":300},\"pty\":{\"size\":{\"cols\":300,\"rows\":1}}}" },
+  { "stream_input_start", &e2b__msg_stream_input_request,
+    "0a050a03089221",
+    "{\"start\":{\"process\":{\"pid\":4242}}}" },
+  { "stream_input_data", &e2b__msg_stream_input_request,
+    "120512030a0178",
+    "{\"data\":{\"input\":{\"stdin\":\"eA==\"}}}" },
+  { "stream_input_keepalive", &e2b__msg_stream_input_request,
+    "1a00",
+    "{\"keepalive\":{}}" },
+  { "process_list_request", &e2b__msg_empty,
+    "",
+    "{}" },
+  { "process_list_response", &e2b__msg_process_list,
+    "0a340a2a0a092f62696e2f6261736812022d6c12022d631207736c65657020391a060a014112013122042f746d701092211a036a6f62"
+    "0a170a130a092f62696e2f6261736812022d6912022d6c1007",
+    "{\"processes\":[{\"config\":{\"cmd\":\"/bin/bash\",\"args\":[\"-l\",\"-c\",\"sleep 9\"],\"envs\":{\"A\":\"1"
+    "\"},\"cwd\":\"/tmp\"},\"pid\":4242,\"tag\":\"job\"},{\"config\":{\"cmd\":\"/bin/bash\",\"args\":[\"-i\",\"-l"
+    "\"]},\"pid\":7}]}" },
+  { "stat_request", &e2b__msg_path_request,
+    "0a142f686f6d652f757365722f68656c6c6f2e747874",
+    "{\"path\":\"/home/user/hello.txt\"}" },
+  { "stat_response_metadata", &e2b__msg_entry_response,
+    "0a640a0968656c6c6f2e74787410011a142f686f6d652f757365722f68656c6c6f2e747874200528a403320a2d72772d722d2d722d2d"
+    "3a04757365724204757365724a0b08a5ebdcca0610959aef3a5a0d0a06617574686f721203616e6e5a060a016b120176",
+    "{\"entry\":{\"name\":\"hello.txt\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/home/user/hello.txt\",\"size\":\""
+    "5\",\"mode\":420,\"permissions\":\"-rw-r--r--\",\"owner\":\"user\",\"group\":\"user\",\"modifiedTime\":\"202"
+    "6-01-02T03:04:05.123456789Z\",\"metadata\":{\"author\":\"ann\",\"k\":\"v\"}}}" },
+  { "entry_info_symlink", &e2b__msg_entry_info,
+    "0a046c696e6b10011a0f2f686f6d652f757365722f6c696e6b200928a403320a4c7277787277787277783a04726f6f744204726f6f74"
+    "4a0608a5ebdcca0652142f686f6d652f757365722f68656c6c6f2e747874",
+    "{\"name\":\"link\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/home/user/link\",\"size\":\"9\",\"mode\":420,\"pe"
+    "rmissions\":\"Lrwxrwxrwx\",\"owner\":\"root\",\"group\":\"root\",\"modifiedTime\":\"2026-01-02T03:04:05Z\","
+    "\"symlinkTarget\":\"/home/user/hello.txt\"}" },
+  { "entry_info_broken_symlink", &e2b__msg_entry_info,
+    "0a036261641a0e2f686f6d652f757365722f6261642004320a4c7277787277787277783a04726f6f744204726f6f744a0608a5ebdcca"
+    "06520e2f686f6d652f757365722f626164",
+    "{\"name\":\"bad\",\"path\":\"/home/user/bad\",\"size\":\"4\",\"permissions\":\"Lrwxrwxrwx\",\"owner\":\"root"
+    "\",\"group\":\"root\",\"modifiedTime\":\"2026-01-02T03:04:05Z\",\"symlinkTarget\":\"/home/user/bad\"}" },
+  { "entry_info_big_old", &e2b__msg_entry_info,
+    "0a0362696710011a042f62696720808080801428ed03320a75727778722d78722d783a04313030314204313030314a1108ffffffffff"
+    "ffffffff011080cab5ee01",
+    "{\"name\":\"big\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/big\",\"size\":\"5368709120\",\"mode\":493,\"permi"
+    "ssions\":\"urwxr-xr-x\",\"owner\":\"1001\",\"group\":\"1001\",\"modifiedTime\":\"1969-12-31T23:59:59.500Z\"}" },
+  { "list_dir_request", &e2b__msg_list_dir_request,
+    "0a0a2f686f6d652f757365721001",
+    "{\"path\":\"/home/user\",\"depth\":1}" },
+  { "list_dir_request_depth0", &e2b__msg_list_dir_request,
+    "0a012e",
+    "{\"path\":\".\"}" },
+  { "list_dir_response", &e2b__msg_list_dir_response,
+    "0a3d0a0364697210021a0e2f686f6d652f757365722f64697220802028ed03320a64727778722d78722d783a04757365724204757365"
+    "724a0608a5ebdcca060a4d0a0968656c6c6f2e74787410011a142f686f6d652f757365722f68656c6c6f2e747874200528a403320a2d"
+    "72772d722d2d722d2d3a04757365724204757365724a0b08a5ebdcca0610959aef3a",
+    "{\"entries\":[{\"name\":\"dir\",\"type\":\"FILE_TYPE_DIRECTORY\",\"path\":\"/home/user/dir\",\"size\":\"4096"
+    "\",\"mode\":493,\"permissions\":\"drwxr-xr-x\",\"owner\":\"user\",\"group\":\"user\",\"modifiedTime\":\"2026"
+    "-01-02T03:04:05Z\"},{\"name\":\"hello.txt\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/home/user/hello.txt\",\""
+    "size\":\"5\",\"mode\":420,\"permissions\":\"-rw-r--r--\",\"owner\":\"user\",\"group\":\"user\",\"modifiedTim"
+    "e\":\"2026-01-02T03:04:05.123456789Z\"}]}" },
+  { "list_dir_response_empty", &e2b__msg_list_dir_response,
+    "",
+    "{}" },
+  { "make_dir_request", &e2b__msg_path_request,
+    "0a0e2f686f6d652f757365722f646972",
+    "{\"path\":\"/home/user/dir\"}" },
+  { "move_request", &e2b__msg_move_request,
+    "0a0c2f686f6d652f757365722f61120c2f686f6d652f757365722f62",
+    "{\"source\":\"/home/user/a\",\"destination\":\"/home/user/b\"}" },
+  { "remove_request", &e2b__msg_path_request,
+    "0a0c2f686f6d652f757365722f62",
+    "{\"path\":\"/home/user/b\"}" },
+  { "watch_dir_request", &e2b__msg_watch_request,
+    "0a0a2f686f6d652f75736572100118012001",
+    "{\"path\":\"/home/user\",\"recursive\":true,\"includeEntry\":true,\"allowNetworkMounts\":true}" },
+  { "watch_dir_start", &e2b__msg_watch_dir_response,
+    "0a00",
+    "{\"start\":{}}" },
+  { "watch_dir_write", &e2b__msg_watch_dir_response,
+    "120d0a0968656c6c6f2e7478741002",
+    "{\"filesystem\":{\"name\":\"hello.txt\",\"type\":\"EVENT_TYPE_WRITE\"}}" },
+  { "watch_dir_create_entry", &e2b__msg_watch_dir_response,
+    "12610a0d6469722f68656c6c6f2e74787410011a4e0a0968656c6c6f2e74787410011a182f686f6d652f757365722f6469722f68656c"
+    "6c6f2e74787428a403320a2d72772d722d2d722d2d3a04757365724204757365724a0a08a5ebdcca0610c0843d",
+    "{\"filesystem\":{\"name\":\"dir/hello.txt\",\"type\":\"EVENT_TYPE_CREATE\",\"entry\":{\"name\":\"hello.txt\""
+    ",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/home/user/dir/hello.txt\",\"mode\":420,\"permissions\":\"-rw-r--r--"
+    "\",\"owner\":\"user\",\"group\":\"user\",\"modifiedTime\":\"2026-01-02T03:04:05.001Z\"}}}" },
+  { "watch_dir_keepalive", &e2b__msg_watch_dir_response,
+    "1a00",
+    "{\"keepalive\":{}}" },
+  { "create_watcher_response", &e2b__msg_watcher_id,
+    "0a0777616263313233",
+    "{\"watcherId\":\"wabc123\"}" },
+  { "get_watcher_events_request", &e2b__msg_watcher_id,
+    "0a0777616263313233",
+    "{\"watcherId\":\"wabc123\"}" },
+  { "get_watcher_events_response", &e2b__msg_watcher_events,
+    "0a050a016110010a050a016110050a050a01611003",
+    "{\"events\":[{\"name\":\"a\",\"type\":\"EVENT_TYPE_CREATE\"},{\"name\":\"a\",\"type\":\"EVENT_TYPE_CHMOD\"},"
+    "{\"name\":\"a\",\"type\":\"EVENT_TYPE_REMOVE\"}]}" },
+  { "remove_watcher_request", &e2b__msg_watcher_id,
+    "0a0777616263313233",
+    "{\"watcherId\":\"wabc123\"}" },
+};
+
+/* ---- helpers ---- */
+
+/* What a test needs, all over `heap`. */
+typedef struct codec_bench {
+  test_heap heap;
+  e2b__mem mem;
+  e2b__arena arena;
+  e2b__buf out;
+} codec_bench;
+
+static void codec_open(codec_bench *b) {
+  memset(b, 0, sizeof *b);
+  heap_mem(&b->heap, &b->mem);
+  e2b__arena_init(&b->arena, &b->mem, 1u << 20);
+  e2b__buf_init(&b->out, &b->mem, 1u << 20);
+}
+
+static void codec_close(codec_bench *b) {
+  e2b__arena_free(&b->arena);
+  e2b__buf_free(&b->out);
+  HEAP_CHECK_EMPTY(&b->heap);
+  CHECK_INT(b->mem.now, 0);
+}
+
+/* A block of exactly this size, so that a sanitizer sees any read behind it. */
+static char *codec_copy(const void *data, size_t len) {
+  char *copy = (char *)malloc(len ? len : 1);
+  if (!copy) abort();
+  if (len) memcpy(copy, data, len);
+  return copy;
+}
+
+static size_t codec_unhex(const char *hex, uint8_t *out) {
+  size_t n;
+  unsigned byte;
+  for (n = 0; hex[2 * n] && sscanf(hex + 2 * n, "%2x", &byte) == 1; n++) out[n] = (uint8_t)byte;
+  return n;
+}
+
+static const char *codec_text(e2b__buf *buf) {
+  const char *text = e2b__buf_cstr(buf);
+  return text ? text : "(no memory)";
+}
+
+static uint32_t codec_random(uint32_t *state) {
+  *state = *state * 1664525u + 1013904223u;
+  return *state >> 16;
+}
+
+/* A message of any type. */
+typedef union codec_any {
+  e2b__watch_dir_response a;
+  e2b__start_request b;
+  e2b__rest_sandbox c;
+  e2b__connect_end d;
+  int64_t align;
+} codec_any;
+
+static bool codec_same(codec_bench *b, const void *data, size_t len) {
+  bool same = !b->out.err && b->out.len == len && (len == 0 || memcmp(b->out.data, data, len) == 0);
+  b->out.len = 0;
+  return same;
+}
+
+/* Names the case when it fails. */
+static bool codec_case(bool ok, const char *name) {
+  if (!ok) printf("failed: %s\n", name);
+  return ok;
+}
+
+/* Both encodings of a decoded message are those of the vector. */
+static void codec_check_encodings(codec_bench *b, const codec_vector *v, const codec_any *m) {
+  uint8_t bytes[512];
+  size_t len = codec_unhex(v->hex, bytes);
+  CHECK(codec_case(e2b__pb_size(v->message, m) == len, v->name));
+  e2b__pb_encode(v->message, m, &b->out);
+  CHECK(codec_case(codec_same(b, bytes, len), v->name));
+  e2b__json_encode(v->message, m, &b->out);
+  CHECK(codec_case(codec_same(b, v->json, strlen(v->json)), v->name));
+}
+
+/* ---- both codecs over the vectors ---- */
+
+static void test_codec_vectors(void) {
+  size_t i;
+  for (i = 0; i < E2B__COUNT(codec_vectors); i++) {
+    const codec_vector *v = &codec_vectors[i];
+    codec_bench b;
+    codec_any m;
+    uint8_t bytes[512];
+    size_t len = codec_unhex(v->hex, bytes);
+    char *data = codec_copy(bytes, len), *text = codec_copy(v->json, strlen(v->json));
+    CHECK(v->message->size <= sizeof m);
+    codec_open(&b);
+    CHECK_INT(e2b__pb_decode(v->message, (const uint8_t *)data, len, &b.arena, &m), E2B_OK);
+    codec_check_encodings(&b, v, &m);
+    CHECK_INT(e2b__json_decode(v->message, text, strlen(v->json), &b.arena, &m), E2B_OK);
+    codec_check_encodings(&b, v, &m);
+    codec_close(&b);
+    free(data);
+    free(text);
+  }
+}
+
+/* A prefix of a message is malformed or ends between two fields. A prefix of a JSON document is always malformed. */
+static void test_codec_truncated(void) {
+  size_t i, n;
+  for (i = 0; i < E2B__COUNT(codec_vectors); i++) {
+    const codec_vector *v = &codec_vectors[i];
+    uint8_t bytes[512];
+    size_t len = codec_unhex(v->hex, bytes);
+    codec_bench b;
+    codec_any m;
+    e2b_err err;
+    codec_open(&b);
+    for (n = 0; n < len; n++) {
+      char *data = codec_copy(bytes, n);
+      err = e2b__pb_decode(v->message, (const uint8_t *)data, n, &b.arena, &m);
+      CHECK(err == E2B_OK || err == E2B_ERR_PROTOCOL);
+      if (!err) {
+        e2b__pb_encode(v->message, &m, &b.out);
+        CHECK(codec_same(&b, bytes, n));
+      }
+      free(data);
+    }
+    for (n = 0; n < strlen(v->json); n++) {
+      char *text = codec_copy(v->json, n);
+      CHECK_INT(e2b__json_decode(v->message, text, n, &b.arena, &m), E2B_ERR_PROTOCOL);
+      free(text);
+    }
+    codec_close(&b);
+  }
+}
+
+/* Nothing that a peer sends reads or writes outside: every byte changed in several ways. The sanitizers judge. */
+static void test_codec_damaged(void) {
+  static const uint8_t masks[] = { 0x01, 0x02, 0x04, 0x08, 0x20, 0x40, 0x80, 0xff };
+  size_t i, n, k;
+  for (i = 0; i < E2B__COUNT(codec_vectors); i++) {
+    const codec_vector *v = &codec_vectors[i];
+    uint8_t bytes[512];
+    size_t len = codec_unhex(v->hex, bytes), text_len = strlen(v->json);
+    codec_any m;
+    for (n = 0; n < (len + text_len) * E2B__COUNT(masks); n++) {
+      codec_bench b;
+      bool json = n >= len * E2B__COUNT(masks);
+      char *data = json ? codec_copy(v->json, text_len) : codec_copy(bytes, len);
+      k = n / E2B__COUNT(masks) - (json ? len : 0);
+      data[k] = (char)((uint8_t)data[k] ^ masks[n % E2B__COUNT(masks)]);
+      codec_open(&b);
+      if ((json ? e2b__json_decode(v->message, data, text_len, &b.arena, &m)
+                : e2b__pb_decode(v->message, (const uint8_t *)data, len, &b.arena, &m)) == E2B_OK) {
+        e2b__pb_encode(v->message, &m, &b.out);
+        CHECK_INT(b.out.len, e2b__pb_size(v->message, &m));
+        e2b__json_encode(v->message, &m, &b.out);
+        CHECK_INT(b.out.err, E2B_OK);
+      }
+      codec_close(&b);
+      free(data);
+    }
+  }
+}
+
+/* Writes a decoded message with its fields in descending order, and unknown fields between them. */
+static void codec_put_reversed(const e2b__message *m, const void *in, e2b__mem *mem, e2b__buf *out) {
+  static const char unknown[] = "\xa0\x06\x05" "\xa1\x06" "12345678" "\xa5\x06" "1234" "\xa2\x06\x02" "ab";
+  size_t i, count;
+  const uint8_t *value;
+  for (i = m->count; i-- > 0;) {
+    const e2b__field *f = &m->fields[i];
+    e2b__buf_put(out, unknown, sizeof unknown - 1);
+    for (count = e2b__field_values(f, in, &value); count > 0; count--, value += e2b__field_size(f)) {
+      e2b__buf sub;
+      if (!f->sub) {
+        e2b__pb_put_value(f, value, out);
+        continue;
+      }
+      e2b__buf_init(&sub, mem, 1u << 20);
+      codec_put_reversed(f->sub, value, mem, &sub);
+      e2b__pb_put_varint((uint64_t)f->number << 3 | 2, out);
+      e2b__pb_put_varint(sub.len, out);
+      e2b__buf_put(out, sub.data, sub.len);
+      e2b__buf_free(&sub);
+    }
+  }
+}
+
+static void codec_put_space(e2b__buf *out, uint32_t *random) {
+  while (codec_random(random) % 3 == 0) e2b__buf_byte(out, (uint8_t)" \t\r\n"[codec_random(random) % 4]);
+}
+
+/* Text with every character escaped in one of the possible ways. */
+static void codec_put_escaped(e2b_str text, e2b__buf *out, uint32_t *random) {
+  size_t i;
+  char escape[16];
+  e2b__buf_byte(out, '"');
+  for (i = 0; i < text.len; i++) {
+    (void)snprintf(escape, sizeof escape, codec_random(random) % 2 ? "\\u%04x" : "\\u%04X", (uint8_t)text.ptr[i]);
+    if (codec_random(random) % 2 && (uint8_t)text.ptr[i] < 0x80) e2b__buf_text(out, escape);
+    else if (text.ptr[i] == '/' && codec_random(random) % 2) e2b__buf_text(out, "\\/");
+    else e2b__buf_byte(out, (uint8_t)text.ptr[i]);
+  }
+  e2b__buf_byte(out, '"');
+}
+
+/* Writes a JSON document again with random white space and escapes, and members nobody knows. */
+static void codec_put_noisy(const char *json, e2b__buf *out, uint32_t *random) {
+  static const char *const unknown[] = { "\"x\":null,", "\"\" :[ {\"name\" : [ ]} , \"\\ud800\"],",
+      "\"y\":-1.5e+3," };
+  e2b__json_reader r;
+  e2b__json_token t;
+  char *copy = codec_copy(json, strlen(json));
+  bool in_map[64], comma = false;
+  size_t depth = 0;
+  e2b_str key = e2b__str("");
+  memset(in_map, 0, sizeof in_map);
+  e2b__json_open(&r, copy, strlen(json));
+  while (e2b__json_next(&r, &t) > E2B__JSON_END) {
+    bool ends = t.type == E2B__JSON_OBJECT_END || t.type == E2B__JSON_ARRAY_END;
+    if (comma && !ends) e2b__buf_byte(out, ',');
+    codec_put_space(out, random);
+    comma = t.type != E2B__JSON_OBJECT && t.type != E2B__JSON_ARRAY && t.type != E2B__JSON_KEY;
+    if (t.type == E2B__JSON_KEY) {
+      if (!in_map[depth] && codec_random(random) % 2) e2b__buf_text(out, unknown[codec_random(random) % 3]);
+      key = t.text;
+    }
+    if (t.type == E2B__JSON_KEY || t.type == E2B__JSON_STRING) codec_put_escaped(t.text, out, random);
+    else e2b__buf_put(out, t.start ? t.start : r.at - 1, t.start ? (size_t)(r.at - t.start) : 1);
+    codec_put_space(out, random);
+    if (t.type == E2B__JSON_KEY) e2b__buf_byte(out, ':');
+    if (t.type == E2B__JSON_OBJECT) in_map[++depth] = e2b__str_eq(key, "envs") || e2b__str_eq(key, "metadata");
+    if (t.type == E2B__JSON_OBJECT_END) depth--;
+  }
+  CHECK_INT(t.type, E2B__JSON_END);
+  free(copy);
+}
+
+static void test_codec_order_and_noise(void) {
+  uint32_t random = 1;
+  size_t i, round;
+  for (i = 0; i < E2B__COUNT(codec_vectors); i++) {
+    const codec_vector *v = &codec_vectors[i];
+    for (round = 0; round < 8; round++) {
+      codec_bench b;
+      codec_any m;
+      uint8_t bytes[512];
+      size_t len = codec_unhex(v->hex, bytes);
+      e2b__buf other;
+      codec_open(&b);
+      e2b__buf_init(&other, &b.mem, 1u << 20);
+      CHECK_INT(e2b__pb_decode(v->message, bytes, len, &b.arena, &m), E2B_OK);
+      codec_put_reversed(v->message, &m, &b.mem, &other);
+      CHECK_INT(e2b__pb_decode(v->message, other.data, other.len, &b.arena, &m), E2B_OK);
+      codec_check_encodings(&b, v, &m);
+      e2b__buf_free(&other);
+      codec_put_noisy(v->json, &other, &random);
+      CHECK_INT(e2b__json_decode(v->message, (char *)other.data, other.len, &b.arena, &m), E2B_OK);
+      codec_check_encodings(&b, v, &m);
+      e2b__buf_free(&other);
+      codec_close(&b);
+    }
+  }
+}
+
+static e2b_err codec_everything(codec_bench *b, const codec_vector *v) {
+  codec_any m;
+  uint8_t bytes[512];
+  size_t len = codec_unhex(v->hex, bytes);
+  char *text = codec_copy(v->json, strlen(v->json));
+  e2b_err err = e2b__pb_decode(v->message, bytes, len, &b->arena, &m);
+  if (!err) e2b__json_encode(v->message, &m, &b->out);
+  if (!err) err = b->out.err;
+  if (!err) err = e2b__json_decode(v->message, text, strlen(v->json), &b->arena, &m);
+  if (!err) e2b__pb_encode(v->message, &m, &b->out);
+  if (!err) err = b->out.err;
+  free(text);
+  return err;
+}
+
+static void test_codec_no_memory(void) {
+  size_t i, fail_at;
+  for (i = 0; i < E2B__COUNT(codec_vectors); i++) {
+    e2b_err err = E2B_ERR_NO_MEMORY;
+    for (fail_at = 1; err; fail_at++) {
+      codec_bench b;
+      codec_open(&b);
+      b.heap.fail_at = fail_at;
+      err = codec_everything(&b, &codec_vectors[i]);
+      CHECK(err == E2B_ERR_NO_MEMORY || (err == E2B_OK && b.heap.calls < fail_at));
+      codec_close(&b);
+      if (fail_at > 100) break;
+    }
+    CHECK_INT(err, E2B_OK);
+  }
+}
+
+/* A peer cannot make the decoder take more than the arena allows. */
+static void test_codec_limits(void) {
+  size_t i, count = 20000;
+  uint8_t *data = (uint8_t *)malloc(count * 2);
+  char *text = (char *)malloc(count * 3 + 16);
+  e2b__list_dir_response list;
+  e2b__process_config config;
+  e2b__list items;
+  codec_bench b;
+  if (!data || !text) abort();
+  for (i = 0; i < count; i++) {
+    data[2 * i] = 0x0a;
+    data[2 * i + 1] = 0;
+  }
+  codec_open(&b);
+  CHECK_INT(e2b__pb_decode(&e2b__msg_list_dir_response, data, count * 2, &b.arena, &list), E2B_ERR_LIMIT);
+  CHECK(b.mem.now <= (1u << 20) + 4096);
+  codec_close(&b);
+  for (i = 0; i < count; i++) data[2 * i] = 0x12;
+  codec_open(&b);
+  CHECK_INT(e2b__pb_decode(&e2b__msg_process_config, data, count * 2, &b.arena, &config), E2B_OK);
+  CHECK_INT(config.args.count, count);
+  codec_close(&b);
+  text[0] = '[';
+  for (i = 0; i < count; i++) memcpy(text + 1 + i * 3, "{},", 3);
+  text[count * 3] = ']';
+  codec_open(&b);
+  CHECK_INT(e2b__json_decode_list(&e2b__msg_rest_sandbox, text, count * 3 + 1, &b.arena, &items), E2B_ERR_LIMIT);
+  codec_close(&b);
+  codec_open(&b);
+  b.out.max = 10;
+  memset(&config, 0, sizeof config);
+  config.cmd = e2b__str("0123456789");
+  e2b__pb_encode(&e2b__msg_process_config, &config, &b.out);
+  CHECK_INT(b.out.err, E2B_ERR_LIMIT);
+  codec_close(&b);
+  free(data);
+  free(text);
+}
+
+/* ---- protobuf ---- */
+
+static e2b_err codec_decode_hex(codec_bench *b, const e2b__message *m, const char *hex, void *out) {
+  uint8_t bytes[256];
+  size_t len = codec_unhex(hex, bytes);
+  uint8_t *data = (uint8_t *)e2b__arena_alloc(&b->arena, len + 1);
+  if (!data) abort();
+  if (len) memcpy(data, bytes, len);
+  return e2b__pb_decode(m, data, len, &b->arena, out);
+}
+
+/* Decodes into `out` with the bench `b`. */
+#define CODEC_READ_HEX(message, hex, out) CHECK_INT(codec_decode_hex(&b, &e2b__msg_##message, hex, &out), E2B_OK)
+
+static void test_pb_malformed(void) {
+  static const char *const bad[] = {
+    "0a",                             /* no length */
+    "0a05",                           /* no content */
+    "0a0561626364",                   /* content too short */
+    "0affffffff0f",                   /* 4 GB */
+    "0affffffffffffffffff01",         /* 2^64 - 1 */
+    "0a80",                           /* length ends early */
+    "0a8080808080808080808000",       /* length of 11 bytes */
+    "10ffffffffffffffffff02",         /* 65 bits */
+    "10ffffffffffffffffff8001",       /* varint of 11 bytes */
+    "1080",                           /* varint ends early */
+    "80",                             /* tag ends early */
+    "0001", "0200",                   /* field 0 */
+    "808080808001",                   /* tag beyond 32 bits */
+    "0b", "0b0c", "0c",               /* groups */
+    "0e00", "0f00",                   /* unknown wire types */
+    "a10600", "a50600", "a2060161ff", /* unknown fields, too short */
+    "0a020a05",                       /* submessage whose length is too long */
+    "0a020a0361616161",               /* the same, with bytes of the parent behind it */
+    "0a041a020a05", "0a041a030a0161", /* map entry */
+  };
+  e2b__process_info info;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(bad); i++) {
+    codec_bench b;
+    codec_open(&b);
+    CHECK(codec_case(codec_decode_hex(&b, &e2b__msg_process_info, bad[i], &info) == E2B_ERR_PROTOCOL, bad[i]));
+    codec_close(&b);
+  }
+}
+
+static void test_pb_rules(void) {
+  codec_bench b;
+  codec_any any;
+  e2b__process_info info;
+  e2b__start_request start;
+  e2b__end_event end;
+  e2b__process_selector selector;
+  e2b__process_event event;
+  e2b__entry_info entry;
+  e2b__timestamp time;
+  codec_open(&b);
+  CHECK_INT(e2b__pb_decode(&e2b__msg_process_info, NULL, 0, &b.arena, &info), E2B_OK); /* nothing is a message */
+  CHECK(!info.has_config && info.pid == 0 && !info.has_tag);
+  CODEC_READ_HEX(process_info, "1001108080808080808080800010ffffffffff0f", info);
+  CHECK_INT(info.pid, UINT32_MAX);  /* the last one, cut to 32 bits; padding zeros before it */
+  CODEC_READ_HEX(process_info, "12021005150102030411" "0102030405060708", info);
+  CHECK_INT(info.pid, 0); /* other wire types: unknown fields */
+  CODEC_READ_HEX(process_info, "0a030a0161" "0a03220162" "0a020a00", info);
+  CHECK(info.has_config && info.config.cmd.len == 0 && e2b__str_eq(info.config.cwd, "b")); /* merged */
+  CODEC_READ_HEX(start_request, "208001" "1a00" "1200", start);
+  CHECK(start.has_stdin_open && start.stdin_open && start.has_tag && start.tag.len == 0);
+  CHECK(start.has_pty && !start.pty.has_size && !start.has_process);
+  CODEC_READ_HEX(end_event, "08feffffff0f", end);
+  CHECK_INT(end.exit_code, INT32_MAX);
+  CODEC_READ_HEX(end_event, "08ffffffff0f1008", end);
+  CHECK(end.exit_code == INT32_MIN && end.exited);
+  CODEC_READ_HEX(process_selector, "080512016a", selector);
+  CHECK(!selector.has_pid && selector.has_tag && e2b__str_eq(selector.tag, "j"));
+  CODEC_READ_HEX(process_selector, "12016a0805", selector);
+  CHECK(selector.has_pid && !selector.has_tag && selector.pid == 5);
+  /* end{exit 1, exited}, start, end{status}: the first end is forgotten; end, end: merged */
+  CODEC_READ_HEX(process_event, "1a0408021001" "0a020805" "1a031a0178", event);
+  CHECK(event.has_end && !event.has_start && event.end.exit_code == 0 && !event.end.exited);
+  CODEC_READ_HEX(process_event, "1a0408021001" "1a031a0178", event);
+  CHECK(event.has_end && event.end.exit_code == 1 && event.end.exited && e2b__str_eq(event.end.status, "x"));
+  CODEC_READ_HEX(entry_info, "10ffffffffffffffffff01" "20ffffffffffffffffff01" "5a00", entry);
+  CHECK(entry.type == -1 && entry.size == -1 && entry.metadata.count == 1);
+  CHECK(((e2b__pair *)entry.metadata.items)->key.len == 0);
+  e2b__pb_encode(&e2b__msg_entry_info, &entry, &b.out);
+  CHECK(codec_same(&b, "\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x20\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
+                       "\x5a\x04\x0a\x00\x12\x00", 28));
+  CODEC_READ_HEX(timestamp, "0880808080808080808001" "1080808080f8ffffffff01", time);
+  CHECK(time.seconds == INT64_MIN && time.nanos == INT32_MIN);
+  CODEC_READ_HEX(rest_sandbox, "0a0161", any); /* JSON only: no field matches */
+  codec_close(&b);
+}
+
+/* A submessage of 128 bytes and more has a longer length. */
+static void test_pb_long(void) {
+  size_t len;
+  static char text[70000];
+  memset(text, 'a', sizeof text);
+  for (len = 120; len < sizeof text; len = len < 136 ? len + 1 : len * 3) {
+    codec_bench b;
+    e2b__start_request in, out;
+    codec_open(&b);
+    memset(&in, 0, sizeof in);
+    in.has_process = true;
+    in.process.cmd = e2b__str_n(text, len);
+    e2b__pb_encode(&e2b__msg_start_request, &in, &b.out);
+    CHECK_INT(b.out.len, e2b__pb_size(&e2b__msg_start_request, &in));
+    CHECK_INT(e2b__pb_decode(&e2b__msg_start_request, b.out.data, b.out.len, &b.arena, &out), E2B_OK);
+    CHECK_INT(out.process.cmd.len, len);
+    codec_close(&b);
+  }
+}
+
+/* ---- JSON ---- */
+
+static bool codec_json_ok(const char *json) {
+  size_t len = strlen(json);
+  char *text = codec_copy(json, len);
+  e2b__json_reader r;
+  e2b__json_token t;
+  bool ok, skipped;
+  e2b__json_open(&r, text, len);
+  ok = e2b__json_next(&r, &t) > E2B__JSON_END && e2b__json_skip(&r, &t) && e2b__json_next(&r, &t) == E2B__JSON_END;
+  CHECK(len == 0 || memcmp(text, json, len) == 0 || json[0] == '"'); /* skipping changes nothing */
+  memcpy(text, json, len);
+  e2b__json_open(&r, text, len);
+  while (e2b__json_next(&r, &t) > E2B__JSON_END) continue;
+  skipped = ok;
+  ok = t.type == E2B__JSON_END;
+  CHECK(codec_case(ok == skipped, json));
+  CHECK_INT(e2b__json_next(&r, &t), ok ? E2B__JSON_END : E2B__JSON_ERROR); /* stays so */
+  free(text);
+  return ok;
+}
+
+static void test_json_grammar(void) {
+  static const char *const good[] = {
+    "null", " true ", "false", "0", "-0", "1.5", "-1.25e+10", "1E5", "1e-5", "\"\"", "\"a\"", "[]", "{}", "[ ]",
+    "{ }", "[1,2]", "[[],{}]", "{\"a\":1}", "{\"a\":{\"b\":[1,{\"c\":null}]},\"a\":2}", "\t\r\n[\n]\r", "{\"\":\"\"}",
+    "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u0041\"", "\"\xff\xfe\"", "\"\x7f\"", "[\"a\",-1,true,false,null,{}]"
+  };
+  static const char *const bad[] = {
+    "", " ", "nul", "nulll", "True", "tru", "+1", "01", "-", "-01", "1.", ".5", "1e", "1e+", "0x1", "1.e5", "NaN",
+    "Infinity", "\"", "\"a", "\"\\", "\"\\\"", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"\\u\"", "\"a\nb\"", "\"\x01\"",
+    "'a'",
+    "[", "]", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "[1}", "[1]]", "{", "}", "{\"a\"}", "{\"a\":}", "{\"a\":1",
+    "{\"a\":1,", "{\"a\":1,}", "{,}", "{a:1}", "{1:1}", "{\"a\" 1}", "{\"a\":1 \"b\":2}", "{\"a\":1]", "{\"a\"::1}",
+    "{\"a\",1}", "{null:1}", "1 2", "[]x", "{}{}", ",", ":", "//", "[1]/**/", "\xef\xbb\xbf{}", "[\"a\":1]", "\f1",
+    "\"\\U0041\"", "\"\\u004", "\"\\ud800\\u\"", "\"\\ud800\\u12\"", "\"\\ud800\\"
+  };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(good); i++) CHECK(codec_case(codec_json_ok(good[i]), good[i]));
+  for (i = 0; i < E2B__COUNT(bad); i++) CHECK(codec_case(!codec_json_ok(bad[i]), bad[i]));
+  CHECK(e2b__json_valid("{\"a\":\"\\u0041\"}", 14, '{') && e2b__json_valid(" [1] ", 5, '['));
+  CHECK(!e2b__json_valid("[1]", 3, '{') && !e2b__json_valid("{}x", 3, '{') && !e2b__json_valid("", 0, '{'));
+  CHECK(!e2b__json_valid("{}", 1, '{') && !e2b__json_valid(NULL, 0, '{'));
+}
+
+static void test_json_depth(void) {
+  char text[160];
+  size_t depth;
+  for (depth = 60; depth < 70; depth++) {
+    memset(text, '[', depth);
+    memset(text + depth, ']', depth);
+    text[depth * 2] = 0;
+    CHECK_INT(codec_json_ok(text), depth <= 64);
+  }
+  text[0] = 0; /* alternating, so that each bit of the stack of containers is tried */
+  for (depth = 0; depth < 16; depth++) memcpy(text + depth * 5, "[{\"\":", 6);
+  memcpy(text + depth * 5, "1", 2);
+  for (depth = 0; depth < 16; depth++) memcpy(text + 81 + depth * 2, "}]", 3);
+  CHECK(codec_json_ok(text));
+  text[81] = ']';
+  CHECK(!codec_json_ok(text));
+}
+
+/* One string through the reader. */
+static bool codec_unescapes(const char *json, const char *text, size_t len) {
+  char *copy = codec_copy(json, strlen(json));
+  e2b__json_reader r;
+  e2b__json_token t;
+  bool same;
+  e2b__json_open(&r, copy, strlen(json));
+  same = e2b__json_next(&r, &t) == E2B__JSON_STRING && t.text.len == len && memcmp(t.text.ptr, text, len) == 0;
+  free(copy);
+  return same;
+}
+
+static void test_json_strings(void) {
+  CHECK(codec_unescapes("\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"", "\"\\/\b\f\n\r\t", 8));
+  CHECK(codec_unescapes("\"a\\u0000b\"", "a\0b", 3));
+  CHECK(codec_unescapes("\"\\u007f\\u0080\\u07FF\\u0800\\uffff\"", "\x7f\xc2\x80\xdf\xbf\xe0\xa0\x80\xef\xbf\xbf",
+      11));
+  CHECK(codec_unescapes("\"\\ud83d\\uDE00\"", "\xf0\x9f\x98\x80", 4));
+  CHECK(codec_unescapes("\"\\ud800\\udc00\\udbff\\udfff\"", "\xf0\x90\x80\x80\xf4\x8f\xbf\xbf", 8));
+  CHECK(codec_unescapes("\"\\ud800\"", "\xef\xbf\xbd", 3));            /* alone */
+  CHECK(codec_unescapes("\"\\udc00\\ud800x\"", "\xef\xbf\xbd\xef\xbf\xbdx", 7)); /* the wrong way round */
+  CHECK(codec_unescapes("\"\\ud800\\u0041\"", "\xef\xbf\xbd" "A", 4));
+  CHECK(codec_unescapes("\"\\ud800\\ud83d\\ude00\"", "\xef\xbf\xbd\xf0\x9f\x98\x80", 7));
+  CHECK(codec_unescapes("\"\\ud800\\n\"", "\xef\xbf\xbd\n", 4));
+  CHECK(codec_unescapes("\"\xff\xc0\"", "\xff\xc0", 2));
+}
+
+static void test_json_integers(void) {
+  static const struct {
+    const char *text;
+    bool ok;
+    int64_t value;
+  } numbers[] = {
+    { "0", true, 0 }, { "-0", true, 0 }, { "7", true, 7 }, { "-1", true, -1 },
+    { "9223372036854775807", true, INT64_MAX }, { "-9223372036854775808", true, INT64_MIN },
+    { "-9223372036854775807", true, -INT64_MAX }, { "9007199254740993", true, 9007199254740993 },
+    { "9223372036854775808", false, 0 }, { "-9223372036854775809", false, 0 }, { "18446744073709551616", false, 0 },
+    { "99999999999999999999", false, 0 }, { "", false, 0 }, { "-", false, 0 }, { "+1", false, 0 },
+    { "1.0", false, 0 }, { "1e3", false, 0 }, { " 1", false, 0 }, { "1 ", false, 0 }, { "--1", false, 0 },
+    { "0x1", false, 0 }
+  };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(numbers); i++) {
+    int64_t value = 0;
+    CHECK(codec_case(e2b__json_to_i64(e2b__str(numbers[i].text), &value) == numbers[i].ok, numbers[i].text));
+    CHECK_INT(value, numbers[i].value);
+  }
+  CHECK(!e2b__json_to_i64(e2b__str(NULL), NULL));
+}
+
+static void test_json_writer(void) {
+  static const char *const texts[] = { "x", "" };
+  static const e2b_kv pairs[] = { { "a", "1" }, { "q\"", "\\" } };
+  codec_bench b;
+  e2b__json_writer w;
+  e2b_kvs kvs;
+  e2b_strs strs;
+  size_t fail_at;
+  kvs.items = pairs;
+  strs.items = texts;
+  for (fail_at = 0; fail_at < 4; fail_at++) {
+    codec_open(&b);
+    b.heap.fail_at = fail_at;
+    w.out = &b.out;
+    w.comma = false;
+    kvs.count = strs.count = 0;
+    e2b__json_begin(&w, '{');
+    e2b__json_kvs(&w, "none", kvs);
+    e2b__json_strs(&w, "none", strs);
+    kvs.count = strs.count = 2;
+    e2b__json_kvs(&w, "kvs", kvs);
+    e2b__json_strs(&w, "strs", strs);
+    e2b__json_key(&w, "list");
+    e2b__json_begin(&w, '[');
+    e2b__json_i64(&w, INT64_MIN);
+    e2b__json_bool(&w, false);
+    e2b__json_raw(&w, e2b__str("{}"));
+    e2b__json_str(&w, e2b__str_n("\0\x1f\n\x7f\xc3\xa4/", 7));
+    e2b__json_str(&w, e2b__str(NULL));
+    e2b__json_end(&w, ']');
+    e2b__json_end(&w, '}');
+    if (b.out.err) {
+      CHECK_INT(b.out.err, E2B_ERR_NO_MEMORY);
+    } else {
+      CHECK_STR(codec_text(&b.out),
+                "{\"kvs\":{\"a\":\"1\",\"q\\\"\":\"\\\\\"},\"strs\":[\"x\",\"\"],"
+                "\"list\":[-9223372036854775808,false,{},\"\\u0000\\u001f\\u000a\x7f\xc3\xa4/\",\"\"]}");
+    }
+    CHECK(fail_at != 1 || b.out.err);
+    codec_close(&b);
+  }
+}
+
+/* ---- times, base64 ---- */
+
+static void test_json_times(void) {
+  static const struct {
+    const char *text;
+    int64_t seconds;
+    int32_t nanos;
+    const char *formatted; /* NULL = the same */
+  } good[] = {
+    { "1970-01-01T00:00:00Z", 0, 0, NULL },
+    { "1969-12-31T23:59:59.500Z", -1, 500000000, NULL },
+    { "2026-01-02T03:04:05.123456789Z", 1767323045, 123456789, NULL },
+    { "2026-01-02T03:04:05.001Z", 1767323045, 1000000, NULL },
+    { "2026-01-02T03:04:05.000001Z", 1767323045, 1000, NULL },
+    { "2026-01-02T03:04:05.000000001Z", 1767323045, 1, NULL },
+    { "2026-01-02t03:04:05.1z", 1767323045, 100000000, "2026-01-02T03:04:05.100Z" },
+    { "2026-01-02T03:04:05.12345678999Z", 1767323045, 123456789, "2026-01-02T03:04:05.123456789Z" },
+    { "2026-01-02T05:04:05+02:00", 1767323045, 0, "2026-01-02T03:04:05Z" },
+    { "2026-01-01T21:34:05-05:30", 1767323045, 0, "2026-01-02T03:04:05Z" },
+    { "2026-01-02T03:04:05-00:00", 1767323045, 0, "2026-01-02T03:04:05Z" },
+    { "1972-02-29T00:00:00Z", 68169600, 0, NULL },
+    { "2000-02-29T12:00:00Z", 951825600, 0, NULL },
+    { "1900-02-28T23:59:59Z", -2203891201, 0, NULL },
+    { "1900-03-01T00:00:00Z", -2203891200, 0, NULL },
+    { "0001-01-01T00:00:00Z", -62135596800, 0, NULL },
+    { "9999-12-31T23:59:59.999999999Z", 253402300799, 999999999, NULL },
+    { "2016-12-31T23:59:60Z", 1483228800, 0, "2017-01-01T00:00:00Z" },
+  };
+  static const char *const bad[] = {
+    "", "<unknown>", "2026", "2026-01-02", "2026-01-02T03:04:05", "2026-01-02 03:04:05Z", "2026-1-02T03:04:05Z",
+    "2026-00-02T03:04:05Z", "2026-13-02T03:04:05Z", "2026-01-00T03:04:05Z", "2026-01-32T03:04:05Z",
+    "2026-04-31T03:04:05Z", "2026-02-29T03:04:05Z", "1900-02-29T03:04:05Z", "2026-01-02T24:00:00Z",
+    "2026-01-02T03:60:05Z", "2026-01-02T03:04:61Z", "2026-01-02T03:04:05.Z", "2026-01-02T03:04:05,1Z",
+    "2026-01-02T03:04:05.1", "2026-01-02T03:04:05Zx", "2026-01-02T03:04:05+0200", "2026-01-02T03:04:05+24:00",
+    "2026-01-02T03:04:05+02:60", "2026-01-02T03:04:05+02", "2026-01-02T03:04:05*02:00", "0000-01-01T00:00:00Z",
+    "-001-01-01T00:00:00Z", "2026-01-02T-3:04:05Z", "2026-01-02T03:04:05.-1Z"
+  };
+  codec_bench b;
+  e2b__timestamp t;
+  size_t i, n;
+  codec_open(&b);
+  for (i = 0; i < E2B__COUNT(good); i++) {
+    CHECK(codec_case(e2b__time_parse(e2b__str(good[i].text), &t), good[i].text));
+    CHECK_INT(t.seconds, good[i].seconds);
+    CHECK_INT(t.nanos, good[i].nanos);
+    b.out.len = 0;
+    e2b__time_format(t, &b.out);
+    CHECK_STR(codec_text(&b.out), good[i].formatted ? good[i].formatted : good[i].text);
+    for (n = 0; n < strlen(good[i].text); n++) {
+      char *prefix = codec_copy(good[i].text, n);
+      CHECK(!e2b__time_parse(e2b__str_n(prefix, n), &t));
+      free(prefix);
+    }
+  }
+  for (i = 0; i < E2B__COUNT(bad); i++) CHECK(codec_case(!e2b__time_parse(e2b__str(bad[i]), &t), bad[i]));
+  CHECK(!e2b__time_parse(e2b__str(NULL), &t));
+  for (t.nanos = 0, t.seconds = -62135596800; t.seconds < 253402300799; t.seconds += 86400 * 11 + 40000) {
+    e2b__timestamp back;
+    b.out.len = 0;
+    e2b__time_format(t, &b.out);
+    if (!e2b__time_parse(e2b__str_n((const char *)b.out.data, b.out.len), &back) || back.seconds != t.seconds) break;
+  }
+  CHECK(t.seconds >= 253402300799);
+  t.seconds = INT64_MIN;
+  t.nanos = INT32_MIN;
+  b.out.len = 0;
+  e2b__time_format(t, &b.out);
+  CHECK_STR(codec_text(&b.out), "0001-01-01T00:00:00Z");
+  t.seconds = INT64_MAX;
+  t.nanos = INT32_MAX;
+  b.out.len = 0;
+  e2b__time_format(t, &b.out);
+  CHECK_STR(codec_text(&b.out), "9999-12-31T23:59:59.999999999Z");
+  codec_close(&b);
+}
+
+static bool codec_base64_is(const char *base64, const char *text) {
+  char *copy = codec_copy(base64, strlen(base64));
+  size_t len = 0;
+  bool ok = e2b__base64_decode_in_place(copy, strlen(base64), &len);
+  if (ok && text) ok = len == strlen(text) && memcmp(copy, text, len) == 0;
+  free(copy);
+  return ok;
+}
+
+static void test_json_base64(void) {
+  static const char *const bad[] = {
+    "A", "AAAAA", "=", "==", "A=", "A==", "A===", "AA=", "AAA==", "AAAA=", "AAAA==", "====", "A A=", "AA=A", "=AAA",
+    "A*==", "Zg==\n", "AA==AA==", "Zm9v\xff", "AAAA===="
+  };
+  codec_bench b;
+  uint8_t data[64];
+  char *copy;
+  size_t len, out_len, i;
+  for (i = 0; i < E2B__COUNT(bad); i++) CHECK(codec_case(!codec_base64_is(bad[i], NULL), bad[i]));
+  CHECK(codec_base64_is("", "") && codec_base64_is("Zg==", "f") && codec_base64_is("Zm8=", "fo"));
+  CHECK(codec_base64_is("Zm9v", "foo") && codec_base64_is("Zm9vYg==", "foob"));
+  CHECK(codec_base64_is("Zm9vYmFy", "foobar"));
+  CHECK(codec_base64_is("Zg", "f") && codec_base64_is("Zm8", "fo") && codec_base64_is("Zm9vYg", "foob"));
+  CHECK(codec_base64_is("+/+/", "\xfb\xff\xbf") && codec_base64_is("-_-_", "\xfb\xff\xbf"));
+  codec_open(&b);
+  for (len = 0; len <= sizeof data; len++) {
+    for (i = 0; i < len; i++) data[i] = (uint8_t)(i * 73 + len * 31);
+    for (i = 0; i < 2; i++) {
+      b.out.len = 0;
+      e2b__base64_encode(&b.out, data, len, i == 1);
+      CHECK_INT(b.out.len, i ? (len + 2) / 3 * 4 : (len * 4 + 2) / 3);
+      copy = codec_copy(b.out.data, b.out.len);
+      CHECK(e2b__base64_decode_in_place(copy, b.out.len, &out_len) && out_len == len && memcmp(copy, data, len) == 0);
+      free(copy);
+    }
+  }
+  codec_close(&b);
+}
+
+/* ---- JSON messages ---- */
+
+static e2b_err codec_decode_text(codec_bench *b, const e2b__message *m, const char *json, void *out) {
+  size_t len = strlen(json);
+  char *text = (char *)e2b__arena_alloc(&b->arena, len + 1);
+  if (!text) abort();
+  memcpy(text, json, len);
+  return e2b__json_decode(m, text, len, &b->arena, out);
+}
+
+#define CODEC_READ(message, json, out) CHECK_INT(codec_decode_text(&b, &e2b__msg_##message, json, &out), E2B_OK)
+
+static void test_json_rules(void) {
+  static const struct {
+    const e2b__message *message;
+    const char *json;
+  } bad[] = {
+    { &e2b__msg_process_info, "" }, { &e2b__msg_process_info, "[]" }, { &e2b__msg_process_info, "1" },
+    { &e2b__msg_process_info, "{}{}" }, { &e2b__msg_process_info, "{\"pid\":-1}" },
+    { &e2b__msg_process_info, "{\"pid\":4294967296}" }, { &e2b__msg_process_info, "{\"pid\":1.5}" },
+    { &e2b__msg_process_info, "{\"pid\":true}" }, { &e2b__msg_process_info, "{\"pid\":\"x\"}" },
+    { &e2b__msg_process_info, "{\"pid\":{}}" }, { &e2b__msg_process_info, "{\"tag\":1}" },
+    { &e2b__msg_process_info, "{\"config\":[]}" }, { &e2b__msg_process_info, "{\"config\":\"\"}" },
+    { &e2b__msg_process_info, "{\"config\":{\"args\":{}}}" },
+    { &e2b__msg_process_info, "{\"config\":{\"args\":[1]}}" },
+    { &e2b__msg_process_info, "{\"config\":{\"args\":[null]}}" },
+    { &e2b__msg_process_info, "{\"config\":{\"envs\":[]}}" },
+    { &e2b__msg_process_info, "{\"config\":{\"envs\":{\"a\":1}}}" }, { &e2b__msg_process_info, "{\"x\":[}" },
+    { &e2b__msg_process_list, "{\"processes\":[1]}" }, { &e2b__msg_process_list, "{\"processes\":{}}" },
+    { &e2b__msg_start_request, "{\"stdin\":1}" }, { &e2b__msg_start_request, "{\"stdin\":\"true\"}" },
+    { &e2b__msg_end_event, "{\"exitCode\":2147483648}" }, { &e2b__msg_end_event, "{\"exitCode\":-2147483649}" },
+    { &e2b__msg_data_event, "{\"stdout\":\"*\"}" }, { &e2b__msg_data_event, "{\"stdout\":1}" },
+    { &e2b__msg_entry_info, "{\"size\":9223372036854775808}" }, { &e2b__msg_entry_info, "{\"size\":\"1e3\"}" },
+    { &e2b__msg_entry_info, "{\"type\":{}}" }, { &e2b__msg_entry_info, "{\"modifiedTime\":{}}" },
+    { &e2b__msg_entry_info, "{\"modifiedTime\":\"<unknown>\"}" }, { &e2b__msg_rest_error, "{\"code\":{]}" },
+    { &e2b__msg_rest_error, "{\"details\":[1}" }, { &e2b__msg_rest_error, "{\"message\":{}}" }
+  };
+  codec_bench b;
+  codec_any any;
+  e2b__entry_info entry;
+  e2b__process_info info;
+  e2b__process_event event;
+  e2b__send_signal_request signal;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(bad); i++) {
+    codec_open(&b);
+    CHECK(codec_case(codec_decode_text(&b, bad[i].message, bad[i].json, &any) == E2B_ERR_PROTOCOL, bad[i].json));
+    codec_close(&b);
+  }
+  codec_open(&b);
+  CODEC_READ(process_info, " null ", info);
+  CODEC_READ(process_info, "{\"pid\":null,\"tag\":null,\"config\":null}", info);
+  CHECK(!info.pid && !info.has_tag && !info.has_config);
+  CODEC_READ(process_info, "{\"pid\":\"4294967295\",\"tag\":\"\",\"config\":{\"args\":null,\"envs\":null}}", info);
+  CHECK(info.pid == UINT32_MAX && info.has_tag && info.has_config && info.config.args.count == 0);
+  CODEC_READ(process_info, "{\"p\\u0069d\":1,\"pid\":2,\"pidd\":3,\"pi\":4}", info);
+  CHECK_INT(info.pid, 2);
+  CODEC_READ(process_event, "{\"start\":{\"pid\":1},\"end\":{\"exitCode\":-1}}", event);
+  CHECK(event.has_end && !event.has_start && event.end.exit_code == -1);
+  CODEC_READ(entry_info, "{\"type\":\"FILE_TYPE_SOCKET\",\"size\":-5,"
+                         "\"modifiedTime\":\"1970-01-01T00:00:01+00:00\"}", entry);
+  CHECK(entry.type == -1 && entry.size == -5 && entry.has_modified_time && entry.modified_time.seconds == 1);
+  CODEC_READ(entry_info, "{\"type\":2,\"size\":\"-9223372036854775808\"}", entry);
+  CHECK(entry.type == E2B__FILE_TYPE_DIRECTORY && entry.size == INT64_MIN);
+  CODEC_READ(entry_info, "{\"type\":99999999999999999999}", entry);
+  CHECK_INT(entry.type, -1);
+  CODEC_READ(send_signal_request, "{\"signal\":\"\"}", signal);
+  CHECK_INT(signal.signal, -1); /* no hole in the names */
+  signal.signal = 3;
+  e2b__json_encode(&e2b__msg_send_signal_request, &signal, &b.out);
+  CHECK(codec_same(&b, "{\"signal\":3}", 12));
+  signal.signal = 1000;
+  e2b__json_encode(&e2b__msg_send_signal_request, &signal, &b.out);
+  CHECK(codec_same(&b, "{\"signal\":1000}", 15));
+  signal.signal = -1;
+  e2b__json_encode(&e2b__msg_send_signal_request, &signal, &b.out);
+  CHECK(codec_same(&b, "{\"signal\":-1}", 13));
+  codec_close(&b);
+}
+
+static void test_json_rest(void) {
+  static const char sandbox_json[] =
+    "{\"sandboxID\":\"ns--a\",\"alias\":\"\",\"domain\":null,\"state\":\"running\",\"startedAt\":\"<unknown>\","
+    "\"cpuCount\":2,\"memoryMB\":\"512\",\"diskSizeMB\":9007199254740993,"
+    "\"metadata\":{\"a\":\"1\",\"b\":\"\\u003c\",\"a\":\"2\"},"
+    "\"network\":{\"allowOut\":[\"x\"]},\"volumeMounts\":[{\"name\":\"v\",\"path\":\"/v\",\"x\":0},{}]}\n";
+  codec_bench b;
+  e2b__rest_sandbox sandbox;
+  e2b__rest_error error;
+  e2b__list list;
+  char text[64];
+  const e2b__pair *pair;
+  codec_open(&b);
+  CODEC_READ(rest_sandbox, sandbox_json, sandbox);
+  pair = (const e2b__pair *)sandbox.metadata.items;
+  CHECK(e2b__str_eq(sandbox.sandbox_id, "ns--a") && sandbox.alias.len == 0 && sandbox.domain.len == 0);
+  CHECK(e2b__str_eq(sandbox.state, "running") && e2b__str_eq(sandbox.started_at, "<unknown>"));
+  CHECK(sandbox.cpu_count == 2 && sandbox.memory_mb == 512 && sandbox.disk_size_mb == 9007199254740993);
+  CHECK(sandbox.metadata.count == 3 && e2b__str_eq(pair[1].value, "<") && e2b__str_eq(pair[2].value, "2"));
+  CHECK_INT(sandbox.volume_mounts.count, 2);
+  CHECK(e2b__str_eq(((e2b__rest_volume_mount *)sandbox.volume_mounts.items)->path, "/v"));
+  sandbox.metadata.count = sandbox.volume_mounts.count = 0;
+  e2b__json_encode(&e2b__msg_rest_sandbox, &sandbox, &b.out); /* numbers in REST, strings in ProtoJSON */
+  CHECK_STR(codec_text(&b.out),
+      "{\"sandboxID\":\"ns--a\",\"state\":\"running\",\"startedAt\":\"<unknown>\",\"cpuCount\":2,"
+                                "\"memoryMB\":512,\"diskSizeMB\":9007199254740993}");
+  CODEC_READ(rest_error, "{\"code\":401,\"message\":\"no\",\"port\":true,"
+                         "\"details\":[{\"type\":\"\\u0041\"} , 1]}", error);
+  CHECK(e2b__str_eq(error.code, "401") && e2b__str_eq(error.port, "true"));
+  CHECK(e2b__str_eq(error.details, "[{\"type\":\"\\u0041\"} , 1]")); /* verbatim */
+  CODEC_READ(rest_error, "{\"details\":\"\\u0041\\\"\",\"code\":{\"a\":[]},\"port\":[\"\\u0041\"],"
+                         "\"message\":\"x\"}", error);
+  CHECK(e2b__str_eq(error.details, "\"\\u0041\\\"\"") && error.code.len == 0 && error.port.len == 0);
+  CHECK(e2b__str_eq(error.message, "x"));
+  CODEC_READ(rest_error, "{\"code\":\"not_found\",\"details\":null,\"port\":3e2}", error);
+  CHECK(e2b__str_eq(error.code, "not_found") && error.details.len == 0 && e2b__str_eq(error.port, "3e2"));
+  strncpy(text, " [ {\"name\":\"a\"} , { } ] ", sizeof text);
+  CHECK_INT(e2b__json_decode_list(&e2b__msg_rest_write_info, text, strlen(text), &b.arena, &list), E2B_OK);
+  CHECK(list.count == 2 && e2b__str_eq(((e2b__rest_write_info *)list.items)->name, "a"));
+  strncpy(text, "null", sizeof text);
+  CHECK_INT(e2b__json_decode_list(&e2b__msg_rest_write_info, text, 4, &b.arena, &list), E2B_OK);
+  CHECK_INT(list.count, 0);
+  strncpy(text, "[]", sizeof text);
+  CHECK_INT(e2b__json_decode_list(&e2b__msg_rest_write_info, text, 2, &b.arena, &list), E2B_OK);
+  CHECK_INT(e2b__json_decode_list(&e2b__msg_rest_write_info, text, 1, &b.arena, &list), E2B_ERR_PROTOCOL);
+  strncpy(text, "{}", sizeof text);
+  CHECK_INT(e2b__json_decode_list(&e2b__msg_rest_write_info, text, 2, &b.arena, &list), E2B_ERR_PROTOCOL);
+  strncpy(text, "[{},1]", sizeof text);
+  CHECK_INT(e2b__json_decode_list(&e2b__msg_rest_write_info, text, 6, &b.arena, &list), E2B_ERR_PROTOCOL);
+  CHECK_INT(e2b__json_decode_list(&e2b__msg_rest_write_info, text, 0, &b.arena, &list), E2B_ERR_PROTOCOL);
+  codec_close(&b);
+}
+
+static void test_json_connect_end(void) {
+  codec_bench b;
+  e2b__connect_end end;
+  codec_open(&b);
+  CODEC_READ(connect_end, "{}", end);
+  CHECK(!end.has_error && end.metadata.len == 0);
+  CODEC_READ(connect_end, "{\"error\":{\"code\":\"not_found\",\"message\":\"process with pid 4242 not found\"}}", end);
+  CHECK(end.has_error && e2b__str_eq(end.error.code, "not_found"));
+  CHECK(e2b__str_eq(end.error.message, "process with pid 4242 not found"));
+  CODEC_READ(connect_end, "{\"metadata\":{\"x-trace\":[\"a\",\"b\"]}}", end);
+  CHECK(!end.has_error && e2b__str_eq(end.metadata, "{\"x-trace\":[\"a\",\"b\"]}"));
+  e2b__json_encode(&e2b__msg_connect_end, &end, &b.out);
+  CHECK_STR(codec_text(&b.out), "{\"metadata\":{\"x-trace\":[\"a\",\"b\"]}}");
+  codec_close(&b);
+}
+
+/* The tables agree with what the codecs assume about them. */
+static void test_messages_tables(void) {
+  size_t i, k;
+  for (i = 0; i < E2B__COUNT(codec_vectors); i++) {
+    const e2b__message *m = codec_vectors[i].message;
+    for (k = 0; k < m->count; k++) {
+      const e2b__field *f = &m->fields[k];
+      CHECK(k == 0 || f->number > m->fields[k - 1].number);
+      CHECK(f->offset + e2b__field_size(f) <= m->size || f->kind <= E2B__KIND_ENUM || f->flags & E2B__REPEATED);
+      CHECK(!f->oneof || f->flags & E2B__PRESENCE);
+      CHECK((f->kind == E2B__KIND_ENUM) == (f->names != NULL));
+      CHECK((f->kind >= E2B__KIND_MSG) == (f->sub != NULL));
+      CHECK(f->kind != E2B__KIND_MAP || f->flags & E2B__REPEATED);
+    }
+  }
+}
+
+/* ================================================================================================================== */
+/* >>>> url and http1 */
+/* ================================================================================================================== */
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* url */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct url_case {
+  const char *text;
+  bool tls;
+  const char *host;
+  int port;
+  const char *path, *host_header;
+} url_case;
+
+static const url_case url_cases[] = {
+  { "http://localhost", false, "localhost", 80, "", "localhost" },
+  { "http://localhost/", false, "localhost", 80, "", "localhost" },
+  { "https://api.e2b.app", true, "api.e2b.app", 443, "", "api.e2b.app" },
+  { "HTTPS://Api.E2B.app/", true, "Api.E2B.app", 443, "", "Api.E2B.app" },
+  { "https://api.e2b.app:443", true, "api.e2b.app", 443, "", "api.e2b.app" },
+  { "https://api.e2b.app:80", true, "api.e2b.app", 80, "", "api.e2b.app:80" },
+  { "http://10.0.0.1:8080/a/b/", false, "10.0.0.1", 8080, "/a/b", "10.0.0.1:8080" },
+  { "http://h/a//", false, "h", 80, "/a", "h" },
+  { "http://h/a/%20;x=1:2", false, "h", 80, "/a/%20;x=1:2", "h" },
+  { "http://[::1]:3000/x", false, "::1", 3000, "/x", "[::1]:3000" },
+  { "https://[2001:db8::ffff:1.2.3.4]", true, "2001:db8::ffff:1.2.3.4", 443, "", "[2001:db8::ffff:1.2.3.4]" },
+  { "https://a_b-c.example.com.", true, "a_b-c.example.com.", 443, "", "a_b-c.example.com." },
+  { "http://49983-abc.sandbox.local:1", false, "49983-abc.sandbox.local", 1, "", "49983-abc.sandbox.local:1" },
+  { "http://h:65535", false, "h", 65535, "", "h:65535" }
+};
+
+static const char *const url_refused[] = {
+  "", "h", "localhost:80", "ftp://h", "http:/h", "http//h", "http://", "https://", "http:///a", "http://:80",
+  "ws://h", "http://h:", "http://h:/", "http://h:0", "http://h:65536", "http://h:99999", "http://h:000080",
+  "http://h:8a", "http://h:-1", "http://h:+1", "http://h:80:80", "http://u@h", "http://u:p@h", "http://h/a@b",
+  "http://h?x", "http://h/?", "http://h#f", "http://h/#", "http://h /", " http://h", "http://h ", "http://h\t",
+  "http://h\r\nx: y", "http://h/a b", "http://h/\x7f", "http://h\xc3\xa9", "http://h/\xc3\xa9", "http://h\\x",
+  "http://a..b", "http://.a", "http://a..", "http://.", "http://a%41", "http://[::1", "http://::1", "http://[]",
+  "http://[::1]x", "http://[::1]]", "http://[1]", "http://[fe80::1%25eth0]", "http://[::1]80", "http://h!",
+  "http://[h]", "http://a/b:c@d", "https:/\\h"
+};
+
+static void test_url_parse(void) {
+  char text[400];
+  e2b__url url;
+  e2b__mem mem;
+  e2b__buf buf;
+  size_t i;
+  e2b__mem_init(&mem, NULL);
+  for (i = 0; i < E2B__COUNT(url_cases); i++) {
+    const url_case *c = &url_cases[i];
+    bool ok = e2b__url_parse(c->text, &url);
+    if (!ok) printf("refused: %s\n", c->text);
+    CHECK(ok);
+    if (!ok) continue;
+    CHECK_INT(url.tls, c->tls);
+    CHECK_INT(url.port, c->port);
+    CHECK_INT(url.default_port, c->port == (c->tls ? 443 : 80));
+    CHECK_INT(url.host_is_ipv6, strchr(c->host, ':') != NULL);
+    CHECK(e2b__str_eq(url.host, c->host));
+    CHECK(e2b__str_eq(url.path, c->path));
+    e2b__buf_init(&buf, &mem, 1000);
+    e2b__url_host_header(&buf, &url);
+    CHECK_STR(e2b__buf_cstr(&buf), c->host_header);
+    e2b__buf_free(&buf);
+  }
+  for (i = 0; i < E2B__COUNT(url_refused); i++) {
+    bool ok = e2b__url_parse(url_refused[i], &url);
+    if (ok) printf("accepted: %s\n", url_refused[i]);
+    CHECK(!ok);
+  }
+  /* labels of at most 63, names of at most 253 */
+  memset(text, 'a', sizeof text);
+  memcpy(text, "http://", 7);
+  text[7 + 63] = 0;
+  CHECK(e2b__url_parse(text, &url));
+  text[7 + 63] = 'a';
+  text[7 + 64] = 0;
+  CHECK(!e2b__url_parse(text, &url));
+  for (i = 0; i < 253; i++) text[7 + i] = i % 2 ? '.' : 'a';
+  text[7 + 253] = 0;
+  CHECK(e2b__url_parse(text, &url));
+  memcpy(text + 7 + 253, ".", 2);
+  CHECK(e2b__url_parse(text, &url));
+  memcpy(text + 7 + 253, "aa", 3);
+  CHECK(!e2b__url_parse(text, &url));
+}
+
+static void test_url_ip(void) {
+  static const char *const good[] = {
+    "0.0.0.0", "127.0.0.1", "255.255.255.255", "::", "::1", "1::", "1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7::",
+    "::2:3:4:5:6:7:8", "fe80::abcd:EF01", "::ffff:1.2.3.4", "1:2:3:4:5:6:1.2.3.4", "1::1.2.3.4"
+  };
+  static const char *const bad[] = {
+    "", "1.2.3", "1.2.3.4.", "1.2.3.4.5", "1.2.3.256", "01.2.3.4", "1..2.3", ".1.2.3.4", "1.2.3.1234", "a.b.c.d",
+    "1.2.3.4 ", ":", ":::", "1:", ":1", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "1::2::3", "12345::",
+    "1:2:3:4:5:6:7:1.2.3.4", "::1.2.3", "1.2.3.4::", "1.2.3.4:1::", "g::", "::1%1", "1:2:3:4::5:6:7:8", "1::2:",
+    "localhost"
+  };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(good); i++) {
+    if (!e2b__host_is_ip(e2b__str(good[i]))) printf("not an address: %s\n", good[i]);
+    CHECK(e2b__host_is_ip(e2b__str(good[i])));
+  }
+  for (i = 0; i < E2B__COUNT(bad); i++) {
+    if (e2b__host_is_ip(e2b__str(bad[i]))) printf("an address: %s\n", bad[i]);
+    CHECK(!e2b__host_is_ip(e2b__str(bad[i])));
+  }
+}
+
+static void test_url_escape(void) {
+  static const char raw[] = "Az09-._~ /?#[]@!$&'()*+,;=%:\"<>\\^`{|}\x01\x7f\xc3\xa9";
+  static const char escaped[] = "Az09-._~%20%2F%3F%23%5B%5D%40%21%24%26%27%28%29%2A%2B%2C%3B%3D%25%3A%22%3C%3E%5C%5E%60"
+                                "%7B%7C%7D%01%7F%C3%A9";
+  e2b__mem mem;
+  e2b__buf buf;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&buf, &mem, 4096);
+  e2b__url_escape(&buf, e2b__str(raw));
+  CHECK_STR(e2b__buf_cstr(&buf), escaped);
+  buf.len = 0;
+  e2b__url_escape(&buf, e2b__str_n("a\0b", 3));
+  CHECK_STR(e2b__buf_cstr(&buf), "a%00b");
+  buf.len = 0;
+  e2b__url_escape(&buf, e2b__str("team/name:tag"));
+  CHECK_STR(e2b__buf_cstr(&buf), "team%2Fname%3Atag");
+  buf.len = 0;
+  e2b__buf_text(&buf, "/files");
+  e2b__url_query(&buf, "path", e2b__str("/a b"));
+  e2b__url_query(&buf, "user", e2b__str(""));
+  e2b__url_query(&buf, "n", e2b__str("=="));
+  CHECK_STR(e2b__buf_cstr(&buf), "/files?path=%2Fa%20b&user=&n=%3D%3D");
+  e2b__buf_free(&buf);
+  e2b__url_query(&buf, "a", e2b__str("b"));
+  CHECK_STR(e2b__buf_cstr(&buf), "?a=b");
+  e2b__buf_free(&buf);
+}
+
+static void test_url_metadata(void) {
+  static const e2b_kv plain[] = { { "app", "prod" } };
+  static const e2b_kv reserved[] = { { "a/b k", "x y" } };
+  static const e2b_kv several[] = { { "a", "1+1" }, { "b", NULL }, { "c&=", "100%" } };
+  static const struct { const e2b_kv *items; size_t count; int layers; const char *value; } cases[] = {
+    { NULL, 0, 3, "" },
+    { plain, 1, 3, "app%3Dprod" },
+    { plain, 1, 2, "app%3Dprod" },
+    { reserved, 1, 3, "a%25252Fb%252520k%3Dx%252520y" },
+    { reserved, 1, 2, "a%252Fb%2Bk%3Dx%2By" },
+    { several, 3, 3, "a%3D1%25252B1%26b%3D%26c%252526%25253D%3D100%252525" },
+    { several, 3, 2, "a%3D1%252B1%26b%3D%26c%2526%253D%3D100%2525" }
+  };
+  e2b__mem mem;
+  e2b__buf buf;
+  e2b_kvs filter;
+  size_t i;
+  e2b__mem_init(&mem, NULL);
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    filter.items = cases[i].items;
+    filter.count = cases[i].count;
+    e2b__buf_init(&buf, &mem, 4096);
+    e2b__url_metadata(&buf, filter, cases[i].layers);
+    CHECK_STR(e2b__buf_cstr(&buf), cases[i].value);
+    e2b__buf_free(&buf);
+  }
+}
+
+static void test_version_compare(void) {
+  static const struct { const char *a, *b; int order; } cases[] = {
+    { "", "", 0 }, { NULL, "", 0 }, { "", "0.0.1", -1 }, { "0", "", 0 }, { "0.2.10", "0.2.9", 1 },
+    { "0.2.10", "0.2.10", 0 }, { "v0.2.10", "0.2.10", 0 }, { "V1", "v1.0.0", 0 }, { "1.2", "1.2.0", 0 },
+    { "1.2", "1.2.1", -1 }, { "0.1.4", "0.2", -1 }, { "10.0", "9.9.9", 1 }, { "0.2.10-rc1", "0.2.10", 0 },
+    { "0.3.0-beta.1", "0.2.9", 1 }, { "1.0.0+build.7", "1.0.0", 0 }, { "unknown", "0.1", -1 },
+    { "v1.0.0", "0.5.7", 1 }, { "1.", "1.0", 0 }, { "1.x", "1.0", 0 }, { "99999999999999999999", "1", 1 },
+    { "1..1", "1", 0 }
+  };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    if (e2b__version_compare(cases[i].a, cases[i].b) != cases[i].order)
+      printf("version case %u: %s %s\n", (unsigned)i, cases[i].a, cases[i].b);
+    CHECK_INT(e2b__version_compare(cases[i].a, cases[i].b), cases[i].order);
+    CHECK_INT(e2b__version_compare(cases[i].b, cases[i].a), -cases[i].order);
+  }
+}
+
+static void test_header_validity(void) {
+  int c;
+  char text[4] = "aXb";
+  CHECK(e2b__header_name_ok(e2b__str("X-API-Key")));
+  CHECK(!e2b__header_name_ok(e2b__str("")));
+  CHECK(e2b__header_value_ok(e2b__str("")));
+  CHECK(!e2b__header_name_ok(e2b__str_n("a\0b", 3)));
+  CHECK(!e2b__header_value_ok(e2b__str_n("a\0b", 3)));
+  CHECK(e2b__text_ok(""));
+  for (c = 1; c < 256; c++) {
+    bool alnum = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+    bool control = (c < 0x20 && c != '\t') || c == 0x7f;
+    text[1] = (char)c;
+    CHECK_INT(e2b__header_name_ok(e2b__str(text)), alnum || (c < 0x80 && strchr("!#$%&'*+-.^_`|~", c) != NULL));
+    CHECK_INT(e2b__header_value_ok(e2b__str(text)), !control && c < 0x80);
+    CHECK_INT(e2b__text_ok(text), !control);
+  }
+}
+
+static void test_retry_after(void) {
+  CHECK_INT(e2b__http_retry_after_ms(NULL), 0);
+  CHECK_INT(e2b__http_retry_after_ms(""), 0);
+  CHECK_INT(e2b__http_retry_after_ms("0"), 0);
+  CHECK_INT(e2b__http_retry_after_ms("1"), 1000);
+  CHECK_INT(e2b__http_retry_after_ms(" 120\t"), 120000);
+  CHECK_INT(e2b__http_retry_after_ms("86400"), 86400000);
+  CHECK_INT(e2b__http_retry_after_ms("86401"), 86400000);
+  CHECK_INT(e2b__http_retry_after_ms("4294967296"), 86400000);
+  CHECK_INT(e2b__http_retry_after_ms("99999999999999999999999999"), 86400000);
+  CHECK_INT(e2b__http_retry_after_ms("-1"), 0);
+  CHECK_INT(e2b__http_retry_after_ms("+1"), 0);
+  CHECK_INT(e2b__http_retry_after_ms("1.5"), 0);
+  CHECK_INT(e2b__http_retry_after_ms("1 2"), 0);
+  CHECK_INT(e2b__http_retry_after_ms("Wed, 21 Oct 2026 07:28:00 GMT"), 0);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* http1: header lists and request heads */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_headers(void) {
+  test_heap heap;
+  e2b__mem mem;
+  e2b__headers headers;
+  e2b_str name, value;
+  size_t cursor = 0;
+  heap_mem(&heap, &mem);
+  e2b__headers_init(&headers, &mem, 4096);
+  CHECK(e2b__headers_get(&headers, "a") == NULL);
+  CHECK(!e2b__headers_next(&headers, &cursor, &name, &value));
+  e2b__headers_add(&headers, e2b__str("X-One"), e2b__str(" \tfirst \t"));
+  e2b__headers_add(&headers, e2b__str("EMPTY"), e2b__str(""));
+  e2b__headers_add(&headers, e2b__str("x-one"), e2b__str("second"));
+  e2b__headers_add(&headers, e2b__str("last"), e2b__str("a, B ,, c"));
+  CHECK_INT(headers.count, 4);
+  CHECK_STR(e2b__headers_get(&headers, "x-one"), "first");
+  CHECK_STR(e2b__headers_get(&headers, "empty"), "");
+  CHECK_STR(e2b__headers_get(&headers, "last"), "a, B ,, c");
+  CHECK(e2b__headers_get(&headers, "x-on") == NULL);
+  CHECK(e2b__headers_has_token(&headers, "last", "b"));
+  CHECK(e2b__headers_has_token(&headers, "last", "c"));
+  CHECK(!e2b__headers_has_token(&headers, "last", "a, B"));
+  CHECK(e2b__headers_has_token(&headers, "x-one", "second"));
+  e2b__headers_set(&headers, "x-one", e2b__str("third"));
+  CHECK_INT(headers.count, 3);
+  CHECK_STR(e2b__headers_get(&headers, "x-one"), "third");
+  CHECK_STR(e2b__headers_get(&headers, "empty"), "");
+  CHECK_STR(e2b__headers_get(&headers, "last"), "a, B ,, c");
+  e2b__headers_set(&headers, "new", e2b__str("1"));
+  CHECK_INT(headers.count, 4);
+  cursor = 0;
+  CHECK(e2b__headers_next(&headers, &cursor, &name, &value) && e2b__str_eq(name, "empty") && value.len == 0);
+  CHECK(e2b__headers_next(&headers, &cursor, &name, &value) && e2b__str_eq(name, "last"));
+  CHECK(e2b__headers_next(&headers, &cursor, &name, &value) && e2b__str_eq(name, "x-one"));
+  CHECK(e2b__headers_next(&headers, &cursor, &name, &value) && e2b__str_eq(value, "1"));
+  CHECK(!e2b__headers_next(&headers, &cursor, &name, &value));
+  CHECK_INT(headers.text.err, E2B_OK);
+  e2b__headers_free(&headers);
+  HEAP_CHECK_EMPTY(&heap);
+
+  e2b__headers_init(&headers, &mem, 16);
+  e2b__headers_add(&headers, e2b__str("abc"), e2b__str("0123456789"));
+  CHECK_INT(headers.text.err, E2B_OK);
+  e2b__headers_add(&headers, e2b__str("d"), e2b__str(""));
+  CHECK_INT(headers.text.err, E2B_ERR_LIMIT);
+  CHECK_INT(headers.count, 1);
+  e2b__headers_free(&headers);
+  heap.fail_at = heap.calls + 1;
+  e2b__headers_add(&headers, e2b__str("abc"), e2b__str("0123456789"));
+  CHECK_INT(headers.text.err, E2B_ERR_NO_MEMORY);
+  e2b__headers_free(&headers);
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+static void test_headers_injection(void) {
+  static const struct { const char *name; size_t name_len; const char *value; size_t value_len; } cases[] = {
+    { "", 0, "v", 1 }, { "a b", 3, "v", 1 }, { "a:", 2, "v", 1 }, { "a\r\nb", 4, "v", 1 }, { "a\0", 2, "v", 1 },
+    { "\xc3\xa9", 2, "v", 1 }, { "a", 1, "x\r\ny: z", 7 }, { "a", 1, "x\ny", 3 }, { "a", 1, "x\ry", 3 },
+    { "a", 1, "x\0y", 3 }, { "a", 1, "\x7f", 1 }
+  };
+  e2b__mem mem;
+  e2b__headers headers;
+  e2b__buf out;
+  size_t i;
+  e2b__mem_init(&mem, NULL);
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    e2b__headers_init(&headers, &mem, 4096);
+    e2b__headers_add(&headers, e2b__str("good"), e2b__str("v"));
+    e2b__headers_add(&headers, e2b__str_n(cases[i].name, cases[i].name_len),
+                     e2b__str_n(cases[i].value, cases[i].value_len));
+    e2b__headers_add(&headers, e2b__str("good"), e2b__str("v"));
+    CHECK_INT(headers.text.err, E2B_ERR_INVALID_ARGUMENT);
+    CHECK_INT(headers.count, 1);
+    e2b__buf_init(&out, &mem, 4096);
+    e2b__h1_write_head(&out, "GET", e2b__str("/"), e2b__str("h"), &headers, -2);
+    CHECK_INT(out.err, E2B_ERR_INVALID_ARGUMENT);
+    CHECK_INT(out.len, 0);
+    e2b__buf_free(&out);
+    e2b__headers_free(&headers);
+  }
+}
+
+static void test_http1_write_head(void) {
+  static const struct { const char *method, *target, *host; } refused[] = {
+    { "", "/", "h" }, { "G T", "/", "h" }, { "GET\r\n", "/", "h" }, { "GET", "", "h" }, { "GET", "/ HTTP/1.1", "h" },
+    { "GET", "/\r\nx:y", "h" }, { "GET", "/\n", "h" }, { "GET", "/\xc3\xa9", "h" }, { "GET", "/", "" },
+    { "GET", "/", "h\r\nx:y" }, { "GET", "/", "h\t" }, { "GET", "/\x7f", "h" }
+  };
+  test_heap heap;
+  e2b__mem mem;
+  e2b__headers headers;
+  e2b__buf out;
+  size_t i;
+  long fail;
+  heap_mem(&heap, &mem);
+  e2b__headers_init(&headers, &mem, 4096);
+  e2b__buf_init(&out, &mem, 4096);
+  e2b__h1_write_head(&out, "GET", e2b__str("/a?b=c"), e2b__str("h:81"), NULL, E2B__BODY_NONE);
+  CHECK_STR(e2b__buf_cstr(&out), "GET /a?b=c HTTP/1.1\r\nhost: h:81\r\n\r\n");
+  e2b__headers_add(&headers, e2b__str("X-API-Key"), e2b__str("k"));
+  e2b__headers_add(&headers, e2b__str("Accept"), e2b__str(""));
+  out.len = 0;
+  e2b__h1_write_head(&out, "POST", e2b__str("/"), e2b__str("[::1]"), &headers, 0);
+  CHECK_STR(e2b__buf_cstr(&out),
+    "POST / HTTP/1.1\r\nhost: [::1]\r\nx-api-key: k\r\naccept: \r\ncontent-length: 0\r\n\r\n");
+  out.len = 0;
+  e2b__h1_write_head(&out, "PUT", e2b__str("/"), e2b__str("h"), NULL, INT64_MAX);
+  CHECK_STR(e2b__buf_cstr(&out), "PUT / HTTP/1.1\r\nhost: h\r\ncontent-length: 9223372036854775807\r\n\r\n");
+  out.len = 0;
+  e2b__h1_write_head(&out, "POST", e2b__str("/"), e2b__str("h"), NULL, E2B__BODY_CHUNKED);
+  CHECK_STR(e2b__buf_cstr(&out), "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n");
+  e2b__buf_free(&out);
+  e2b__h1_write_chunk_head(&out, 1);
+  e2b__h1_write_chunk_head(&out, 0x10);
+  e2b__h1_write_chunk_head(&out, 0xabcdef);
+  e2b__h1_write_chunk_head(&out, SIZE_MAX);
+  e2b__h1_write_chunk_head(&out, 0);
+  CHECK_STR(e2b__buf_cstr(&out), sizeof(size_t) == 8 ? "1\r\n10\r\nabcdef\r\nffffffffffffffff\r\n0\r\n\r\n"
+                                                     : "1\r\n10\r\nabcdef\r\nffffffff\r\n0\r\n\r\n");
+  e2b__buf_free(&out);
+  for (i = 0; i < E2B__COUNT(refused); i++) {
+    e2b__h1_write_head(&out, refused[i].method, e2b__str(refused[i].target), e2b__str(refused[i].host), NULL, -2);
+    CHECK_INT(out.err, E2B_ERR_INVALID_ARGUMENT);
+    CHECK_INT(out.len, 0);
+    e2b__buf_free(&out);
+  }
+  for (fail = 1; fail < 20; fail++) {
+    heap.fail_at = heap.calls + fail;
+    e2b__h1_write_head(&out, "POST", e2b__str("/a/long/path/to/make/it/grow"), e2b__str("h"), &headers, 0);
+    if (out.err == E2B_OK) break;
+    CHECK_INT(out.err, E2B_ERR_NO_MEMORY);
+    e2b__buf_free(&out);
+  }
+  CHECK(fail > 1 && fail < 20);
+  e2b__buf_free(&out);
+  e2b__headers_free(&headers);
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* http1: responses */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+enum { H1_HEAD = 1, H1_CONNECT = 2, H1_EOF = 4 };
+
+typedef struct h1_result {
+  e2b_err err;        /* of feed; of finish when the connection is closed and feed was content */
+  int status, heads;
+  bool complete, keep_alive;
+  size_t used;
+  const char *detail;
+  char fields[600];   /* "name=value\n" of the first fields */
+  char body[600];
+  size_t fields_len, body_len; /* the whole length, even if it is more than is kept */
+  e2b_err head_err, body_err;  /* what the events return; body_err when body_err_at bytes were seen */
+  size_t body_err_at;
+} h1_result;
+
+static void h1_keep(char *to, size_t cap, size_t *len, const char *text, size_t text_len) {
+  size_t room = *len < cap - 1 ? cap - 1 - *len : 0;
+  if (text_len && room) memcpy(to + *len, text, E2B__MIN(room, text_len));
+  *len += text_len;
+}
+
+static e2b_err h1_on_head(void *owner, int status, const e2b__headers *headers) {
+  h1_result *r = (h1_result *)owner;
+  e2b_str name, value;
+  size_t cursor = 0;
+  r->status = status;
+  r->heads++;
+  while (e2b__headers_next(headers, &cursor, &name, &value)) {
+    h1_keep(r->fields, sizeof r->fields, &r->fields_len, name.ptr, name.len);
+    h1_keep(r->fields, sizeof r->fields, &r->fields_len, "=", 1);
+    h1_keep(r->fields, sizeof r->fields, &r->fields_len, value.ptr, value.len);
+    h1_keep(r->fields, sizeof r->fields, &r->fields_len, "\n", 1);
+  }
+  return r->head_err;
+}
+
+static e2b_err h1_on_body(void *owner, const uint8_t *data, size_t len) {
+  h1_result *r = (h1_result *)owner;
+  CHECK(len > 0 && r->heads == 1);
+  h1_keep(r->body, sizeof r->body, &r->body_len, (const char *)data, len);
+  return r->body_err && r->body_len >= r->body_err_at ? r->body_err : E2B_OK;
+}
+
+static const e2b__h1_events h1_events = { h1_on_head, h1_on_body };
+
+/* Feeds one piece from memory of exactly its size, so that a sanitizer sees every byte read beyond. */
+static e2b_err h1_feed_piece(e2b__h1 *h1, const char *data, size_t len, size_t *used) {
+  uint8_t *copy = (uint8_t *)malloc(len ? len : 1);
+  e2b_err err;
+  if (len) memcpy(copy, data, len);
+  err = e2b__h1_feed(h1, copy, len, used);
+  free(copy);
+  return err;
+}
+
+/* Parses one response that arrives in pieces of `step` bytes, the first of `first`. */
+static void h1_run(e2b__h1 *h1, const char *input, size_t len, unsigned flags, size_t first, size_t step,
+                   h1_result *r) {
+  size_t at = 0, used, piece = first ? first : step;
+  e2b__h1_begin(h1, (flags & H1_HEAD) != 0, (flags & H1_CONNECT) != 0);
+  h1->owner = r;
+  while (at < len && !r->err && !h1->complete) {
+    piece = E2B__MIN(piece, len - at);
+    r->err = h1_feed_piece(h1, input + at, piece, &used);
+    CHECK(used <= piece);
+    CHECK(used == piece || r->err || h1->complete);
+    at += used;
+    piece = step;
+  }
+  if ((flags & H1_EOF) && !r->err && !h1->complete) r->err = e2b__h1_finish(h1);
+  r->complete = h1->complete;
+  r->keep_alive = h1->keep_alive;
+  r->detail = h1->detail;
+  r->used = r->err ? 0 : at; /* how far it got before a failure depends on the pieces */
+  CHECK_INT(h1->head_done, r->heads == 1);
+  CHECK(!r->complete || !r->err);
+  CHECK(!r->keep_alive || r->complete);
+  CHECK((r->err != E2B_OK) == (r->detail != NULL));
+  CHECK_INT(h1->started, len > 0);
+}
+
+static void h1_print(const h1_result *r) {
+  printf("  error %d, status %d, complete %d, keep_alive %d, used %u, body %u \"%s\", detail \"%s\"\n", (int)r->err,
+         r->status, r->complete, r->keep_alive, (unsigned)r->used, (unsigned)r->body_len, r->body,
+         r->detail ? r->detail : "");
+}
+
+static bool h1_same(const h1_result *a, const h1_result *b) {
+  bool same = a->err == b->err && a->status == b->status && a->heads == b->heads && a->complete == b->complete &&
+              a->keep_alive == b->keep_alive && a->used == b->used && a->fields_len == b->fields_len &&
+              a->body_len == b->body_len && memcmp(a->fields, b->fields, sizeof a->fields) == 0 &&
+              memcmp(a->body, b->body, sizeof a->body) == 0 && !a->detail == !b->detail &&
+              (!a->detail || strcmp(a->detail, b->detail) == 0);
+  if (!same) {
+    h1_print(a);
+    h1_print(b);
+  }
+  return same;
+}
+
+/* Whole, byte by byte and split in two at every point: the outcome must be the same. `r` gets it. */
+static void h1_parse(const char *input, size_t len, unsigned flags, uint32_t max_header_bytes, h1_result *r) {
+  test_heap heap;
+  e2b__mem mem;
+  e2b__h1 h1;
+  h1_result other;
+  size_t split;
+  heap_mem(&heap, &mem);
+  e2b__h1_init(&h1, &mem, max_header_bytes, &h1_events, NULL);
+  memset(r, 0, sizeof *r);
+  h1_run(&h1, input, len, flags, 0, len, r);
+  for (split = 0; split < E2B__MIN(len, (size_t)1200); split++) {
+    memset(&other, 0, sizeof other);
+    h1_run(&h1, input, len, flags, split, split ? len : 1, &other);
+    if (!h1_same(r, &other)) {
+      printf("split %u of %s\n", (unsigned)split, input);
+      CHECK(false);
+    }
+  }
+  e2b__h1_free(&h1);
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+typedef struct h1_case {
+  const char *input;
+  size_t len;
+  unsigned flags;
+  e2b_err err;
+  int status;
+  const char *body;
+  size_t left_over;
+  bool keep_alive;
+} h1_case;
+
+#define IN(text) text, sizeof(text) - 1
+#define OK11 "HTTP/1.1 200 OK\r\n"
+#define CHUNKED OK11 "Transfer-Encoding: chunked\r\n\r\n"
+
+static const h1_case h1_good[] = {
+  /* content-length */
+  { IN(OK11 "Content-Length: 5\r\n\r\nhello"), 0, E2B_OK, 200, "hello", 0, true },
+  { IN(OK11 "content-length:5\r\n\r\nhello"), 0, E2B_OK, 200, "hello", 0, true },
+  { IN(OK11 "Content-Length:  \t005  \r\n\r\nhello"), 0, E2B_OK, 200, "hello", 0, true },
+  { IN(OK11 "Content-Length: 0\r\n\r\n"), 0, E2B_OK, 200, "", 0, true },
+  { IN("HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n"), 0, E2B_OK, 200, "", 0, true },
+  { IN("HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n"), 0, E2B_OK, 200, "", 0, true },
+  { IN("HTTP/1.1 404 Nicht gefunden \xc3\xa4\r\nX: \xe9\r\nContent-Length: 1\r\n\r\n\0"), 0, E2B_OK, 404, NULL, 0, true
+    },
+  { IN("HTTP/1.1 599 x\r\nContent-Length: 1\r\n\r\n\n"), 0, E2B_OK, 599, "\n", 0, true },
+  /* chunked */
+  { IN(CHUNKED "5\r\nhello\r\n0\r\n\r\n"), 0, E2B_OK, 200, "hello", 0, true },
+  { IN(OK11 "Transfer-Encoding: chunked  \r\n\r\n0\r\n\r\n"), 0, E2B_OK, 200, "", 0, true },
+  { IN(OK11 "transfer-encoding:CHUNKED\r\n\r\n0\r\n\r\n"), 0, E2B_OK, 200, "", 0, true },
+  { IN(CHUNKED "0005\r\nhello\r\n9\r\n 0123\r\n89\r\na\r\n----------\r\n000\r\n\r\n"), 0, E2B_OK, 200,
+    "hello 0123\r\n89----------", 0, true },
+  { IN(CHUNKED "5;a\r\nhello\r\n1;a=b;c=\"d;\\\"e\"\r\n!\r\n0;last\r\n\r\n"), 0, E2B_OK, 200, "hello!", 0, true },
+  { IN(CHUNKED "5 \t; a = b\r\nhello\r\n0 ;x\r\n\r\n"), 0, E2B_OK, 200, "hello", 0, true },
+  { IN(CHUNKED "1\r\na\r\n0\r\nX-Sum: 1\r\nEmpty:\r\n\r\n"), 0, E2B_OK, 200, "a", 0, true },
+  /* framing fields in trailers mean nothing */
+  { IN(CHUNKED "1\r\na\r\n0\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\nhello"), 0,
+    E2B_OK,
+    200, "a", 5, true },
+  /* until the connection closes */
+  { IN(OK11 "\r\nhello"), H1_EOF, E2B_OK, 200, "hello", 0, false },
+  { IN(OK11 "Connection: keep-alive\r\n\r\n"), H1_EOF, E2B_OK, 200, "", 0, false },
+  { IN("HTTP/1.0 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"), H1_EOF, E2B_OK, 200, OK11 "\r\n", 0, false },
+  /* no body, whatever the head says; what follows is the next response */
+  { IN(OK11 "Content-Length: 5\r\n\r\n" OK11), H1_HEAD, E2B_OK, 200, "", 17, true },
+  { IN(OK11 "Transfer-Encoding: chunked\r\n\r\n" OK11), H1_HEAD, E2B_OK, 200, "", 17, true },
+  { IN(OK11 "\r\n" OK11), H1_HEAD, E2B_OK, 200, "", 17, true },
+  { IN("HTTP/1.1 204 No Content\r\n\r\n" OK11), 0, E2B_OK, 204, "", 17, true },
+  { IN("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n" OK11), 0, E2B_OK, 204, "", 17, true },
+  { IN("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n" OK11), 0, E2B_OK, 204, "", 17, true },
+  { IN("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n" OK11), 0, E2B_OK, 304, "", 17, true },
+  { IN("HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n" OK11), 0, E2B_OK, 304, "", 17, true },
+  /* to CONNECT */
+  { IN("HTTP/1.0 200 Connection established\r\nProxy-agent: tinyproxy\r\n\r\n\x16\x03\x01"), H1_CONNECT, E2B_OK, 200,
+    "", 3, false },
+  { IN(OK11 "Content-Length: 5\r\n\r\n\x16\x03\x01"), H1_CONNECT, E2B_OK, 200, "", 3, true },
+  { IN(OK11 "Transfer-Encoding: chunked\r\n\r\n\x16\x03\x01"), H1_CONNECT, E2B_OK, 200, "", 3, true },
+  { IN("HTTP/1.1 407 No\r\nContent-Length: 5\r\n\r\nhello"), H1_CONNECT, E2B_OK, 407, "hello", 0, true },
+  /* 1xx */
+  { IN("HTTP/1.1 100 Continue\r\n\r\n" OK11 "Content-Length: 1\r\n\r\na"), 0, E2B_OK, 200, "a", 0, true },
+  { IN("HTTP/1.1 103 E\r\nLink: x\r\nContent-Length: 3\r\n\r\nHTTP/1.1 102 P\r\nTransfer-Encoding: chunked\r\n\r\n" OK11
+       "Content-Length: 1\r\n\r\na"), 0, E2B_OK, 200, "a", 0, true },
+  { IN("HTTP/1.1 100 Continue\r\nConnection: close\r\n\r\n" OK11 "Content-Length: 1\r\n\r\na"), 0, E2B_OK, 200, "a", 0,
+    true },
+  { IN("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 413 Too large\r\nContent-Length: 1\r\nConnection: close\r\n\r\na"), 0,
+    E2B_OK, 413, "a", 0, false },
+  /* the connection afterwards */
+  { IN(OK11 "Content-Length: 1\r\nConnection: close\r\n\r\na"), 0, E2B_OK, 200, "a", 0, false },
+  { IN(OK11 "Content-Length: 1\r\nConnection: close \t\r\n\r\na"), 0, E2B_OK, 200, "a", 0, false },
+  { IN(OK11 "Content-Length: 1\r\nconnection: foo, Close\t,x\r\n\r\nab"), 0, E2B_OK, 200, "a", 1, false },
+  { IN(OK11 "Content-Length: 1\r\nConnection: x\r\nConnection: close\r\n\r\na"), 0, E2B_OK, 200, "a", 0, false },
+  { IN(OK11 "Content-Length: 1\r\nConnection: closed\r\n\r\na"), 0, E2B_OK, 200, "a", 0, true },
+  { IN(OK11 "Content-Length: 1\r\nConnection: keep-alive, close\r\n\r\na"), 0, E2B_OK, 200, "a", 0, false },
+  { IN("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\na"), 0, E2B_OK, 200, "a", 0, false },
+  { IN("HTTP/1.0 200 OK\r\nContent-Length: 1\r\nConnection: Keep-Alive\r\n\r\na"), 0, E2B_OK, 200, "a", 0, true },
+  { IN("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: Keep-Alive\r\n\r\n0\r\n\r\n"), 0, E2B_OK, 200, "",
+    0, false },
+  { IN(OK11 "Content-Length: 1\r\nUpgrade: h2c\r\nConnection: Upgrade, Keep-Alive\r\n\r\na"), 0, E2B_OK, 200, "a", 0,
+    true },
+  { IN("HTTP/1.1 426 U\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 0\r\n\r\n"), 0, E2B_OK, 426, "", 0,
+    true },
+  { IN(OK11 "Content-Length: 1\r\n\r\naHTTP/1.1 200 OK\r\n"), 0, E2B_OK, 200, "a", 17, true },
+  { IN(CHUNKED "0\r\n\r\n\r\n"), 0, E2B_OK, 200, "", 2, true }
+};
+
+#define PROTOCOL E2B_ERR_PROTOCOL
+
+static const h1_case h1_bad[] = {
+  /* line ends: each of these means something else to a lenient parser */
+  { IN("HTTP/1.1 200 OK\rX: y\r\nContent-Length: 0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 200 OK\nContent-Length: 0\n\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X: y\nContent-Length: 0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X: \rxTransfer-Encoding: chunked\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X: y\rTransfer-Encoding: chunked\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 0\r\n\rx"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 0\r\n\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 0\r\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(CHUNKED "5\nhello\r\n0\r\n\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "5\rXhello\r\n0\r\n\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "5;a\nhello\r\n0\r\n\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "5;a\rb\r\nhello\r\n0\r\n\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "5\r\nhello\n0\r\n\r\n"), 0, PROTOCOL, 200, "hello", 0, false },
+  { IN(CHUNKED "5\r\nhelloXY0\r\n\r\n"), 0, PROTOCOL, 200, "hello", 0, false },
+  { IN(CHUNKED "5\r\nhello\rX0\r\n\r\n"), 0, PROTOCOL, 200, "hello", 0, false },
+  { IN(CHUNKED "5\r\nhello0\r\n\r\n"), 0, PROTOCOL, 200, "hello", 0, false },
+  { IN(CHUNKED "0\r\nX: y\n\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "0\r\nX: y\r\n\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "0\r\n\rx"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "0\n\n"), 0, PROTOCOL, 200, "", 0, false },
+  /* fields */
+  { IN(OK11 "X: y\r\n z\r\nContent-Length: 0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X: y\r\n\tz\r\nContent-Length: 0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 " X: y\r\nContent-Length: 0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X: y\r\n \r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length : 0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X y: 0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 ": y\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X\xc3\xa9: y\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X\0: y\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X: a\0b\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X: a\x7f\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "X: a\x01\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 200 O\0K\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(CHUNKED "0\r\nX\r\n\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "0\r\nX : y\r\n\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "0\r\nX: y\r\n z\r\n\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "0\r\nX: \0\r\n\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  /* framing */
+  { IN(OK11 "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 204 N\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 5, 5\r\n\r\nhello"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: -5\r\n\r\nhello"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: +5\r\n\r\nhello"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 0x5\r\n\r\nhello"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 5 5\r\n\r\nhello"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 5;\r\n\r\nhello"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length:\r\n\r\nhello"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 18446744073709551616\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 184467440737095516150\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Transfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false
+    },
+  { IN(OK11 "Transfer-Encoding: identity\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(OK11 "Transfer-Encoding:\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(CHUNKED "\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED ";a\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED " 5\r\nhello\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "g\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "0x5\r\nhello\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "-1\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "5 5\r\nhello\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "5;\x01\r\nhello\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "10000000000000000\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  { IN(CHUNKED "fffffffffffffffff\r\n"), 0, PROTOCOL, 200, "", 0, false },
+  /* status lines */
+  { IN("RTSP/1.0 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("ICE/1.0 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/2.0 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/0.9 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/3 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.2 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.10 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1. 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("http/1.1 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("\r\nHTTP/1.1 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN(" HTTP/1.1 200 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 \r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 20\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 2000 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 200OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 abc OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 000 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 099 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 600 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 999 OK\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false
+    },
+  { IN("HTTP/1.1 101 Switching Protocols\r\n\r\n"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/1.1 100 Continue\r\n\r\ngarbage"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("garbage and more of it"), 0, PROTOCOL, 0, "", 0, false },
+  { IN("abc"), H1_EOF, PROTOCOL, 0, "", 0, false },
+  { IN("HTTP/2"), H1_EOF, PROTOCOL, 0, "", 0, false },
+  /* the end came too early */
+  { IN(""), H1_EOF, E2B_ERR_CLOSED, 0, "", 0, false },
+  { IN("H"), H1_EOF, E2B_ERR_TRUNCATED, 0, "", 0, false },
+  { IN("HTTP/1."), H1_EOF, E2B_ERR_TRUNCATED, 0, "", 0, false },
+  { IN(OK11), H1_EOF, E2B_ERR_TRUNCATED, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 5\r\n"), H1_EOF, E2B_ERR_TRUNCATED, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 5\r\n\r"), H1_EOF, E2B_ERR_TRUNCATED, 0, "", 0, false },
+  { IN("HTTP/1.1 100 Continue\r\n\r\n"), H1_EOF, E2B_ERR_TRUNCATED, 0, "", 0, false },
+  { IN(OK11 "Content-Length: 5\r\n\r\n"), H1_EOF, E2B_ERR_TRUNCATED, 200, "", 0, false },
+  { IN(OK11 "Content-Length: 5\r\n\r\nhell"), H1_EOF, E2B_ERR_TRUNCATED, 200, "hell", 0, false },
+  { IN(OK11 "Content-Length: 18446744073709551615\r\n\r\nhell"), H1_EOF, E2B_ERR_TRUNCATED, 200, "hell", 0, false },
+  { IN(CHUNKED), H1_EOF, E2B_ERR_TRUNCATED, 200, "", 0, false },
+  { IN(CHUNKED "5"), H1_EOF, E2B_ERR_TRUNCATED, 200, "", 0, false },
+  { IN(CHUNKED "5\r\nhell"), H1_EOF, E2B_ERR_TRUNCATED, 200, "hell", 0, false },
+  { IN(CHUNKED "ffffffffffffffff\r\nhell"), H1_EOF, E2B_ERR_TRUNCATED, 200, "hell", 0, false },
+  { IN(CHUNKED "5\r\nhello"), H1_EOF, E2B_ERR_TRUNCATED, 200, "hello", 0, false },
+  { IN(CHUNKED "5\r\nhello\r\n"), H1_EOF, E2B_ERR_TRUNCATED, 200, "hello", 0, false },
+  { IN(CHUNKED "5\r\nhello\r\n0\r\n"), H1_EOF, E2B_ERR_TRUNCATED, 200, "hello", 0, false },
+  { IN(CHUNKED "5\r\nhello\r\n0\r\nX: y\r\n"), H1_EOF, E2B_ERR_TRUNCATED, 200, "hello", 0, false }
+};
+
+static void h1_check_cases(const h1_case *cases, size_t count) {
+  h1_result r;
+  size_t i;
+  for (i = 0; i < count; i++) {
+    const h1_case *c = &cases[i];
+    bool ok;
+    h1_parse(c->input, c->len, c->flags, 65536, &r);
+    ok = r.err == c->err && r.complete == (c->err == E2B_OK) && r.status == c->status &&
+         r.keep_alive == c->keep_alive && (!c->body || strcmp(r.body, c->body) == 0) &&
+         (c->err || c->len - r.used == c->left_over);
+    CHECK(ok);
+    if (ok) continue;
+    printf("  from: %s\n", c->input);
+    h1_print(&r);
+  }
+}
+
+static void test_http1_responses(void) {
+  h1_check_cases(h1_good, E2B__COUNT(h1_good));
+  h1_check_cases(h1_bad, E2B__COUNT(h1_bad));
+}
+
+static void test_http1_fields(void) {
+  h1_result r;
+  h1_parse(IN(OK11 "X-UPPER:  a b \t\r\nEmpty:\r\nBlank: \t \r\nx-upper: 2:3\r\nLatin: \xe9\r\n"
+                   "Content-Length: 0\r\n\r\n"), 0, 65536, &r);
+  CHECK_INT(r.err, E2B_OK);
+  CHECK_STR(r.fields, "x-upper=a b\nempty=\nblank=\nx-upper=2:3\nlatin=\xe9\ncontent-length=0\n");
+  /* nothing of a 1xx or of trailers gets into the fields */
+  h1_parse(IN("HTTP/1.1 103 E\r\nLink: x\r\nConnection: close\r\n\r\n" CHUNKED "0\r\nTrailer: 1\r\n\r\n"), 0,
+           65536, &r);
+  CHECK_STR(r.fields, "transfer-encoding=chunked\n");
+}
+
+static void test_http1_details(void) {
+  static const struct { const char *input; size_t len; const char *part; } cases[] = {
+    { IN("\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x80"), "HTTP/2 frames" },
+    { IN("\0\0\x08\x07\0\0\0\0\0"), "HTTP/2 frames" },
+    { IN("\x15\x03\x03\0\x02\x02\x28"), "TLS" },
+    { IN("\x15\x03\x03\0"), "TLS" },
+    { IN("SSH-2.0-OpenSSH_9.2p1\r\n"), "not HTTP" },
+    { IN("HTTP/2.0 200 OK\r\n\r\n"), "not HTTP/1.0 or HTTP/1.1" },
+    { IN("HTTP/1.1 2x0 OK\r\n\r\n"), "status line" },
+    { IN(OK11 "Content-Length: 5\r\nContent-Length: 5\r\n\r\n"), "content-length" },
+    { IN(OK11 "X y\r\n\r\n"), "header field" },
+    { IN(CHUNKED "x\r\n"), "chunk" },
+    { IN("HTTP/1.1 200"), "within the response head" },
+    { IN(OK11 "Content-Length: 5\r\n\r\nhell"), "content-length bytes" },
+    { IN(CHUNKED "5\r\nhell"), "within a chunk" },
+    { IN(CHUNKED "5\r\nhello\r\n"), "before the last chunk" }
+  };
+  e2b__mem mem;
+  e2b__h1 h1;
+  h1_result r;
+  size_t i, used;
+  char excerpt[40];
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    h1_parse(cases[i].input, cases[i].len, H1_EOF, 65536, &r);
+    if (!r.detail || !strstr(r.detail, cases[i].part))
+      printf("detail: %s, not %s\n", r.detail ? r.detail : "", cases[i].part);
+    CHECK(r.err != E2B_OK && r.detail && strstr(r.detail, cases[i].part));
+  }
+  e2b__mem_init(&mem, NULL);
+  e2b__h1_init(&h1, &mem, 65536, &h1_events, NULL);
+  CHECK_INT(h1_feed_piece(&h1, IN("SSH-2.0-OpenSSH_9.2p1\r\n"), &used), PROTOCOL);
+  e2b__error_excerpt(excerpt, sizeof excerpt, h1.first_bytes, h1.first_len);
+  CHECK_STR(excerpt, "SSH-2.0-OpenSSH_9.2p1 ");
+  e2b__h1_free(&h1);
+}
+
+/* Several responses on one connection, all in one buffer. */
+static void test_http1_reuse(void) {
+  static const char stream[] =
+    OK11 "Content-Length: 5\r\n\r\nhello"
+    "HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\n"
+    "HTTP/1.1 103 E\r\nContent-Length: 5\r\n\r\n"
+    CHUNKED "1\r\na\r\n0\r\n\r\n"
+    "HTTP/1.1 304 N\r\nTransfer-Encoding: chunked\r\n\r\n"
+    OK11 "Content-Length: 7\r\n\r\n" /* to HEAD */
+    "HTTP/1.0 200 OK\r\n\r\nend";
+  static const struct { int status; unsigned flags; const char *body; bool keep_alive; } expected[] = {
+    { 200, 0, "hello", true }, { 204, 0, "", true }, { 200, 0, "a", true }, { 304, 0, "", true },
+    { 200, H1_HEAD, "", true }, { 200, H1_EOF, "end", false }
+  };
+  test_heap heap;
+  e2b__mem mem;
+  e2b__h1 h1;
+  h1_result r;
+  size_t i, at, step;
+  heap_mem(&heap, &mem);
+  e2b__h1_init(&h1, &mem, 65536, &h1_events, NULL);
+  CHECK_INT(heap.calls, 0);
+  for (step = 1; step < sizeof stream; step++) {
+    for (i = 0, at = 0; i < E2B__COUNT(expected); i++) {
+      memset(&r, 0, sizeof r);
+      h1_run(&h1, stream + at, sizeof stream - 1 - at, expected[i].flags, 0, step, &r);
+      CHECK_INT(r.err, E2B_OK);
+      CHECK(r.complete);
+      CHECK_INT(r.status, expected[i].status);
+      CHECK_INT(r.keep_alive, expected[i].keep_alive);
+      CHECK_STR(r.body, expected[i].body);
+      at += r.used;
+    }
+    CHECK_INT(at, sizeof stream - 1);
+  }
+  /* a failure does not outlive the next begin */
+  memset(&r, 0, sizeof r);
+  h1_run(&h1, IN(CHUNKED "5 x\r\n"), 0, 0, 100, &r);
+  CHECK_INT(r.err, PROTOCOL);
+  CHECK_INT(h1_feed_piece(&h1, "5\r\n", 3, &at), PROTOCOL);
+  CHECK_INT(at, 0);
+  CHECK_INT(e2b__h1_finish(&h1), PROTOCOL);
+  memset(&r, 0, sizeof r);
+  h1_run(&h1, IN(CHUNKED "5\r\nhello\r\n0\r\n\r\n"), 0, 0, 100, &r);
+  CHECK_INT(r.err, E2B_OK);
+  CHECK_STR(r.body, "hello");
+  CHECK_INT(e2b__h1_finish(&h1), E2B_OK);
+  CHECK_INT(h1_feed_piece(&h1, "more", 4, &at), E2B_OK);
+  CHECK_INT(at, 0);
+  CHECK_INT(h1_feed_piece(&h1, "", 0, &at), E2B_OK);
+  e2b__h1_free(&h1);
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+static void test_http1_events_abort(void) {
+  e2b__mem mem;
+  e2b__h1 h1;
+  h1_result r;
+  size_t used;
+  e2b__mem_init(&mem, NULL);
+  e2b__h1_init(&h1, &mem, 65536, &h1_events, NULL);
+  memset(&r, 0, sizeof r);
+  r.head_err = E2B_ERR_CANCELED;
+  h1_run(&h1, IN(OK11 "Content-Length: 5\r\n\r\nhello"), 0, 0, 100, &r);
+  CHECK_INT(r.err, E2B_ERR_CANCELED);
+  CHECK_INT(r.body_len, 0);
+  memset(&r, 0, sizeof r);
+  r.head_err = E2B_ERR_LIMIT;
+  h1_run(&h1, IN("HTTP/1.1 204 N\r\n\r\n"), 0, 0, 100, &r);
+  CHECK_INT(r.err, E2B_ERR_LIMIT);
+  CHECK(!r.complete);
+  memset(&r, 0, sizeof r);
+  r.body_err = E2B_ERR_NO_MEMORY;
+  r.body_err_at = 3;
+  h1_run(&h1, IN(CHUNKED "2\r\nab\r\n2\r\ncd\r\n2\r\nef\r\n0\r\n\r\n"), 0, 0, 100, &r);
+  CHECK_INT(r.err, E2B_ERR_NO_MEMORY);
+  CHECK_STR(r.body, "abcd");
+  CHECK_INT(h1_feed_piece(&h1, "x", 1, &used), E2B_ERR_NO_MEMORY);
+  memset(&r, 0, sizeof r);
+  r.body_err = E2B_ERR_CANCELED;
+  r.body_err_at = 5; /* with the last byte: the error still counts */
+  h1_run(&h1, IN(OK11 "Content-Length: 5\r\n\r\nhello"), 0, 0, 100, &r);
+  CHECK_INT(r.err, E2B_ERR_CANCELED);
+  CHECK(!r.complete);
+  e2b__h1_free(&h1);
+}
+
+/* Builds long inputs: text, then `count` times another, then a tail. */
+static char *h1_repeat(const char *head, const char *again, size_t count, const char *tail, size_t *len) {
+  size_t head_len = strlen(head), again_len = strlen(again), tail_len = strlen(tail), i;
+  char *text = (char *)malloc(head_len + again_len * count + tail_len + 1);
+  memcpy(text, head, head_len);
+  for (i = 0; i < count; i++) memcpy(text + head_len + again_len * i, again, again_len);
+  memcpy(text + head_len + again_len * count, tail, tail_len + 1);
+  *len = head_len + again_len * count + tail_len;
+  return text;
+}
+
+static void test_http1_limits(void) {
+  static const char end[] = "Content-Length: 0\r\n\r\n";
+  static const struct { const char *head, *again; size_t count; const char *tail; uint32_t max; e2b_err err; } cases[]
+    = {
+    /* 17 + 21 bytes around the fields; "a:\r\n" is 4 */
+    { OK11, "a:\r\n", 100, end, 438, E2B_OK },
+    { OK11, "a:\r\n", 100, end, 437, E2B_ERR_LIMIT },
+    { OK11, "a:\r\n", 127, end, 65536, E2B_OK },
+    { OK11, "a:\r\n", 128, end, 65536, E2B_ERR_LIMIT },
+    { "HTTP/1.1 200 ", "a", 2000, "", 1000, E2B_ERR_LIMIT },
+    { OK11 "X: ", "a", 2000, "", 1000, E2B_ERR_LIMIT },
+    { OK11, "a", 2000, "", 1000, E2B_ERR_LIMIT },
+    { "HTTP/1.1 200 ", "a", 900, "\r\nContent-Length: 0\r\n\r\n", 1000, E2B_OK },
+    { "HTTP/1.1 103 E\r\nX: y\r\n", "a:\r\n", 300, "\r\n", 1000, E2B_ERR_LIMIT },
+    { "", "HTTP/1.1 103 E\r\nLink: 1\r\n\r\n", 16, OK11 "Content-Length: 0\r\n\r\n", 100, E2B_OK },
+    { "", "HTTP/1.1 100 C\r\n\r\n", 17, OK11 "Content-Length: 0\r\n\r\n", 65536, E2B_ERR_PROTOCOL },
+    /* the fields of a 1xx count on their own */
+    { "HTTP/1.1 103 E\r\n", "a:\r\n", 128, "\r\n" OK11 "Content-Length: 0\r\n\r\n", 65536, E2B_OK },
+    /* chunks */
+    { CHUNKED "1;", "x", 2000, "\r\na\r\n0\r\n\r\n", 1000, E2B_ERR_LIMIT },
+    { CHUNKED "1;", "x", 900, "\r\na\r\n0\r\n\r\n", 1000, E2B_OK },
+    { CHUNKED "", "0", 2000, "1\r\na\r\n0\r\n\r\n", 1000, E2B_ERR_LIMIT },
+    { CHUNKED "", "1\r\na\r\n", 2000, "0\r\n\r\n", 100, E2B_OK },
+    { CHUNKED "", "1;0123456789abcdef\r\na\r\n", 2000, "0\r\n\r\n", 1000, E2B_ERR_LIMIT },
+    { CHUNKED "", "8;0123456789abcdef\r\n01234567\r\n", 2000, "0\r\n\r\n", 1000, E2B_OK },
+    /* trailers */
+    { CHUNKED "0\r\n", "a: b\r\n", 100, "\r\n", 602, E2B_OK },
+    { CHUNKED "0\r\n", "a: b\r\n", 100, "\r\n", 601, E2B_ERR_LIMIT },
+    { CHUNKED "0\r\na: ", "a", 2000, "", 1000, E2B_ERR_LIMIT }
+  };
+  h1_result r;
+  size_t i, len;
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    char *text = h1_repeat(cases[i].head, cases[i].again, cases[i].count, cases[i].tail, &len);
+    h1_parse(text, len, 0, cases[i].max, &r);
+    if (r.err != cases[i].err) printf("limit case %u: %s\n", (unsigned)i, r.detail ? r.detail : "");
+    CHECK_INT(r.err, cases[i].err);
+    CHECK_INT(r.complete, cases[i].err == E2B_OK);
+    free(text);
+  }
+}
+
+static void test_http1_no_memory(void) {
+  test_heap heap;
+  e2b__mem mem;
+  e2b__h1 h1;
+  h1_result r;
+  size_t len;
+  long fail;
+  char *text = h1_repeat("HTTP/1.1 100 C\r\nX: y\r\n\r\n" OK11, "Name: and some value\r\n", 100,
+    "Content-Length: 1\r\n\r\na", &len);
+  for (fail = 1; fail < 50; fail++) {
+    heap_mem(&heap, &mem);
+    heap.fail_at = fail;
+    e2b__h1_init(&h1, &mem, 65536, &h1_events, NULL);
+    memset(&r, 0, sizeof r);
+    h1_run(&h1, text, len, 0, 0, len, &r);
+    if (r.err == E2B_OK) break;
+    CHECK_INT(r.err, E2B_ERR_NO_MEMORY);
+    CHECK(!r.complete);
+    /* the connection is lost, the parser is not */
+    memset(&r, 0, sizeof r);
+    h1_run(&h1, text, len, 0, 0, 7, &r);
+    CHECK_INT(r.err, E2B_OK);
+    e2b__h1_free(&h1);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+  CHECK(fail > 5 && fail < 50);
+  CHECK(r.complete);
+  e2b__h1_free(&h1);
+  HEAP_CHECK_EMPTY(&heap);
+  free(text);
+}
+
+static size_t h1_random(uint32_t *state, size_t bound) {
+  *state = *state * 1664525u + 1013904223u;
+  return (size_t)(*state >> 8) % bound;
+}
+
+/* Mutated responses: no crash, and the split of the input does not change the outcome. */
+static void h1_fuzz(uint32_t rounds, uint32_t seed) {
+  static const char *const splices[] = {
+    "\r\n", "\r", "\n", "\r\n\r\n", " ", "\t", ":", ";", ",", "0", "\x80", "\x7f", "HTTP/1.1 ",
+    "Content-Length: 3\r\n", "Transfer-Encoding: chunked\r\n", "Connection: close\r\n", "1\r\n", "0\r\n\r\n", "100",
+    "204", "Upgrade: x\r\n", "ffffffffffffffff", "Connection: keep-alive\r\n", "close", "\"", " \r\n"
+  };
+  test_heap heap;
+  e2b__mem mem;
+  e2b__h1 h1;
+  uint32_t round, state = seed;
+  heap_mem(&heap, &mem);
+  e2b__h1_init(&h1, &mem, 300, &h1_events, NULL);
+  for (round = 0; round < rounds; round++) {
+    h1_result whole, other;
+    char text[512];
+    size_t pick = h1_random(&state, E2B__COUNT(h1_good) + E2B__COUNT(h1_bad)), edits = 1 + h1_random(&state, 4);
+    size_t i, at, n, len;
+    const h1_case *c = pick < E2B__COUNT(h1_good) ? &h1_good[pick] : &h1_bad[pick - E2B__COUNT(h1_good)];
+    unsigned flags = (unsigned)h1_random(&state, 8);
+    len = c->len;
+    memcpy(text, c->input, len);
+    for (i = 0; i < edits; i++) {
+      at = h1_random(&state, len + 1);
+      switch (h1_random(&state, 4)) {
+        case 0: /* change a byte */
+          if (at < len) text[at] = (char)h1_random(&state, 256);
+          break;
+        case 1: /* remove some */
+          n = 1 + h1_random(&state, 4);
+          n = E2B__MIN(n, len - at);
+          memmove(text + at, text + at + n, len - at - n);
+          len -= n;
+          break;
+        case 2: { /* insert a piece of syntax */
+          const char *piece = splices[h1_random(&state, E2B__COUNT(splices))];
+          n = strlen(piece);
+          if (len + n > sizeof text) break;
+          memmove(text + at + n, text + at, len - at);
+          memcpy(text + at, piece, n);
+          len += n;
+          break;
+        }
+        default: /* repeat some at the end */
+          n = h1_random(&state, 40);
+          n = E2B__MIN(n, E2B__MIN(len - at, sizeof text - len));
+          memmove(text + len, text + at, n);
+          len += n;
+          break;
+      }
+    }
+    memset(&whole, 0, sizeof whole);
+    h1_run(&h1, text, len, flags, 0, len ? len : 1, &whole);
+    memset(&other, 0, sizeof other);
+    h1_run(&h1, text, len, flags, 0, 1, &other);
+    if (!h1_same(&whole, &other)) {
+      printf("fuzz round %u, seed %u, byte by byte: %.*s\n", (unsigned)round, (unsigned)seed, (int)len, text);
+      CHECK(false);
+    }
+    memset(&other, 0, sizeof other);
+    at = 1 + h1_random(&state, len + 1);
+    n = 1 + h1_random(&state, 16);
+    h1_run(&h1, text, len, flags, at, n, &other);
+    if (!h1_same(&whole, &other)) {
+      printf("fuzz round %u, seed %u, in pieces: %.*s\n", (unsigned)round, (unsigned)seed, (int)len, text);
+      CHECK(false);
+    }
+  }
+  e2b__h1_free(&h1);
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+static void test_http1_fuzz(void) {
+  h1_fuzz(40000, 1);
+}
+
+/* ================================================================================================================== */
+/* >>>> network */
+/* ================================================================================================================== */
+
+#include <mbedtls/pem.h>
+#include <mbedtls/pk.h>
+#include <mbedtls/ssl_ticket.h>
+#include <mbedtls/x509_crt.h>
+#if !E2B__MBEDTLS4
+  #include <mbedtls/ecp.h>
+#endif
+
+static char net_logged[512];
+
+static void net_log(void *user, e2b_log_level level, const char *message) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(level);
+  (void)snprintf(net_logged, sizeof net_logged, "%s", message);
+}
+
+/* What a client has for its links. */
+typedef struct net_client {
+  test_heap heap;
+  e2b__mem mem;
+  e2b_logger logger;
+  e2b__net net;
+} net_client;
+
+static void net_client_init(net_client *c, const e2b_transport *transport) {
+  int sys_code;
+  memset(c, 0, sizeof *c);
+  heap_mem(&c->heap, &c->mem);
+  c->logger.func = net_log;
+  c->net.mem = &c->mem;
+  c->net.logger = &c->logger;
+  c->net.transport = transport ? transport : e2b__net_transport();
+  c->net.alpn[0] = "http/1.1";
+  c->net.waker = e2b__waker_new(&sys_code);
+  CHECK(c->net.waker != NULL);
+}
+
+static void net_client_free(net_client *c) {
+  e2b__net_free(&c->net);
+  e2b__waker_release(c->net.waker);
+  CHECK_INT(c->mem.now, 0);
+  HEAP_CHECK_EMPTY(&c->heap);
+}
+
+static size_t net_polls; /* how often the tests waited */
+
+static void net_wait(net_client *c, e2b__link *l, bool want_read, bool want_write, int timeout_ms) {
+  e2b_pollfd fds[1 + E2B__LINK_FDS];
+  size_t count = 1 + e2b__link_fds(l, fds + 1, E2B__LINK_FDS, want_read, want_write);
+  uint64_t now = now_ms(), deadline = e2b__link_deadline(l);
+  fds[0].fd = e2b__waker_fd(c->net.waker);
+  fds[0].events = E2B_FD_READ;
+  if (e2b__link_buffered(l)) timeout_ms = 0;
+  if (deadline < now + (uint64_t)timeout_ms) timeout_ms = deadline > now ? (int)(deadline - now) : 0;
+  net_polls++;
+  if (e2b__net_poll(&c->net, fds, count, timeout_ms) < 0) CHECK(c->heap.fail_at != 0);
+  (void)e2b__waker_drain(c->net.waker);
+}
+
+/* Steps an opening link to its end. */
+static e2b_err net_drive(net_client *c, e2b__link *l, int timeout_ms, e2b_error *err) {
+  uint64_t end = now_ms() + (uint64_t)timeout_ms;
+  for (;;) {
+    e2b_err rc = e2b__link_step(l, now_ms(), err);
+    if (rc != E2B_PENDING) return rc;
+    if (now_ms() >= end) return E2B_ERR_TIMEOUT;
+    net_wait(c, l, true, false, 20);
+  }
+}
+
+static e2b_err net_connect(net_client *c, e2b__link *l, const char *host, uint16_t port, bool tls, e2b_error *err) {
+  e2b_err rc;
+  memset(err, 0, sizeof *err);
+  e2b__link_init(l, &c->net);
+  rc = e2b__link_open(l, host, port, tls, now_ms(), err);
+  return rc == E2B_OK ? net_drive(c, l, 10000, err) : rc;
+}
+
+static uint8_t net_pattern(size_t i) {
+  return (uint8_t)((i * 2654435761u) >> 11);
+}
+
+/* Sends `total` bytes to an echo server, offering ever different lengths, and checks what comes back. */
+static void net_echo(net_client *c, e2b__link *l, size_t total, size_t chunk) {
+  static uint8_t out[65536], in[65536];
+  size_t sent = 0, got = 0, i, filled = 0;
+  uint64_t end = now_ms() + 60000;
+  e2b_error err;
+  while (got < total && now_ms() < end) {
+    bool wait_read = false, wait_write = false;
+    while (sent < total) {
+      /* After E2B_IO_AGAIN the same bytes come again, with more behind them. */
+      size_t len = E2B__MIN(total - sent, E2B__MIN(sizeof out, filled + chunk));
+      int n;
+      for (i = filled; i < len; i++) out[i] = net_pattern(sent + i);
+      filled = len;
+      n = e2b__link_write(l, out, len, &err);
+      if (n == E2B_IO_AGAIN) {
+        wait_write = true;
+        break;
+      }
+      CHECK(n > 0);
+      if (n <= 0) return;
+      sent += (size_t)n;
+      filled = 0;
+    }
+    for (;;) {
+      int n = e2b__link_read(l, in, E2B__MIN(sizeof in, chunk), &err);
+      if (n == E2B_IO_AGAIN) {
+        wait_read = true;
+        break;
+      }
+      CHECK(n > 0);
+      if (n <= 0) return;
+      for (i = 0; i < (size_t)n && in[i] == net_pattern(got + i); i++) continue;
+      CHECK_INT(i, n);
+      got += (size_t)n;
+      if (got == total) break;
+    }
+    if (got < total && wait_read) net_wait(c, l, true, wait_write, 100);
+  }
+  CHECK_INT(got, total);
+}
+
+/* Certificates. */
+
+typedef struct net_pki {
+#if !E2B__MBEDTLS4
+  mbedtls_entropy_context entropy;
+  mbedtls_ctr_drbg_context rng;
+#endif
+  mbedtls_pk_context ca_key, key; /* of the CA, of all servers */
+  char ca_pem[2048];
+} net_pki;
+
+static net_pki *net_the_pki;
+
+typedef struct net_names {
+  const char *subject; /* "CN=..." */
+  const char *dns;     /* subject alternative name, or NULL */
+  const uint8_t *ip;   /* the same as an address of 4 or 16 bytes */
+  size_t ip_len;
+  const char *not_before, *not_after; /* NULL = valid now */
+  bool self_signed;
+} net_names;
+
+static void net_key_make(mbedtls_pk_context *key) {
+  mbedtls_pk_init(key);
+#if E2B__MBEDTLS4
+  {
+    psa_key_attributes_t attributes = PSA_KEY_ATTRIBUTES_INIT;
+    psa_key_id_t id = 0;
+    psa_set_key_type(&attributes, PSA_KEY_TYPE_ECC_KEY_PAIR(PSA_ECC_FAMILY_SECP_R1));
+    psa_set_key_bits(&attributes, 256);
+    psa_set_key_algorithm(&attributes, PSA_ALG_ECDSA(PSA_ALG_ANY_HASH));
+    psa_set_key_usage_flags(&attributes, PSA_KEY_USAGE_SIGN_HASH | PSA_KEY_USAGE_COPY | PSA_KEY_USAGE_EXPORT);
+    CHECK_INT(psa_generate_key(&attributes, &id), PSA_SUCCESS);
+    CHECK_INT(mbedtls_pk_copy_from_psa(id, key), 0);
+    CHECK_INT(psa_destroy_key(id), PSA_SUCCESS);
+  }
+#else
+  CHECK_INT(mbedtls_pk_setup(key, mbedtls_pk_info_from_type(MBEDTLS_PK_ECKEY)), 0);
+  CHECK_INT(
+      mbedtls_ecp_gen_key(MBEDTLS_ECP_DP_SECP256R1, mbedtls_pk_ec(*key), mbedtls_ctr_drbg_random, &net_the_pki->rng),
+      0);
+#endif
+}
+
+static size_t net_san(const net_names *names, uint8_t out[64]) {
+  size_t len = names->dns ? strlen(names->dns) : names->ip_len;
+  out[0] = 0x30;
+  out[1] = (uint8_t)(len + 2);
+  out[2] = names->dns ? 0x82 : 0x87;
+  out[3] = (uint8_t)len;
+  memcpy(out + 4, names->dns ? (const uint8_t *)names->dns : names->ip, len);
+  return len + 4;
+}
+
+/* names == NULL: the CA itself. Writes DER at the end of buf and returns its length. */
+static size_t net_cert_make(const net_names *names, uint8_t *buf, size_t cap) {
+  static const net_names ca = { "CN=Test CA", NULL, NULL, 0, NULL, NULL, false };
+  static const uint8_t serial_bytes[2] = { 1, 7 };
+  mbedtls_x509write_cert w;
+  const net_names *n = names ? names : &ca;
+  uint8_t san[64];
+  int len;
+  mbedtls_x509write_crt_init(&w);
+  mbedtls_x509write_crt_set_version(&w, MBEDTLS_X509_CRT_VERSION_3);
+  mbedtls_x509write_crt_set_md_alg(&w, MBEDTLS_MD_SHA256);
+  mbedtls_x509write_crt_set_subject_key(&w, names ? &net_the_pki->key : &net_the_pki->ca_key);
+  mbedtls_x509write_crt_set_issuer_key(&w, names && names->self_signed ? &net_the_pki->key : &net_the_pki->ca_key);
+  CHECK_INT(mbedtls_x509write_crt_set_subject_name(&w, n->subject), 0);
+  CHECK_INT(mbedtls_x509write_crt_set_issuer_name(&w, names && names->self_signed ? n->subject : ca.subject), 0);
+#if MBEDTLS_VERSION_NUMBER >= 0x03040000
+  CHECK_INT(mbedtls_x509write_crt_set_serial_raw(&w, (unsigned char *)(uintptr_t)serial_bytes, sizeof serial_bytes), 0);
+#else
+  {
+    mbedtls_mpi serial;
+    mbedtls_mpi_init(&serial);
+    CHECK_INT(mbedtls_mpi_read_binary(&serial, serial_bytes, sizeof serial_bytes), 0);
+    CHECK_INT(mbedtls_x509write_crt_set_serial(&w, &serial), 0);
+    mbedtls_mpi_free(&serial);
+  }
+#endif
+  CHECK_INT(mbedtls_x509write_crt_set_validity(&w, n->not_before ? n->not_before : "20200101000000",
+                                               n->not_after ? n->not_after : "20500101000000"),
+            0);
+  CHECK_INT(mbedtls_x509write_crt_set_basic_constraints(&w, names ? 0 : 1, -1), 0);
+  if (n->dns || n->ip)
+    CHECK_INT(mbedtls_x509write_crt_set_extension(&w, "\x55\x1d\x11", 3, 0, san, net_san(n, san)),
+              0); /* subjectAltName */
+#if E2B__MBEDTLS4
+  len = mbedtls_x509write_crt_der(&w, buf, cap);
+#else
+  len = mbedtls_x509write_crt_der(&w, buf, cap, mbedtls_ctr_drbg_random, &net_the_pki->rng);
+#endif
+  CHECK(len > 0);
+  mbedtls_x509write_crt_free(&w);
+  if (len <= 0) return 0;
+  memmove(buf, buf + cap - (size_t)len, (size_t)len);
+  return (size_t)len;
+}
+
+static void net_pki_open(void) {
+  uint8_t der[2048];
+  size_t len, written = 0;
+  net_the_pki = (net_pki *)calloc(1, sizeof *net_the_pki);
+#if !E2B__MBEDTLS4
+  mbedtls_entropy_init(&net_the_pki->entropy);
+  mbedtls_ctr_drbg_init(&net_the_pki->rng);
+  CHECK_INT(mbedtls_ctr_drbg_seed(&net_the_pki->rng, mbedtls_entropy_func, &net_the_pki->entropy, NULL, 0), 0);
+#endif
+#if E2B__MBEDTLS3
+  CHECK_INT(psa_crypto_init(), PSA_SUCCESS);
+#endif
+  net_key_make(&net_the_pki->ca_key);
+  net_key_make(&net_the_pki->key);
+  len = net_cert_make(NULL, der, sizeof der);
+  CHECK_INT(mbedtls_pem_write_buffer("-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n", der, len,
+                                     (unsigned char *)net_the_pki->ca_pem, sizeof net_the_pki->ca_pem, &written),
+            0);
+}
+
+static void net_pki_close(void) {
+  mbedtls_pk_free(&net_the_pki->ca_key);
+  mbedtls_pk_free(&net_the_pki->key);
+#if !E2B__MBEDTLS4
+  mbedtls_ctr_drbg_free(&net_the_pki->rng);
+  mbedtls_entropy_free(&net_the_pki->entropy);
+#endif
+  free(net_the_pki);
+}
+
+/* Servers: one thread, one connection after the other. */
+
+typedef enum net_mode {
+  NET_ECHO,        /* until the client is gone */
+  NET_SAY,         /* reads something, sends `say` as it is (no TLS), closes */
+  NET_HELLO_CLEAN, /* "hello", close_notify, FIN */
+  NET_HELLO_CUT,   /* "hello", FIN */
+  NET_RESET,       /* reads something, RST */
+  NET_TICKETS_ONLY /* handshake, then silence until the client is gone */
+} net_mode;
+
+typedef struct net_server {
+  net_mode mode;
+  const void *say;
+  size_t say_len;
+  int listener;
+  uint16_t port;
+  pthread_t thread;
+  int stop;              /* by __atomic */
+  int accepted, resumed; /* read after net_server_stop */
+  bool tls;
+  mbedtls_ssl_config conf;
+  mbedtls_x509_crt cert;
+  mbedtls_ssl_ticket_context tickets;
+  const char *alpn[3];
+#if !E2B__MBEDTLS4
+  mbedtls_entropy_context entropy;
+  mbedtls_ctr_drbg_context rng;
+#endif
+} net_server;
+
+static void net_serve_plain(net_server *s, int fd) {
+  char buf[65536];
+  ssize_t n;
+  if (s->mode == NET_ECHO) {
+    while ((n = recv_some(fd, buf, sizeof buf)) > 0 && send_all(fd, buf, (size_t)n)) continue;
+  } else if (s->mode == NET_SAY) {
+    if (recv_some(fd, buf, sizeof buf) > 0) (void)send_all(fd, s->say, s->say_len);
+    (void)shutdown(fd, SHUT_WR);
+    while (recv_some(fd, buf, sizeof buf) > 0) continue;
+  } else if (s->mode == NET_RESET) {
+    (void)recv_some(fd, buf, 1);
+    reset_on_close(fd);
+  } else {
+    (void)send_all(fd, "hello", 5);
+  }
+}
+
+static int net_server_bio_rx(void *arg, unsigned char *buf, size_t cap) {
+  ssize_t n = recv_some(*(int *)arg, buf, cap);
+  return n >= 0 ? (int)n : MBEDTLS_ERR_NET_RECV_FAILED;
+}
+
+static int net_server_bio_tx(void *arg, const unsigned char *buf, size_t len) {
+  return send_all(*(int *)arg, buf, len) ? (int)len : MBEDTLS_ERR_NET_SEND_FAILED;
+}
+
+static void net_serve_tls(net_server *s, int fd) {
+  mbedtls_ssl_context ssl;
+  unsigned char buf[16384];
+  int n, at;
+  mbedtls_ssl_init(&ssl);
+  if (mbedtls_ssl_setup(&ssl, &s->conf) == 0) {
+    mbedtls_ssl_set_bio(&ssl, &fd, net_server_bio_tx, net_server_bio_rx, NULL);
+    if (mbedtls_ssl_handshake(&ssl) == 0) {
+      if (s->mode == NET_ECHO || s->mode == NET_TICKETS_ONLY) {
+        while ((n = mbedtls_ssl_read(&ssl, buf, sizeof buf)) > 0)
+          for (at = 0; at < n;) {
+            int put = mbedtls_ssl_write(&ssl, buf + at, (size_t)(n - at));
+            if (put <= 0) break;
+            at += put;
+          }
+      } else if (s->mode == NET_RESET) {
+        (void)mbedtls_ssl_read(&ssl, buf, sizeof buf);
+        reset_on_close(fd);
+      } else {
+        (void)mbedtls_ssl_write(&ssl, (const unsigned char *)"hello", 5);
+        if (s->mode == NET_HELLO_CLEAN) (void)mbedtls_ssl_close_notify(&ssl);
+        (void)shutdown(fd, SHUT_WR);
+        while (recv_some(fd, buf, sizeof buf) > 0) continue;
+      }
+    }
+  }
+  mbedtls_ssl_free(&ssl);
+}
+
+static void *net_server_main(void *arg) {
+  net_server *s = (net_server *)arg;
+  while (!__atomic_load_n(&s->stop, __ATOMIC_SEQ_CST)) {
+    struct pollfd p = { 0, POLLIN, 0 };
+    int fd;
+    p.fd = s->listener;
+    if (poll(&p, 1, 20) <= 0) continue;
+    fd = accept(s->listener, NULL, NULL);
+    if (fd < 0) continue;
+    s->accepted++;
+    if (s->tls)
+      net_serve_tls(s, fd);
+    else
+      net_serve_plain(s, fd);
+    close(fd);
+  }
+  return NULL;
+}
+
+static void net_server_start(net_server *s, net_mode mode) {
+  s->mode = mode;
+  s->listener = listen_somewhere(&s->port);
+  CHECK_INT(pthread_create(&s->thread, NULL, net_server_main, s), 0);
+}
+
+static void net_server_stop(net_server *s) {
+  __atomic_store_n(&s->stop, 1, __ATOMIC_SEQ_CST);
+  pthread_join(s->thread, NULL);
+  close(s->listener);
+}
+
+static int net_ticket_parse(void *arg, mbedtls_ssl_session *session, unsigned char *buf, size_t len) {
+  net_server *s = (net_server *)arg;
+  int rc = mbedtls_ssl_ticket_parse(&s->tickets, session, buf, len);
+  if (rc == 0) s->resumed++;
+  return rc;
+}
+
+static int net_ticket_write(void *arg, const mbedtls_ssl_session *session, unsigned char *start,
+                            const unsigned char *end, size_t *len, uint32_t *lifetime) {
+  return mbedtls_ssl_ticket_write(&((net_server *)arg)->tickets, session, start, end, len, lifetime);
+}
+
+/* A TLS server with a certificate for `names`. alpn may be NULL. */
+static void net_tls_server_start(net_server *s, net_mode mode, const net_names *names, const char *alpn) {
+  uint8_t der[2048];
+  size_t len = net_cert_make(names, der, sizeof der);
+  memset(s, 0, sizeof *s);
+  s->tls = true;
+  mbedtls_ssl_config_init(&s->conf);
+  mbedtls_x509_crt_init(&s->cert);
+  mbedtls_ssl_ticket_init(&s->tickets);
+  CHECK_INT(mbedtls_x509_crt_parse_der(&s->cert, der, len), 0);
+  CHECK_INT(mbedtls_ssl_config_defaults(&s->conf, MBEDTLS_SSL_IS_SERVER, MBEDTLS_SSL_TRANSPORT_STREAM,
+                                        MBEDTLS_SSL_PRESET_DEFAULT),
+            0);
+#if E2B__MBEDTLS4
+  CHECK_INT(mbedtls_ssl_ticket_setup(&s->tickets, PSA_ALG_GCM, PSA_KEY_TYPE_AES, 256, 3600), 0);
+#else
+  mbedtls_entropy_init(&s->entropy);
+  mbedtls_ctr_drbg_init(&s->rng);
+  CHECK_INT(mbedtls_ctr_drbg_seed(&s->rng, mbedtls_entropy_func, &s->entropy, NULL, 0), 0);
+  mbedtls_ssl_conf_rng(&s->conf, mbedtls_ctr_drbg_random, &s->rng);
+  CHECK_INT(mbedtls_ssl_ticket_setup(&s->tickets, mbedtls_ctr_drbg_random, &s->rng, MBEDTLS_CIPHER_AES_256_GCM, 3600),
+            0);
+#endif
+  CHECK_INT(mbedtls_ssl_conf_own_cert(&s->conf, &s->cert, &net_the_pki->key), 0);
+  mbedtls_ssl_conf_session_tickets_cb(&s->conf, net_ticket_write, net_ticket_parse, s);
+  s->alpn[0] = alpn;
+  if (alpn) CHECK_INT(mbedtls_ssl_conf_alpn_protocols(&s->conf, s->alpn), 0);
+  net_server_start(s, mode);
+}
+
+static void net_tls_server_stop(net_server *s) {
+  net_server_stop(s);
+  mbedtls_ssl_config_free(&s->conf);
+  mbedtls_x509_crt_free(&s->cert);
+  mbedtls_ssl_ticket_free(&s->tickets);
+#if !E2B__MBEDTLS4
+  mbedtls_ctr_drbg_free(&s->rng);
+  mbedtls_entropy_free(&s->entropy);
+#endif
+}
+
+/* ---- sockets ---- */
+
+static void test_net_clock_random(void) {
+  uint64_t before = e2b__net_now_us(), ms = e2b__net_now_us() / 1000u;
+  uint8_t a[16], b[16];
+  sleep_ms(20);
+  CHECK(e2b__net_now_us() - before >= 15000 && e2b__net_now_us() - before < 5000000);
+  CHECK(e2b__net_now_us() / 1000u - ms >= 15);
+  CHECK(e2b__net_random(a, sizeof a) && e2b__net_random(b, sizeof b));
+  CHECK(memcmp(a, b, sizeof a) != 0);
+}
+
+static void *net_signal_later(void *arg) {
+  sleep_ms(30);
+  e2b__waker_signal((e2b__waker *)arg);
+  return NULL;
+}
+
+static void test_net_wake(void) {
+  net_client c;
+  e2b__waker *w;
+  e2b_pollfd fd;
+  pthread_t thread;
+  uint64_t start;
+  int i;
+  net_client_init(&c, NULL);
+  w = c.net.waker;
+  fd.fd = e2b__waker_fd(w);
+  fd.events = E2B_FD_READ;
+  CHECK_INT(e2b__net_poll(&c.net, &fd, 1, 0), 0);
+  CHECK(!e2b__waker_drain(w));
+  pthread_create(&thread, NULL, net_signal_later, w);
+  start = now_ms();
+  CHECK_INT(e2b__net_poll(&c.net, &fd, 1, 5000), 1);
+  CHECK_INT(fd.revents, E2B_FD_READ);
+  CHECK(now_ms() - start < 3000);
+  pthread_join(thread, NULL);
+  CHECK(e2b__waker_drain(w));
+  CHECK(!e2b__waker_drain(w));
+  CHECK(!e2b__waker_interrupted(w));
+  for (i = 0; i < 200000; i++) e2b__waker_signal(w); /* more than the pipe takes */
+  e2b__waker_interrupt(w);
+  CHECK(e2b__waker_drain(w));
+  CHECK(e2b__waker_interrupted(w));
+  CHECK(!e2b__waker_interrupted(w));
+  CHECK_INT(e2b__net_poll(&c.net, &fd, 1, 0), 0);
+  net_client_free(&c);
+}
+
+static void test_net_poll(void) {
+  net_client c;
+  e2b_pollfd fds[2];
+  int pair[2];
+  net_client_init(&c, NULL);
+  CHECK_INT(e2b__net_poll(&c.net, fds, 0, 1), 0);
+  CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+  fds[0].fd = pair[0];
+  fds[0].events = E2B_FD_READ;
+  fds[1].fd = pair[1];
+  fds[1].events = E2B_FD_READ | E2B_FD_WRITE;
+  CHECK_INT(e2b__net_poll(&c.net, fds, 2, 0), 1);
+  CHECK_INT(fds[0].revents, 0);
+  CHECK_INT(fds[1].revents, E2B_FD_WRITE);
+  close(pair[0]);
+  CHECK(e2b__net_poll(&c.net, fds + 1, 1, 0) == 1 && (fds[1].revents & E2B_FD_READ));
+  close(pair[1]);
+  c.heap.fail_at = c.heap.calls + 1;
+  CHECK(e2b__net_poll(&c.net, fds, 2000, 0) < 0); /* no memory */
+  c.heap.fail_at = 0;
+  net_client_free(&c);
+}
+
+/* ---- dns ---- */
+
+static void test_dns_names(void) {
+  static const char *const good[] = {
+    "a", "a.b", "a.b.", "API.e2b.app", "49983-i_x--9.e2b.app", "1a", "127.0.0.1.nip.io", "3com.com"
+  };
+  static const char *const bad[] = { "",     ".",           "a..b",       ".a",        "a b",    "a/b",
+                                     "a%00", "\xc3\xa4.de", "127.1",      "1.2.3.4.5", "0x7f.1", "2130706433",
+                                     "a:b",  "[::1]",       "fe80::1%lo", "a\n" };
+  char name[300], label[80];
+  uint8_t addr[16];
+  size_t i;
+  for (i = 0; i < E2B__COUNT(good); i++) check_at(e2b__dns_name_ok(good[i]), __LINE__, good[i]);
+  for (i = 0; i < E2B__COUNT(bad); i++) check_at(!e2b__dns_name_ok(bad[i]), __LINE__, bad[i]);
+  memset(label, 'x', sizeof label);
+  label[63] = 0;
+  CHECK(e2b__dns_name_ok(label));
+  label[63] = 'x';
+  label[64] = 0;
+  CHECK(!e2b__dns_name_ok(label));
+  for (i = 0; i < 253; i++) name[i] = i % 2 ? '.' : 'x';
+  name[253] = 0;
+  CHECK(e2b__dns_name_ok(name));
+  name[253] = '.';
+  name[254] = 0;
+  CHECK(e2b__dns_name_ok(name));
+  name[254] = 'x';
+  name[255] = 0;
+  CHECK(!e2b__dns_name_ok(name));
+  CHECK_INT(e2b__dns_literal("127.0.0.1", addr), 4);
+  CHECK_INT(e2b__dns_literal("::1", addr), 16);
+  CHECK_INT(e2b__dns_literal("127.1", addr), 0);
+  CHECK_INT(e2b__dns_literal("localhost", addr), 0);
+  CHECK(e2b__dns_name_within("localhost", "localhost") && e2b__dns_name_within("a.LocalHost.", "localhost"));
+  CHECK(!e2b__dns_name_within("xlocalhost", "localhost") && !e2b__dns_name_within("localhost.x", "localhost"));
+}
+
+static void test_dns_known(void) {
+  int code;
+  e2b__waker *w = e2b__waker_new(&code);
+  e2b__dns *d = e2b__dns_start(w, "x.localhost");
+  CHECK(e2b__dns_done(d));
+  CHECK_INT(d->count, 2);
+  CHECK(d->addrs[0].len == 4 && d->addrs[0].bytes[0] == 127 && d->addrs[1].len == 16 && d->addrs[1].bytes[15] == 1);
+  e2b__dns_release(d);
+  d = e2b__dns_start(w, "10.1.2.3");
+  CHECK(e2b__dns_done(d) && d->count == 1 && d->addrs[0].len == 4 && d->addrs[0].bytes[3] == 3);
+  e2b__dns_release(d);
+  d = e2b__dns_start(w, "nothing.invalid");
+  CHECK(e2b__dns_done(d) && d->count == 0);
+  e2b__dns_release(d);
+  e2b__dns_release(NULL);
+  e2b__waker_release(w);
+}
+
+/* A look-up that really asks, for a name that is in every hosts file. */
+static e2b__dns *net_dns_ask(e2b__waker *w) {
+  e2b__dns *d = e2b__dns_start(w, "0.0.0.0");
+  d->done = false;
+  d->count = 0;
+  (void)snprintf(d->host, sizeof d->host, "localhost");
+#if E2B__THREADS
+  d->waker = e2b__waker_retain(w);
+  d->refs = 2;
+  CHECK_INT(e2b__dns_spawn(d), 0);
+#else
+  e2b__dns_ask(d);
+  e2b__dns_finish(d);
+#endif
+  return d;
+}
+
+static void test_dns_thread(void) {
+  net_client c;
+  e2b__dns *d;
+  e2b_pollfd fd;
+  int i;
+  net_client_init(&c, NULL);
+  d = net_dns_ask(c.net.waker);
+  fd.fd = e2b__waker_fd(c.net.waker);
+  fd.events = E2B_FD_READ;
+  for (i = 0; i < 100 && !e2b__dns_done(d); i++) (void)e2b__net_poll(&c.net, &fd, 1, 100);
+  CHECK(e2b__dns_done(d));
+  CHECK(d->count >= 1);
+  e2b__dns_release(d);
+  for (i = 0; i < 50; i++) e2b__dns_release(net_dns_ask(c.net.waker)); /* nobody waits for these */
+  net_client_free(&c);                                                 /* their waker lives on as long as they do */
+  sleep_ms(200);
+}
+
+static void test_dns_interleave(void) {
+  static const char *const cases[][2] = {
+    { "", "" },         { "4", "4" },           { "446", "464" },         { "664", "646" },
+    { "4444", "4444" }, { "444666", "464646" }, { "4466666", "4646666" }, { "64444", "64444" }
+  };
+  size_t i, k;
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    e2b__dns d;
+    char got[17] = "";
+    uint8_t last4 = 0, last6 = 0;
+    memset(&d, 0, sizeof d);
+    for (k = 0; cases[i][0][k]; k++) {
+      uint8_t bytes[16] = { 0 };
+      bytes[0] = (uint8_t)(k + 1);
+      e2b__dns_add(&d, bytes, cases[i][0][k] == '4' ? 4 : 16);
+      e2b__dns_add(&d, bytes, cases[i][0][k] == '4' ? 4 : 16); /* twice is once */
+    }
+    e2b__dns_interleave(&d);
+    for (k = 0; k < d.count; k++) {
+      uint8_t *last = d.addrs[k].len == 4 ? &last4 : &last6;
+      got[k] = d.addrs[k].len == 4 ? '4' : '6';
+      CHECK(d.addrs[k].bytes[0] > *last); /* the order within a family stays */
+      *last = d.addrs[k].bytes[0];
+    }
+    CHECK_STR(got, cases[i][1]);
+  }
+}
+
+/* Puts an answer into the cache, so that links find it. */
+static e2b__dns *net_dns_put(net_client *c, size_t slot, const char *name, const char *const *addrs, size_t count) {
+  e2b__dns *d = e2b__dns_start(c->net.waker, "0.0.0.0");
+  size_t i;
+  d->count = 0;
+  (void)snprintf(d->host, sizeof d->host, "%s", name);
+  for (i = 0; i < count; i++) {
+    uint8_t bytes[16];
+    uint8_t len = e2b__dns_literal(addrs[i], bytes);
+    e2b__dns_add(d, bytes, len);
+  }
+  c->net.names[slot].dns = d;
+  c->net.names[slot].expires_ms = now_ms() + 600000;
+  return d;
+}
+
+static void test_dns_cache(void) {
+  static const char *const addrs[] = { "10.0.0.1" };
+  net_client c;
+  e2b__dns *d = NULL, *e = NULL;
+  char name[32];
+  size_t i;
+  net_client_init(&c, NULL);
+  for (i = 0; i < E2B__DNS_SLOTS; i++) {
+    (void)snprintf(name, sizeof name, "host%u.test", (unsigned)i);
+    net_dns_put(&c, i, name, addrs, 1)->done = false;
+    c.net.names[i].expires_ms = 1000 + i;
+  }
+  CHECK_INT(e2b__dns_get(c.net.names, c.net.waker, "HOST3.test", 5000, &d), E2B_OK); /* under way: shared */
+  CHECK(d == c.net.names[3].dns);
+  CHECK_INT(e2b__dns_get(c.net.names, c.net.waker, "more.invalid", 5000, &e), E2B_PENDING);
+  CHECK_INT(e2b__dns_get(c.net.names, c.net.waker, "127.0.0.1", 5000, &e), E2B_OK); /* needs no slot */
+  e2b__dns_release(e);
+  CHECK_INT(e2b__dns_get(c.net.names, c.net.waker, "localhost", 5000, &e), E2B_OK);
+  e2b__dns_release(e);
+  c.net.names[3].dns->done = true;
+  CHECK_INT(e2b__dns_get(c.net.names, c.net.waker, "more.invalid", 500, &e), E2B_OK); /* the done one gave way */
+  CHECK(c.net.names[3].dns == e && d->refs == 1 && e->count == 0);
+  e2b__dns_release(d);
+  CHECK_INT(e2b__dns_get(c.net.names, c.net.waker, "more.invalid", 500, &d), E2B_OK); /* failures are not remembered */
+  CHECK(d != e);
+  e2b__dns_release(d);
+  e2b__dns_release(e);
+  d = c.net.names[5].dns;
+  d->done = true;
+  CHECK_INT(e2b__dns_get(c.net.names, c.net.waker, "host5.test", 1004, &e), E2B_OK);
+  CHECK(d == e);
+  e2b__dns_release(e);
+  e2b__dns_forget(c.net.names, "host5.test");
+  CHECK(c.net.names[5].dns == NULL);
+  c.net.names[6].dns->done = true; /* expired: another one takes its place */
+  CHECK_INT(e2b__dns_get(c.net.names, c.net.waker, "host6.invalid", 1006, &e), E2B_OK);
+  CHECK(c.net.names[6].dns == NULL);
+  e2b__dns_release(e);
+  net_client_free(&c);
+}
+
+/* ---- link: plain ---- */
+
+static void test_link_plain(void) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  char byte;
+  size_t fds = open_fds();
+  memset(&s, 0, sizeof s);
+  net_server_start(&s, NET_ECHO);
+  net_client_init(&c, NULL);
+  CHECK_INT(net_connect(&c, &l, "127.0.0.1", s.port, false, &err), E2B_OK);
+  CHECK(l.opening == NULL && l.alpn == NULL);
+  CHECK(e2b__link_alive(&l));
+  net_echo(&c, &l, 8u << 20, 50000);
+  CHECK(e2b__link_alive(&l));
+  CHECK_INT(e2b__link_write(&l, "x", 1, &err), 1);
+  sleep_ms(50);
+  CHECK(!e2b__link_alive(&l)); /* an unasked byte */
+  e2b__link_close(&l);
+  e2b__link_close(&l);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, false, &err), E2B_OK);
+  net_echo(&c, &l, 1000, 1);
+  e2b__link_close(&l);
+  net_server_stop(&s);
+  CHECK_INT(s.accepted, 2);
+  memset(&s, 0, sizeof s);
+  net_server_start(&s, NET_HELLO_CUT);
+  CHECK_INT(net_connect(&c, &l, "127.0.0.1", s.port, false, &err), E2B_OK);
+  sleep_ms(50);
+  CHECK_INT(e2b__link_read(&l, &byte, 1, &err), 1);
+  CHECK_INT(byte, 'h');
+  while (e2b__link_read(&l, &byte, 1, &err) == 1) continue;
+  CHECK_INT(e2b__link_read(&l, &byte, 1, &err), E2B_IO_EOF);
+  CHECK(!l.unclean_eof);
+  e2b__link_close(&l);
+  net_server_stop(&s);
+  net_client_free(&c);
+  CHECK_INT(open_fds(), fds);
+}
+
+static void test_link_refused(void) {
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  uint16_t port = dead_port();
+  char expect[64];
+  size_t fds = open_fds();
+  net_client_init(&c, NULL);
+  CHECK_INT(net_connect(&c, &l, "127.0.0.1", port, false, &err), E2B_ERR_CONNECT);
+  CHECK_INT(err.code, E2B_ERR_CONNECT);
+  CHECK_INT(err.phase, E2B_PHASE_CONNECT);
+  CHECK_INT(err.sys_code, ECONNREFUSED);
+  CHECK_INT(l.state, E2B__LINK_FAILED);
+  (void)snprintf(expect, sizeof expect, "cannot connect to 127.0.0.1:%u (", (unsigned)port);
+  CHECK_HAS(err.message, expect);
+  CHECK_HAS(err.message, "127.0.0.1: connection refused");
+  CHECK_INT(net_connect(&c, &l, "localhost", port, true, &err), E2B_ERR_CONNECT);
+  CHECK_HAS(err.message, "127.0.0.1: connection refused; [::1]: ");
+  CHECK_INT(net_connect(&c, &l, "sandbox.invalid", port, true, &err), E2B_ERR_RESOLVE);
+  CHECK_INT(err.phase, E2B_PHASE_RESOLVE);
+  CHECK_HAS(err.message, "\"sandbox.invalid\": there is no such name");
+  CHECK_INT(net_connect(&c, &l, "bad name", port, true, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(net_connect(&c, &l, "127.1", port, true, &err), E2B_ERR_INVALID_ARGUMENT);
+  e2b__link_close(&l);
+  net_client_free(&c);
+  CHECK_INT(open_fds(), fds);
+}
+
+static void test_link_dual_stack(void) {
+  static const char *const addrs[] = { "::1", "127.0.0.1" };
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  uint64_t start = now_ms();
+  memset(&s, 0, sizeof s);
+  net_server_start(&s, NET_ECHO);
+  net_client_init(&c, NULL);
+  (void)net_dns_put(&c, 0, "dual.test", addrs, 2);
+  CHECK_INT(net_connect(&c, &l, "dual.test", s.port, false, &err), E2B_OK); /* the server is on IPv4 only */
+  CHECK(now_ms() - start < 200);
+  net_echo(&c, &l, 1000, 100);
+  e2b__link_close(&l);
+  net_server_stop(&s);
+  CHECK_INT(net_connect(&c, &l, "dual.test", s.port, false, &err), E2B_ERR_CONNECT);
+  CHECK_HAS(err.message, "; 127.0.0.1: connection refused");
+  CHECK(c.net.names[0].dns == NULL); /* forgotten */
+  net_client_free(&c);
+}
+
+static void *net_dns_answer_later(void *arg) {
+  e2b__dns *d = (e2b__dns *)arg;
+  static const uint8_t loopback[4] = { 127, 0, 0, 1 };
+  sleep_ms(50);
+  e2b__dns_add(d, loopback, 4);
+  e2b__dns_finish(d);
+  e2b__waker_signal(d->waker);
+  e2b__dns_release(d);
+  return NULL;
+}
+
+/* A name under way: links that want it share it, its end wakes them, and more names than slots have to wait. */
+static void test_link_resolving(void) {
+  net_server s;
+  net_client c;
+  e2b__link l, m, n;
+  e2b_error err;
+  e2b_pollfd fd;
+  pthread_t thread;
+  char name[32];
+  size_t i;
+  e2b__dns *d;
+  memset(&s, 0, sizeof s);
+  net_server_start(&s, NET_ECHO);
+  net_client_init(&c, NULL);
+  for (i = 0; i < E2B__DNS_SLOTS; i++) {
+    (void)snprintf(name, sizeof name, "slow%u.test", (unsigned)i);
+    d = net_dns_put(&c, i, name, NULL, 0);
+    d->done = false;
+    d->waker = e2b__waker_retain(c.net.waker);
+  }
+  e2b__link_init(&l, &c.net);
+  e2b__link_init(&m, &c.net);
+  e2b__link_init(&n, &c.net);
+  CHECK_INT(e2b__link_open(&l, "slow2.test", s.port, false, 0, &err), E2B_OK);
+  CHECK_INT(e2b__link_open(&m, "SLOW2.test", s.port, false, 0, &err), E2B_OK);
+  CHECK_INT(e2b__link_open(&n, "other.invalid", s.port, false, 0, &err), E2B_OK);
+  CHECK_INT(e2b__link_step(&l, 0, &err), E2B_PENDING);
+  CHECK_INT(e2b__link_step(&m, 0, &err), E2B_PENDING);
+  CHECK_INT(e2b__link_step(&n, 7, &err), E2B_PENDING);
+  CHECK_INT(e2b__link_fds(&l, &fd, 1, true, true), 0);
+  CHECK_INT(e2b__link_phase(&l), E2B_PHASE_RESOLVE);
+  CHECK_INT(e2b__link_deadline(&l), E2B__NEVER);
+  CHECK_INT(e2b__link_deadline(&n), 7 + E2B__LINK_RETRY_MS);
+  d = c.net.names[2].dns;
+  CHECK_INT(d->refs, 3);
+  CHECK_INT(pthread_create(&thread, NULL, net_dns_answer_later, e2b__dns_retain(d)), 0);
+  fd.fd = e2b__waker_fd(c.net.waker);
+  fd.events = E2B_FD_READ;
+  CHECK_INT(e2b__net_poll(&c.net, &fd, 1, 5000), 1);
+  CHECK_INT(e2b__link_deadline(&l), 0);
+  CHECK_INT(net_drive(&c, &l, 5000, &err), E2B_OK);
+  CHECK_INT(net_drive(&c, &m, 5000, &err), E2B_OK);
+  CHECK_INT(e2b__link_step(&n, c.net.names[2].expires_ms + 1, &err), E2B_ERR_RESOLVE); /* there is a slot now */
+  pthread_join(thread, NULL);
+  e2b__link_close(&l);
+  e2b__link_close(&m);
+  CHECK_INT(e2b__link_open(&l, "slow3.test", s.port, false, 0, &err), E2B_OK);
+  CHECK_INT(e2b__link_step(&l, 0, &err), E2B_PENDING);
+  e2b__link_close(&l); /* in the middle */
+  net_client_free(&c);
+  net_server_stop(&s);
+}
+
+/* SIGPIPE keeps its default disposition here: it would end the test. */
+static void test_link_reset(void) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  char buf[16];
+  int n, i;
+  memset(&s, 0, sizeof s);
+  net_server_start(&s, NET_RESET);
+  net_client_init(&c, NULL);
+  CHECK_INT(net_connect(&c, &l, "127.0.0.1", s.port, false, &err), E2B_OK);
+  CHECK_INT(e2b__link_write(&l, "xy", 2, &err), 2);
+  sleep_ms(100);
+  n = e2b__link_read(&l, buf, sizeof buf, &err);
+  CHECK_INT(n, E2B_ERR_CLOSED);
+  CHECK_INT(err.sys_code, ECONNRESET);
+  CHECK_HAS(err.message, "connection reset by the peer");
+  for (i = 0; i < 3; i++) n = e2b__link_write(&l, "xy", 2, &err);
+  CHECK_INT(n, E2B_ERR_CLOSED);
+  CHECK_HAS(err.message, "connection closed by the peer");
+  e2b__link_close(&l);
+  net_client_free(&c);
+  net_server_stop(&s);
+}
+
+static void test_link_many_fds(void) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  struct rlimit before, limit;
+  int fds[1200];
+  size_t i, count = 0;
+  memset(&s, 0, sizeof s);
+  net_server_start(&s, NET_ECHO);
+  net_client_init(&c, NULL);
+  CHECK_INT(getrlimit(RLIMIT_NOFILE, &before), 0);
+  limit = before;
+  limit.rlim_cur = E2B__MIN(before.rlim_max, (rlim_t)4096);
+  if (setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur > 1500) {
+    for (i = 0; i < E2B__COUNT(fds); i++)
+      if ((fds[count] = open("/dev/null", O_RDONLY)) >= 0) count++;
+    CHECK_INT(net_connect(&c, &l, "127.0.0.1", s.port, false, &err), E2B_OK);
+    CHECK(e2b__sock_fd(NULL, l.conn) > 1024); /* beyond what select could do */
+    net_echo(&c, &l, 100000, 1000);
+    e2b__link_close(&l);
+  }
+  limit.rlim_cur = (rlim_t)(count + 3);
+  CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0); /* no descriptor is free now */
+  CHECK_INT(net_connect(&c, &l, "127.0.0.1", s.port, false, &err), E2B_ERR_IO);
+  CHECK_INT(err.sys_code, EMFILE);
+  CHECK_HAS(err.message, "too many open files");
+  CHECK_HAS(err.message, "max_connections");
+  {
+    int code = 0;
+    CHECK(e2b__waker_new(&code) == NULL);
+    CHECK_INT(code, EMFILE);
+  }
+  while (count) close(fds[--count]);
+  CHECK_INT(setrlimit(RLIMIT_NOFILE, &before), 0);
+  CHECK_INT(net_connect(&c, &l, "127.0.0.1", s.port, false, &err), E2B_OK); /* and it recovers */
+  e2b__link_close(&l);
+  net_client_free(&c);
+  net_server_stop(&s);
+}
+
+/* ---- link: scripted transport, scripted clock ---- */
+
+/* Addresses 10.0.0.N; plan[N] says what becomes of them: 'r' refused at once, 'f' refused later, 's' silence, 'c'
+ * connected at once, 'l' connected at the second look. */
+typedef struct net_script {
+  const char *plan;
+  char opened[32]; /* last digits of the addresses, in order */
+  int open_now, looks[17];
+  uint64_t now;
+  const char *host;
+  bool tls;
+  const uint8_t *addr;
+} net_script;
+
+typedef struct net_script_conn {
+  int index;
+} net_script_conn;
+
+static int net_script_open(void *user, const e2b_endpoint *to, void **conn) {
+  net_script *s = (net_script *)user;
+  int index = to->addr ? to->addr[3] : 0;
+  char what = s->plan[index];
+  net_script_conn *made;
+  size_t len = strlen(s->opened);
+  s->host = to->host;
+  s->tls = to->tls;
+  s->addr = to->addr;
+  s->opened[len] = (char)('0' + index);
+  s->opened[len + 1] = 0;
+  if (what == 'r') return -7;
+  made = (net_script_conn *)malloc(sizeof *made);
+  made->index = index;
+  *conn = made;
+  s->open_now++;
+  return what == 'c' ? 0 : E2B_IO_AGAIN;
+}
+
+static int net_script_ready(void *user, void *conn) {
+  net_script *s = (net_script *)user;
+  int index = ((net_script_conn *)conn)->index;
+  char what = s->plan[index];
+  if (++s->looks[index] < 2 || what == 's') return E2B_IO_AGAIN;
+  return what == 'l' ? 0 : -9;
+}
+
+static int net_script_rx(void *user, void *conn, void *buf, size_t cap) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  E2B__UNUSED(cap);
+  memcpy(buf, "x", 1);
+  return 1;
+}
+
+static int net_script_tx(void *user, void *conn, const void *buf, size_t len) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  E2B__UNUSED(buf);
+  E2B__UNUSED(len);
+  return -42;
+}
+
+static void net_script_shut(void *user, void *conn) {
+  ((net_script *)user)->open_now--;
+  free(conn);
+}
+
+static const char *net_script_alpn(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  return "http/1.1";
+}
+
+static e2b_transport net_script_transport(net_script *s, const char *plan, uint32_t flags) {
+  e2b_transport t;
+  memset(&t, 0, sizeof t);
+  memset(s, 0, sizeof *s);
+  s->plan = plan;
+  t.open_fn = net_script_open;
+  t.ready_fn = net_script_ready;
+  t.rx_fn = net_script_rx;
+  t.tx_fn = net_script_tx;
+  t.shut_fn = net_script_shut;
+  t.alpn_fn = net_script_alpn;
+  t.user = s;
+  t.flags = flags;
+  return t;
+}
+
+/* Opens a link to a name with as many addresses as the plan has letters after its first, looking only when the link
+ * wants to be looked at, or each `look` ms. Returns when it ended: the scripted clock in ms, with the code in *rc. */
+static uint64_t net_script_run(net_script *s, const char *plan, uint64_t look, e2b_err *rc, e2b_error *err) {
+  static const char *const all[] = { "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4",
+                                     "10.0.0.5", "10.0.0.6", "10.0.0.7", "10.0.0.8" };
+  e2b_transport t = net_script_transport(s, plan, 0);
+  net_client c;
+  e2b__link l;
+  uint64_t now = 1000000;
+  net_client_init(&c, &t);
+  (void)net_dns_put(&c, 0, "many.test", all, strlen(plan) - 1);
+  c.net.names[0].expires_ms = now + 1;
+  e2b__link_init(&l, &c.net);
+  CHECK_INT(e2b__link_open(&l, "many.test", 80, false, now, err), E2B_OK);
+  CHECK_INT(e2b__link_phase(&l), E2B_PHASE_RESOLVE);
+  for (;;) {
+    e2b_pollfd fds[E2B__LINK_FDS];
+    *rc = e2b__link_step(&l, now, err);
+    CHECK(s->open_now <= E2B__LINK_FDS);
+    if (*rc != E2B_PENDING || now > 1060000) break;
+    CHECK_INT(e2b__link_phase(&l), E2B_PHASE_CONNECT);
+    CHECK_INT(e2b__link_fds(&l, fds, E2B__LINK_FDS, true, true), 0);
+    CHECK(e2b__link_deadline(&l) > now);
+    now = E2B__MIN(e2b__link_deadline(&l), now + look);
+  }
+  if (*rc == E2B_OK) CHECK_INT(s->open_now, 1);
+  e2b__link_close(&l);
+  CHECK_INT(s->open_now, 0);
+  net_client_free(&c);
+  return now - 1000000;
+}
+
+static void test_link_happy_eyeballs(void) {
+  net_script s;
+  e2b_error err;
+  e2b_err rc;
+  CHECK_INT(net_script_run(&s, "-c", 10, &rc, &err), 0);
+  CHECK_INT(rc, E2B_OK);
+  CHECK_INT(net_script_run(&s, "-rrc", 10, &rc, &err), 0); /* failures make way at once */
+  CHECK_INT(rc, E2B_OK);
+  CHECK_STR(s.opened, "123");
+  CHECK_INT(net_script_run(&s, "-ssc", 10, &rc, &err), 500); /* silence does after 250 ms */
+  CHECK_INT(rc, E2B_OK);
+  CHECK_STR(s.opened, "123");
+  CHECK_INT(net_script_run(&s, "-sfc", 10, &rc, &err), 260 + 10); /* a late failure, at the second look */
+  CHECK_INT(rc, E2B_OK);
+  CHECK_INT(net_script_run(&s, "-ls", 10, &rc, &err), 20); /* the first wins, the second never starts */
+  CHECK_STR(s.opened, "1");
+  CHECK_INT(net_script_run(&s, "-sssscc", 10, &rc, &err), 2000); /* four in silence: the oldest gives way */
+  CHECK_INT(rc, E2B_OK);
+  CHECK_STR(s.opened, "12345");
+  CHECK_INT(net_script_run(&s, "-rff", 10, &rc, &err), 40);
+  CHECK_INT(rc, E2B_ERR_CONNECT);
+  CHECK_INT(err.sys_code, -9);
+  CHECK_HAS(err.message, "10.0.0.1: error -7; 10.0.0.2: error -9; 10.0.0.3: error -9");
+  (void)net_script_run(&s, "-ssssssss", 1000, &rc, &err);
+  CHECK_INT(rc, E2B_PENDING); /* the deadline is the caller's */
+  CHECK_STR(s.opened, "12345678");
+}
+
+static void test_link_custom(void) {
+  net_script s;
+  e2b_transport t = net_script_transport(&s, "l", E2B_TRANSPORT_HAS_DNS | E2B_TRANSPORT_HAS_TLS);
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  char byte;
+  net_client_init(&c, &t);
+  e2b__link_init(&l, &c.net);
+  CHECK_INT(e2b__link_open(&l, "any name at all", 443, true, 5, &err), E2B_OK);
+  CHECK_INT(e2b__link_step(&l, 5, &err), E2B_PENDING);
+  CHECK_INT(e2b__link_deadline(&l), E2B__NEVER);
+  CHECK_STR(s.host, "any name at all");
+  CHECK(s.tls && s.addr == NULL);
+  CHECK_INT(e2b__link_step(&l, 6, &err), E2B_PENDING);
+  CHECK_INT(e2b__link_step(&l, 6, &err), E2B_OK);
+  CHECK_STR(l.alpn, "http/1.1");
+  CHECK(l.tls == NULL);
+  CHECK_INT(e2b__link_read(&l, &byte, 1, &err), 1);
+  CHECK_INT(e2b__link_write(&l, "x", 1, &err), E2B_ERR_CLOSED);
+  CHECK_INT(err.sys_code, -42);
+  e2b__link_close(&l);
+  CHECK_INT(s.open_now, 0);
+  s.plan = "r";
+  CHECK_INT(e2b__link_open(&l, "host", 443, true, 5, &err), E2B_OK);
+  CHECK_INT(e2b__link_step(&l, 5, &err), E2B_ERR_CONNECT);
+  CHECK_INT(err.sys_code, -7);
+  net_client_free(&c);
+}
+
+/* ---- tls ---- */
+
+static const net_names net_localhost = { "CN=localhost", "localhost", NULL, 0, NULL, NULL, false };
+
+static void net_trust(net_client *c) {
+  c->net.tls_config.ca_pem = net_the_pki->ca_pem;
+}
+
+static void test_tls_ok(void) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  size_t fds = open_fds();
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, "http/1.1");
+  net_client_init(&c, NULL);
+  net_trust(&c);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+  CHECK_STR(l.alpn, "http/1.1");
+  CHECK(e2b__link_alive(&l));
+  net_echo(&c, &l, 8u << 20, 50000);
+  CHECK(e2b__link_alive(&l));
+  e2b__link_close(&l);
+  CHECK_INT(net_connect(&c, &l, "LOCALHOST.", s.port, true, &err), E2B_OK); /* case and a final dot do not matter */
+  net_polls = 0;
+  net_echo(&c, &l, 5000, 100);
+  net_wait(&c, &l, true, false, 50);
+  CHECK(net_polls < 200); /* no busy loop */
+  e2b__link_close(&l);
+  net_tls_server_stop(&s);
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+  CHECK(l.alpn == NULL);
+  e2b__link_close(&l);
+  net_tls_server_stop(&s);
+  net_client_free(&c);
+  CHECK_INT(open_fds(), fds);
+}
+
+static void test_tls_resume(void) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  int round, mode;
+  for (mode = 0; mode < 3; mode++) {
+    net_tls_server_start(&s, NET_ECHO, &net_localhost, "http/1.1");
+    net_client_init(&c, NULL);
+    net_trust(&c);
+    c.net.tls_config.no_session_resumption = mode == 1;
+    c.net.tls_config.insecure_skip_verify = mode == 2;
+    for (round = 0; round < 4; round++) {
+      CHECK_INT(net_connect(&c, &l, round == 3 ? "x.localhost" : "localhost", s.port, true, &err),
+                round == 3 && mode != 2 ? E2B_ERR_TLS_CERTIFICATE : E2B_OK); /* another name: another session */
+      if (l.state == E2B__LINK_READY) net_echo(&c, &l, 100, 100);
+      e2b__link_close(&l);
+    }
+    net_tls_server_stop(&s);
+    CHECK_INT(s.resumed, mode == 0 ? 2 : 0);
+    net_client_free(&c);
+  }
+}
+
+/* Saved sessions that cannot be used cost a full handshake, not the connection. */
+static void test_tls_resume_corrupt(void) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  size_t i, k;
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, "http/1.1");
+  net_client_init(&c, NULL);
+  net_trust(&c);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+  net_echo(&c, &l, 100, 100);
+  e2b__link_close(&l);
+  for (i = 0; i < E2B__TLS_SESSIONS; i++)
+    if (c.net.tls->sessions[i].host)
+      for (k = 0; k < 8; k++) c.net.tls->sessions[i].blob[k] ^= 0xff;
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+  net_echo(&c, &l, 100, 100);
+  e2b__link_close(&l);
+  net_tls_server_stop(&s);
+  CHECK_INT(s.resumed, 0);
+  /* The server lost its ticket keys. */
+  {
+    uint16_t port = s.port;
+    net_tls_server_start(&s, NET_ECHO, &net_localhost, "http/1.1");
+    for (i = 0; i < E2B__TLS_SESSIONS; i++)
+      if (c.net.tls->sessions[i].port == port) c.net.tls->sessions[i].port = s.port;
+  }
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+  net_echo(&c, &l, 100, 100);
+  e2b__link_close(&l);
+  net_tls_server_stop(&s);
+  CHECK_INT(s.resumed, 0);
+  net_client_free(&c);
+}
+
+static void test_tls_session_slots(void) {
+  e2b__mem mem;
+  e2b__tls_shared *s;
+  char host[32];
+  size_t i, used = 0;
+  e2b__mem_init(&mem, NULL);
+  s = (e2b__tls_shared *)e2b__mem_alloc(&mem, sizeof *s);
+  s->mem = &mem;
+  for (i = 0; i < 3 * E2B__TLS_SESSIONS; i++) {
+    e2b__tls_session *slot;
+    bool once = i % 2 == 1;
+    (void)snprintf(host, sizeof host, "h%u", (unsigned)(i / 3));
+    slot = e2b__tls_session_slot(s, host, 443, once);
+    e2b__tls_session_clear(s, slot);
+    slot->host = e2b__mem_dup(&mem, host, strlen(host));
+    slot->port = 443;
+    slot->once = once;
+    slot->stamp = ++s->stamp;
+    CHECK(e2b__tls_session_find(s, host, 443) == slot);
+    CHECK(e2b__tls_session_find(s, host, 444) == NULL);
+  }
+  for (i = 0; i < E2B__TLS_SESSIONS; i++) used += s->sessions[i].host != NULL;
+  CHECK_INT(used, E2B__TLS_SESSIONS);
+  for (i = 0; i < E2B__TLS_SESSIONS; i++) e2b__tls_session_clear(s, &s->sessions[i]);
+  e2b__mem_free(&mem, s, sizeof *s);
+  CHECK_INT(mem.now, 0);
+}
+
+/* One connection to a server with that certificate. */
+static e2b_err net_certificate(const net_names *names, const char *host, bool trust, bool insecure, e2b_error *err) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_err rc;
+  size_t fds = open_fds();
+  net_tls_server_start(&s, NET_ECHO, names, "http/1.1");
+  net_client_init(&c, NULL);
+  if (trust) net_trust(&c);
+  c.net.no_env = true;
+  c.net.tls_config.insecure_skip_verify = insecure;
+  net_logged[0] = 0;
+  rc = net_connect(&c, &l, host, s.port, true, err);
+  if (rc == E2B_OK) net_echo(&c, &l, 100, 50);
+  if (rc != E2B_OK) CHECK(l.conn == NULL && l.tls == NULL && l.opening == NULL);
+  e2b__link_close(&l);
+  net_client_free(&c);
+  net_tls_server_stop(&s);
+  CHECK_INT(open_fds(), fds);
+  return rc;
+}
+
+static void test_tls_certificates(void) {
+  static const uint8_t ip4[4] = { 127, 0, 0, 1 }, other4[4] = { 127, 0, 0, 2 };
+  static const net_names wrong = { "CN=other.test", "other.test", NULL, 0, NULL, NULL, false };
+  static const net_names wild = { "CN=wild", "*.localhost", NULL, 0, NULL, NULL, false };
+  static const net_names expired = { "CN=localhost", "localhost", NULL, 0, "20200101000000", "20210101000000", false };
+  static const net_names future = { "CN=localhost", "localhost", NULL, 0, "20490101000000", "20500101000000", false };
+  static const net_names ip_ok = { "CN=ip", NULL, ip4, 4, NULL, NULL, false };
+  static const net_names ip_wrong = { "CN=ip", NULL, other4, 4, NULL, NULL, false };
+  static const net_names ip_as_dns = { "CN=ip", "localhost", NULL, 0, NULL, NULL, false };
+  static const net_names self = { "CN=localhost", "localhost", NULL, 0, NULL, NULL, true };
+  e2b_error err;
+  CHECK_INT(net_certificate(&net_localhost, "localhost", true, false, &err), E2B_OK);
+  CHECK_STR(net_logged, "");
+  CHECK_INT(net_certificate(&wrong, "localhost", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "localhost:");
+  CHECK_HAS(err.message, "it is for another host");
+  CHECK_HAS(err.message, "CN=other.test");
+  CHECK_INT(err.phase, E2B_PHASE_TLS);
+  CHECK(err.tls_code < 0);
+  CHECK_INT(net_certificate(&expired, "localhost", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "it has expired");
+  CHECK_INT(net_certificate(&future, "localhost", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "not valid yet");
+  CHECK_INT(net_certificate(&self, "localhost", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "self-signed or its issuer is unknown");
+  CHECK_HAS(err.message, "set tls.ca_file");
+  CHECK_INT(net_certificate(&wild, "a.localhost", true, false, &err), E2B_OK);
+  CHECK_INT(net_certificate(&wild, "a.b.localhost", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_INT(net_certificate(&wild, "localhost", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_INT(net_certificate(&ip_ok, "127.0.0.1", true, false, &err), E2B_OK);
+  CHECK_INT(net_certificate(&ip_wrong, "127.0.0.1", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "it is for another host");
+  CHECK_INT(net_certificate(&ip_as_dns, "127.0.0.1", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_INT(net_certificate(&ip_ok, "localhost", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_INT(net_certificate(&expired, "127.0.0.1", true, false, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "it is for another host: check the host name; it has expired");
+  CHECK_INT(net_certificate(&wrong, "localhost", false, true, &err), E2B_OK);
+  CHECK_HAS(net_logged, "NOT verified");
+  CHECK_INT(net_certificate(&expired, "127.0.0.1", false, true, &err), E2B_OK);
+  CHECK_INT(net_certificate(&self, "localhost", false, true, &err), E2B_OK);
+}
+
+/* Address literals are compared as bytes: IPv6 in any spelling. */
+static void test_tls_address_names(void) {
+  static const uint8_t loopback[16] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1 };
+  static const net_names names = { "CN=ip", NULL, loopback, 16, NULL, NULL, false };
+  mbedtls_x509_crt cert;
+  uint8_t der[2048], addr[16];
+  size_t len = net_cert_make(&names, der, sizeof der);
+  mbedtls_x509_crt_init(&cert);
+  CHECK_INT(mbedtls_x509_crt_parse_der(&cert, der, len), 0);
+  CHECK_INT(e2b__dns_literal("0:0::0:1", addr), 16);
+  CHECK(e2b__tls_names_addr(&cert, addr, 16));
+  CHECK(!e2b__tls_names_addr(&cert, addr, 4));
+  addr[15] = 2;
+  CHECK(!e2b__tls_names_addr(&cert, addr, 16));
+  mbedtls_x509_crt_free(&cert);
+}
+
+static void test_tls_unknown_ca(void) {
+  e2b_error err;
+  net_names intruder = net_localhost;
+  mbedtls_pk_context ours = net_the_pki->ca_key; /* a second CA of the same name */
+  net_server s;
+  net_client c;
+  e2b__link l;
+  net_key_make(&net_the_pki->ca_key);
+  net_tls_server_start(&s, NET_ECHO, &intruder, NULL);
+  net_client_init(&c, NULL);
+  net_trust(&c);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "issuer is unknown");
+  net_client_free(&c);
+  net_tls_server_stop(&s);
+  mbedtls_pk_free(&net_the_pki->ca_key);
+  net_the_pki->ca_key = ours;
+}
+
+static e2b_err net_ca(const char *pem, size_t len, const char *file, e2b_error *err) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_err rc;
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  net_client_init(&c, NULL);
+  c.net.tls_config.ca_pem = pem;
+  c.net.tls_config.ca_pem_len = len;
+  c.net.tls_config.ca_file = file;
+  rc = net_connect(&c, &l, "localhost", s.port, true, err);
+  if (rc == E2B_ERR_TLS) CHECK(c.net.tls == NULL); /* the next one tries again */
+  e2b__link_close(&l);
+  if (rc == E2B_ERR_TLS) {
+    c.net.tls_config.ca_pem_len = 0;
+    c.net.tls_config.ca_file = NULL;
+    net_trust(&c);
+    CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, NULL ? NULL : err + 1), E2B_OK);
+    e2b__link_close(&l);
+  }
+  net_client_free(&c);
+  net_tls_server_stop(&s);
+  return rc;
+}
+
+static void test_tls_ca(void) {
+  char bundle[8192], path[] = "/tmp/e2b-test-ca-XXXXXX";
+  uint8_t der[2048];
+  size_t len = strlen(net_the_pki->ca_pem), der_len = net_cert_make(NULL, der, sizeof der);
+  e2b_error err[2];
+  int fd;
+  CHECK_INT(net_ca(net_the_pki->ca_pem, 0, NULL, err), E2B_OK);
+  CHECK_INT(net_ca(net_the_pki->ca_pem, len, NULL, err), E2B_OK);
+  CHECK_INT(net_ca(net_the_pki->ca_pem, len + 1, NULL, err), E2B_OK);
+  CHECK_INT(net_ca((const char *)der, der_len, NULL, err), E2B_OK);
+  CHECK_INT(net_ca("rubbish", 0, NULL, err), E2B_ERR_TLS);
+  CHECK_HAS(err[0].message, "tls.ca_pem cannot be used");
+  CHECK_INT(err[0].subject, E2B_SUBJECT_OPTION);
+  CHECK_INT(net_ca("\x30\x03xyz", 5, NULL, err), E2B_ERR_TLS);
+  CHECK_INT(net_ca(NULL, 0, "/nonexistent/ca.pem", err), E2B_ERR_TLS);
+  CHECK_HAS(err[0].message, "tls.ca_file /nonexistent/ca.pem cannot be used");
+  /* One broken certificate does not spoil the others. */
+  (void)snprintf(bundle, sizeof bundle, "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n%s",
+                 net_the_pki->ca_pem);
+  CHECK_INT(net_ca(bundle, 0, NULL, err), E2B_OK);
+  bundle[70] = 0;
+  fd = mkstemp(path);
+  CHECK(fd >= 0);
+  close(fd);
+  CHECK_INT(net_ca(NULL, 0, path, err), E2B_ERR_TLS); /* empty */
+  fd = open(path, O_WRONLY);
+  CHECK(write(fd, net_the_pki->ca_pem, len) == (ssize_t)len);
+  close(fd);
+  CHECK_INT(net_ca(NULL, 0, path, err), E2B_OK);
+  CHECK_INT(net_ca(bundle, 0, path, err), E2B_ERR_TLS); /* both must be usable */
+  (void)setenv("SSL_CERT_FILE", path, 1);
+  CHECK_INT(net_ca(NULL, 0, NULL, err), E2B_OK);
+  CHECK_INT(net_ca("", 0, "", err), E2B_OK);
+  (void)setenv("SSL_CERT_FILE", "/nonexistent/env.pem", 1);
+  CHECK_INT(net_ca(NULL, 0, NULL, err), E2B_ERR_TLS);
+  CHECK_HAS(err[0].message, "SSL_CERT_FILE /nonexistent/env.pem");
+  (void)unsetenv("SSL_CERT_FILE");
+  (void)unlink(path);
+}
+
+/* What servers that do not speak TLS as we want it get to hear. */
+static void net_handshake_answer(const char *bytes, size_t len, const char *expect) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  size_t fds = open_fds();
+  memset(&s, 0, sizeof s);
+  s.say = bytes;
+  s.say_len = len;
+  net_server_start(&s, NET_SAY);
+  net_client_init(&c, NULL);
+  net_trust(&c);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_ERR_TLS);
+  CHECK_INT(err.phase, E2B_PHASE_TLS);
+  CHECK_HAS(err.message, "TLS handshake failed: ");
+  CHECK_HAS(err.message, expect);
+  CHECK(err.tls_code != 0);
+  net_client_free(&c);
+  net_server_stop(&s);
+  CHECK_INT(open_fds(), fds);
+}
+
+static void test_tls_not_tls(void) {
+  static const char http[] = "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+  /* A ServerHello of TLS 1.0. */
+  static const char tls10[] = "\x16\x03\x01\x00\x2a\x02\x00\x00\x26\x03\x01"
+                              "0123456789abcdef0123456789abcdef"
+                              "\x00\xc0\x2f\x00";
+  net_handshake_answer(http, sizeof http - 1, "answers in plain HTTP");
+  net_handshake_answer("SSH-2.0-OpenSSH_9.2\r\n", 21, "does not speak TLS: it sent \"SSH-2");
+  net_handshake_answer("no", 2, "does not speak TLS: it sent \"no\"");
+  net_handshake_answer("", 0, "closed the connection");
+  net_handshake_answer("\x16\x03\x03", 3, "closed the connection");
+  net_handshake_answer("\x15\x03\x03\x00\x02\x02\x28", 7, "shares no cipher with this client (alert 40)");
+  net_handshake_answer("\x15\x03\x01\x00\x02\x02\x46", 7, "no TLS version in common");
+  net_handshake_answer("\x15\x03\x03\x00\x02\x02\x70", 7, "does not know this host name");
+  net_handshake_answer("\x15\x03\x03\x00\x02\x02\x7b", 7, "refused the handshake (alert 123)");
+  net_handshake_answer(tls10, sizeof tls10 - 1, "no TLS version in common");
+}
+
+static void test_tls_alpn_mismatch(void) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, "h2");
+  net_client_init(&c, NULL);
+  net_trust(&c);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_ERR_TLS);
+  CHECK_HAS(err.message, "none of the offered protocols (ALPN)");
+  net_client_free(&c);
+  net_client_init(&c, NULL);
+  net_trust(&c);
+  c.net.alpn[0] = "h2";
+  c.net.alpn[1] = "http/1.1";
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+  CHECK_STR(l.alpn, "h2");
+  e2b__link_close(&l);
+  net_client_free(&c);
+  net_tls_server_stop(&s);
+}
+
+#if defined(MBEDTLS_SSL_PROTO_TLS1)
+static void test_tls_old_server(void) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  net_server_stop(&s);
+  mbedtls_ssl_conf_max_version(&s.conf, MBEDTLS_SSL_MAJOR_VERSION_3, MBEDTLS_SSL_MINOR_VERSION_1);
+  s.stop = 0;
+  net_server_start(&s, NET_ECHO);
+  net_client_init(&c, NULL);
+  net_trust(&c);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_ERR_TLS);
+  net_client_free(&c);
+  net_tls_server_stop(&s);
+}
+#endif
+
+static void test_tls_eof(void) {
+  net_mode mode;
+  for (mode = NET_HELLO_CLEAN; mode <= NET_RESET; mode = (net_mode)(mode + 1)) {
+    net_server s;
+    net_client c;
+    e2b__link l;
+    e2b_error err;
+    char buf[16];
+    int n, i;
+    net_tls_server_start(&s, mode, &net_localhost, NULL);
+    net_client_init(&c, NULL);
+    net_trust(&c);
+    CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+    if (mode == NET_RESET) {
+      CHECK_INT(e2b__link_write(&l, "x", 1, &err), 1);
+      sleep_ms(100);
+      for (i = 0; i < 100 && (n = e2b__link_read(&l, buf, sizeof buf, &err)) == E2B_IO_AGAIN; i++)
+        net_wait(&c, &l, true, false, 50);
+      CHECK_INT(n, E2B_ERR_CLOSED);
+      CHECK_INT(err.sys_code, ECONNRESET);
+      CHECK_INT(e2b__link_read(&l, buf, sizeof buf, &err), E2B_ERR_CLOSED); /* and it stays so */
+      CHECK_INT(e2b__link_write(&l, buf, 1, &err), E2B_ERR_CLOSED);
+    } else {
+      for (i = 0; i < 100 && (n = e2b__link_read(&l, buf, sizeof buf, &err)) == E2B_IO_AGAIN; i++)
+        net_wait(&c, &l, true, false, 50);
+      CHECK_INT(n, 5);
+      for (i = 0; i < 100 && (n = e2b__link_read(&l, buf, sizeof buf, &err)) == E2B_IO_AGAIN; i++)
+        net_wait(&c, &l, true, false, 50);
+      CHECK_INT(n, E2B_IO_EOF);
+      CHECK_INT(l.unclean_eof, mode == NET_HELLO_CUT);
+    }
+    CHECK(!e2b__link_alive(&l));
+    e2b__link_close(&l);
+    net_client_free(&c);
+    net_tls_server_stop(&s);
+  }
+}
+
+/* Tickets that arrive while nobody reads are no reason to drop an idle connection. */
+static void test_tls_idle_tickets(void) {
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  net_tls_server_start(&s, NET_TICKETS_ONLY, &net_localhost, NULL);
+  net_client_init(&c, NULL);
+  net_trust(&c);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+  sleep_ms(50);
+  CHECK(e2b__link_alive(&l));
+  CHECK(e2b__link_alive(&l));
+  CHECK(e2b__tls_session_find(c.net.tls, "localhost", s.port) != NULL);
+  e2b__link_close(&l);
+  net_client_free(&c);
+  net_tls_server_stop(&s);
+}
+
+/* The sockets, made worse: one byte at a time with E2B_IO_AGAIN before each, and an end after so many bytes. */
+typedef struct net_drip {
+  bool one;
+  int rx_turn, tx_turn;
+  size_t rx_left, tx_left; /* until it fails */
+  int failure;
+} net_drip;
+
+static int net_drip_open(void *user, const e2b_endpoint *to, void **conn) {
+  E2B__UNUSED(user);
+  return e2b__sock_open(NULL, to, conn);
+}
+
+static int net_drip_ready(void *user, void *conn) {
+  E2B__UNUSED(user);
+  return e2b__sock_ready(NULL, conn);
+}
+
+static int net_drip_rx(void *user, void *conn, void *buf, size_t cap) {
+  net_drip *d = (net_drip *)user;
+  int n;
+  if (d->one && ++d->rx_turn % 2) return E2B_IO_AGAIN;
+  if (!d->rx_left) return d->failure;
+  n = e2b__sock_rx(NULL, conn, buf, d->one ? 1 : E2B__MIN(cap, d->rx_left));
+  if (n > 0) d->rx_left -= (size_t)n;
+  return n;
+}
+
+static int net_drip_tx(void *user, void *conn, const void *buf, size_t len) {
+  net_drip *d = (net_drip *)user;
+  int n;
+  if (d->one && ++d->tx_turn % 2) return E2B_IO_AGAIN;
+  if (!d->tx_left) return d->failure == E2B_IO_EOF ? -EPIPE : d->failure;
+  n = e2b__sock_tx(NULL, conn, buf, d->one ? 1 : E2B__MIN(len, d->tx_left));
+  if (n > 0) d->tx_left -= (size_t)n;
+  return n;
+}
+
+static void net_drip_shut(void *user, void *conn) {
+  E2B__UNUSED(user);
+  e2b__sock_shut(NULL, conn);
+}
+
+static intptr_t net_drip_fd(void *user, void *conn) {
+  E2B__UNUSED(user);
+  return e2b__sock_fd(NULL, conn);
+}
+
+static e2b_transport net_drip_transport(net_drip *d) {
+  e2b_transport t = { net_drip_open, net_drip_ready, net_drip_rx, net_drip_tx, net_drip_shut,
+                      net_drip_fd,   NULL,           NULL,        NULL,        0 };
+  memset(d, 0, sizeof *d);
+  d->rx_left = d->tx_left = SIZE_MAX;
+  t.user = d;
+  return t;
+}
+
+static void test_tls_one_byte(void) {
+  net_drip d;
+  e2b_transport t = net_drip_transport(&d);
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  int round;
+  d.one = true;
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  net_client_init(&c, &t);
+  net_trust(&c);
+  for (round = 0; round < 2; round++) { /* the second one resumed */
+    CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+    net_echo(&c, &l, 20000, 700);
+    e2b__link_close(&l);
+  }
+  net_tls_server_stop(&s);
+  net_client_free(&c);
+}
+
+/* A handshake cut off after every byte, by error and by end, in either direction. */
+static void test_tls_cut(void) {
+  net_drip d;
+  e2b_transport t = net_drip_transport(&d);
+  net_server s;
+  size_t cut, fds = open_fds();
+  int way;
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  for (way = 0; way < 4; way++) {
+    for (cut = 0; cut < 3000; cut += cut < 20 ? 1 : 97) {
+      net_client c;
+      e2b__link l;
+      e2b_error err;
+      e2b_err rc;
+      bool done;
+      net_client_init(&c, &t);
+      net_trust(&c);
+      d.rx_left = way & 1 ? cut : SIZE_MAX;
+      d.tx_left = way & 1 ? SIZE_MAX : cut;
+      d.failure = way & 2 ? -77 : E2B_IO_EOF;
+      rc = net_connect(&c, &l, "localhost", s.port, true, &err);
+      CHECK(rc == E2B_OK || rc == E2B_ERR_TLS);
+      if (rc == E2B_ERR_TLS && (way & 2)) CHECK_INT(err.sys_code, -77);
+      if (rc == E2B_ERR_TLS) CHECK(l.conn == NULL);
+      done = rc == E2B_OK;
+      e2b__link_close(&l);
+      net_client_free(&c);
+      if (done) break;
+    }
+    CHECK(cut > 200);
+  }
+  net_tls_server_stop(&s);
+  CHECK_INT(open_fds(), fds);
+}
+
+static void test_tls_no_memory(void) {
+  net_server s;
+  size_t fail_at, fds = open_fds();
+  bool done = false;
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  for (fail_at = 1; fail_at < 100 && !done; fail_at++) {
+    net_client c;
+    e2b__link l;
+    e2b_error err;
+    e2b_err rc = E2B_OK;
+    int round;
+    net_client_init(&c, NULL);
+    net_trust(&c);
+    c.heap.fail_at = fail_at;
+    for (round = 0; round < 2; round++) {
+      rc = net_connect(&c, &l, "localhost", s.port, true, &err);
+      CHECK(rc == E2B_OK || (rc == E2B_ERR_NO_MEMORY && err.code == rc));
+      CHECK(rc == E2B_OK || l.opening == NULL);
+      if (rc == E2B_OK) net_echo(&c, &l, 100, 100);
+      e2b__link_close(&l);
+    }
+    CHECK_INT(rc, fail_at <= c.heap.calls ? rc : E2B_OK);
+    done = fail_at > c.heap.calls;
+    net_client_free(&c);
+  }
+  CHECK(done);
+  net_tls_server_stop(&s);
+  CHECK_INT(open_fds(), fds);
+  for (fail_at = 1, done = false; fail_at < 20 && !done; fail_at++) {
+    int code = -1;
+    e2b__waker *w;
+    e2b__dns_slot slots[E2B__DNS_SLOTS];
+    e2b__dns *d = NULL;
+    e2b_err rc;
+    memset(slots, 0, sizeof slots);
+    malloc_calls = 0;
+    malloc_fail_at = fail_at;
+    w = e2b__waker_new(&code);
+    if (!w) {
+      CHECK_INT(code, 0);
+      continue;
+    }
+    rc = e2b__dns_get(slots, w, fail_at == 2 ? "localhost" : "a.invalid", 0, &d);
+    CHECK(rc == E2B_OK || (rc == E2B_ERR_NO_MEMORY && d == NULL));
+    done = malloc_calls < fail_at;
+    e2b__dns_release(d);
+    e2b__dns_slot_clear(&slots[0]);
+    e2b__waker_release(w);
+  }
+  malloc_fail_at = 0;
+  CHECK(done);
+}
+
+static void net_on_alarm(int signal_number) {
+  E2B__UNUSED(signal_number);
+}
+
+static void test_tls_signals(void) {
+  struct sigaction action, before;
+  struct itimerval storm, calm;
+  net_server s;
+  net_client c;
+  e2b__link l;
+  e2b_error err;
+  memset(&action, 0, sizeof action);
+  action.sa_handler = net_on_alarm;
+  CHECK_INT(sigaction(SIGALRM, &action, &before), 0);
+  memset(&storm, 0, sizeof storm);
+  memset(&calm, 0, sizeof calm);
+  storm.it_interval.tv_usec = storm.it_value.tv_usec = 300;
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  net_client_init(&c, NULL);
+  net_trust(&c);
+  (void)setitimer(ITIMER_REAL, &storm, NULL);
+  CHECK_INT(net_connect(&c, &l, "localhost", s.port, true, &err), E2B_OK);
+  net_echo(&c, &l, 1u << 20, 20000);
+  (void)setitimer(ITIMER_REAL, &calm, NULL);
+  e2b__link_close(&l);
+  net_client_free(&c);
+  net_tls_server_stop(&s);
+  CHECK_INT(sigaction(SIGALRM, &before, NULL), 0);
+}
+
+/* ================================================================================================================== */
+/* >>>> client and sandbox */
+/* ================================================================================================================== */
+
+#define SB_HANG "hang" /* no answer */
+#define SB_DROP "drop" /* the connection is closed instead */
+
+static void sb_say(peer *s, const char *answer, bool last) {
+  bool drop = strcmp(answer, SB_DROP) == 0, hang = strcmp(answer, SB_HANG) == 0;
+  peer_say(s, drop || hang ? "" : answer,
+           (hang ? PEER_HANG : 0) | (drop || strstr(answer, "connection: close") ? PEER_CLOSE : 0) | (last ? PEER_REPEAT : 0));
+}
+
+/* Forgets what was before, and answers with these, the last one for ever. */
+static void sb_script(peer *s, const char *first, const char *second) {
+  peer_clear(s);
+  sb_say(s, first, !second);
+  if (second) sb_say(s, second, true);
+}
+
+/* One answer; good until the 16th next. */
+static const char *sb_answer(int status, const char *headers, const char *body) {
+  static char texts[16][8192];
+  static unsigned at;
+  char *text = texts[at++ % 16];
+  (void)snprintf(text, sizeof texts[0], "HTTP/1.1 %d X\r\n%scontent-length: %u\r\n\r\n%s", status, headers,
+                 (unsigned)strlen(body), body);
+  return text;
+}
+
+static const char *sb_json(int status, const char *body) {
+  return sb_answer(status, "content-type: application/json\r\nX-Request-ID: req-1\r\n", body);
+}
+
+/* Compares a recorded request with `expected`, in which %P stands for the port; the nonce counts as 32 n. */
+static void sb_check_request(int line, peer *s, int index, const char *expected) {
+  char want[8192], *nonce;
+  const char *have = index < s->request_count ? s->requests[index] : "(no such request)", *at;
+  size_t len = 0;
+  for (at = expected; *at; at++) {
+    if (at[0] == '%' && at[1] == 'P') {
+      len += (size_t)snprintf(want + len, sizeof want - len, "%u", (unsigned)s->port);
+      at++;
+    } else {
+      want[len++] = *at;
+    }
+  }
+  want[len] = 0;
+  nonce = index < s->request_count ? strstr(s->requests[index], "e2b.h/nonce\":\"") : NULL;
+  if (nonce && strspn(nonce + 14, "0123456789abcdef") == 32) memset(nonce + 14, 'n', 32);
+  if (strcmp(have, want) != 0) printf("%s:%d:\n--- have\n%s\n--- want\n%s\n", __FILE__, line, have, want);
+  CHECK(strcmp(have, want) == 0);
+}
+#define SB_CHECK_REQUEST(s, index, expected) sb_check_request(__LINE__, s, index, expected)
+
+#define SB_NONCE "\"e2b.h/nonce\":\"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn\""
+#define SB_COMMON                                                                                                      \
+  "host: 127.0.0.1:%P\r\nuser-agent: e2b.h/" E2B_VERSION "\r\naccept: application/json\r\naccept-encoding: identity\r\n"
+#define SB_HEAD SB_COMMON "x-api-key: secret-key\r\n"
+#define SB_BODY(len) "content-type: application/json\r\ncontent-length: " len "\r\n\r\n"
+
+typedef struct sb_world {
+  peer server;
+  test_heap heap;
+  e2b_client_config config;
+  char api_url[64], sandbox_url[64];
+  e2b_client *client;
+  e2b_error err;
+} sb_world;
+
+/* A server and a client of it; what is set in `config` stays. */
+static void sb_open(sb_world *w, const e2b_client_config *config) {
+  memset(w, 0, sizeof *w);
+  peer_start(&w->server);
+  sb_say(&w->server, sb_answer(204, "", ""), true);
+  if (config) w->config = *config;
+  w->config.allocator = heap_allocator(&w->heap);
+  w->config.no_env = true;
+  if (!w->config.api_key) w->config.api_key = "secret-key";
+  (void)snprintf(w->api_url, sizeof w->api_url, "http://127.0.0.1:%u", (unsigned)w->server.port);
+  (void)snprintf(w->sandbox_url, sizeof w->sandbox_url, "http://127.0.0.1:%u/envd/", (unsigned)w->server.port);
+  w->config.api_url = w->api_url;
+  if (!w->config.sandbox_base_url) w->config.sandbox_url = w->sandbox_url;
+  w->client = e2b_client_create(&w->config, &w->err);
+  CHECK(w->client != NULL);
+}
+
+static void sb_close(sb_world *w) {
+  e2b_client_free(w->client);
+  HEAP_CHECK_EMPTY(&w->heap);
+  peer_stop(&w->server);
+}
+
+static e2b_sandbox *sb_attach(sb_world *w, const char *id) {
+  e2b_attach_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  memset(&opts, 0, sizeof opts);
+  opts.access_token = "envd-token";
+  CHECK_INT(e2b_sandbox_attach(w->client, id, &opts, &sandbox, &w->err), E2B_OK);
+  return sandbox;
+}
+
+#define SB_CREATED                                                                                                     \
+  "{\"sandboxID\":\"sb1\",\"templateID\":\"tpl\",\"clientID\":\"6532622b\",\"envdVersion\":\"0.2.10\",\"alias\":\"\"," \
+  "\"envdAccessToken\":\"envd-secret\",\"trafficAccessToken\":\"traffic-secret\",\"domain\":null," \
+  "\"extra\":{\"a\":[1]}}\n"
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* client */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_sandbox_names(void) {
+  int code;
+  CHECK_STR(e2b_err_name(E2B_OK), "E2B_OK");
+  CHECK_STR(e2b_err_name(E2B_ERR_NOT_FOUND), "E2B_ERR_NOT_FOUND");
+  CHECK_STR(e2b_err_name((e2b_err)-999), "unknown");
+  for (code = -100; code < 10; code++) CHECK(e2b_err_name((e2b_err)code) != NULL);
+  CHECK_STR(e2b_phase_name(E2B_PHASE_NONE), "none");
+  CHECK_STR(e2b_phase_name(E2B_PHASE_HEADERS), "headers");
+  CHECK_STR(e2b_phase_name(E2B_PHASE_DECODE), "decode");
+  CHECK_STR(e2b_phase_name((e2b_phase)99), "unknown");
+}
+
+static const char *const sb_variables[] = { "E2B_API_KEY", "X_API_KEY",   "X_ACCESS_TOKEN",  "E2B_DOMAIN", "SCHEME",
+                                            "PROTOCOL",    "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DEBUG" };
+
+/* Sets "NAME=value NAME=value" and nothing else. */
+static void sb_environment(const char *text) {
+  char name[64], value[200];
+  size_t i;
+  int used;
+  for (i = 0; i < E2B__COUNT(sb_variables); i++) unsetenv(sb_variables[i]);
+  while (text && sscanf(text, " %63[^=]=%n", name, &used) == 1) {
+    text += used;
+    used = 0;
+    value[0] = 0;
+    if (sscanf(text, "%199[^ ]%n", value, &used) == 1) text += used;
+    setenv(name, value, 1);
+  }
+}
+
+static e2b_client *sb_client(const e2b_client_config *config, const char *env) {
+  e2b_error err;
+  e2b_client *client;
+  sb_environment(env);
+  client = e2b_client_create(config, &err);
+  if (!client) printf("%s\n", err.message);
+  CHECK(client != NULL);
+  sb_environment(NULL);
+  return client;
+}
+
+static const char *sb_or_null(const char *text) {
+  return text ? text : "(null)";
+}
+
+static void test_client_defaults(void) {
+  e2b_client *client = sb_client(NULL, NULL);
+  const e2b_client_config *c = &client->config;
+  e2b_client_stats stats;
+  char url[100];
+  CHECK(c->api_key == NULL && c->access_token == NULL && c->default_user == NULL && c->sandbox_url == NULL &&
+        !c->debug);
+  CHECK_STR(c->domain, "e2b.app");
+  CHECK_STR(c->scheme, "https");
+  CHECK_INT(c->protocol, E2B_PROTOCOL_NATIVE);
+  CHECK_STR(c->api_url, "https://api.e2b.app");
+  CHECK_STR(c->user_agent, "e2b.h/" E2B_VERSION);
+  CHECK_INT(c->runtime_port, 49983);
+  CHECK_INT(c->request_timeout_ms, 60000);
+  CHECK_INT(c->connect_timeout_ms, 10000);
+  CHECK_INT(c->idle_ms, 60000);
+  CHECK_INT(c->keepalive_interval_s, 50);
+  CHECK_INT(c->max_ops, 65536);
+  CHECK_INT(c->max_connections, 1024);
+  CHECK_INT(c->max_connections_per_host, 1024);
+  CHECK_INT(c->max_idle_connections, 64);
+  CHECK_INT(c->idle_connection_ms, 60000);
+  CHECK_INT(c->io_buffer_size, 16384);
+  CHECK_INT(c->max_header_bytes, 65536);
+  CHECK_INT(c->max_message_bytes, 16 << 20);
+  CHECK_INT(c->max_result_bytes, 64 << 20);
+  CHECK_INT(c->stream_buffer_size, 65536);
+  CHECK_INT(e2b_client_api_url(client, url, sizeof url), 19);
+  CHECK_STR(url, "https://api.e2b.app");
+  CHECK_INT(e2b_client_api_url(client, url, 6), 19);
+  CHECK_STR(url, "https");
+  CHECK_INT(e2b_client_api_url(client, NULL, 0), 19);
+  CHECK_INT(e2b_client_sandbox_url(client, "abc", url, sizeof url), 23);
+  CHECK_STR(url, "https://sandbox.e2b.app");
+  CHECK_INT(e2b_client_sandbox_url(client, "abc", url, 1), 23);
+  CHECK_STR(url, "");
+  CHECK_INT(e2b_client_sandbox_url(client, "", url, sizeof url), 0);
+  CHECK_INT(e2b_client_sandbox_url(client, NULL, url, sizeof url), 0);
+  e2b_client_get_stats(client, &stats);
+  CHECK(stats.mem_now > 16384 && stats.mem_peak >= stats.mem_now && stats.allocs > 3);
+  CHECK_INT(stats.ops_active + stats.connections_open + stats.streams_open, 0);
+  e2b_client_get_stats(client, NULL);
+  e2b_client_free(client);
+  e2b_client_free(NULL);
+}
+
+/* Every row of the precedence: member, environment, its older name, default. Empty is as good as none. */
+static void test_client_precedence(void) {
+  static const struct {
+    const char *member, *env, *expected;
+  } keys[] = {
+    { "m", "E2B_API_KEY=e X_API_KEY=x", "m" },
+    { NULL, "E2B_API_KEY=e X_API_KEY=x", "e" },
+    { "", "E2B_API_KEY= X_API_KEY=x", "x" },
+    { NULL, "X_API_KEY=x", "x" },
+    { NULL, "E2B_API_KEY= X_API_KEY=", "(null)" },
+  }, tokens[] = {
+    { "m", "X_ACCESS_TOKEN=e", "m" },
+    { NULL, "X_ACCESS_TOKEN=e", "e" },
+    { "", "X_ACCESS_TOKEN=", "(null)" },
+  }, domains[] = {
+    { "m.com", "E2B_DOMAIN=e.com", "m.com" },
+    { NULL, "E2B_DOMAIN=e.com:8080", "e.com:8080" },
+    { "", "E2B_DOMAIN=", "e2b.app" },
+  }, schemes[] = {
+    { "http", "SCHEME=https", "http" },
+    { "https", "SCHEME=http", "https" },
+    { NULL, "SCHEME=http", "http" },
+    { "", "SCHEME=", "https" },
+  }, api_urls[] = {
+    { "http://m/x/", "E2B_API_URL=http://e", "http://m/x" },
+    { NULL, "E2B_API_URL=http://e/y//", "http://e/y" },
+    { "", "E2B_API_URL= E2B_DOMAIN=d.com", "https://api.d.com" },
+    { NULL, "E2B_API_URL=http://e E2B_DOMAIN=d.com", "http://e" },
+    { NULL, "PROTOCOL=private SCHEME=http E2B_DOMAIN=d.com", "http://d.com/kruise/api" },
+    { "http://m", "PROTOCOL=private E2B_DOMAIN=d.com", "http://m" },
+  }, sandbox_urls[] = {
+    { "http://m/x/", "E2B_SANDBOX_URL=http://e", "http://m/x" },
+    { NULL, "E2B_SANDBOX_URL=http://e/", "http://e" },
+    { "", "E2B_SANDBOX_URL=", "https://sandbox.e2b.app" },
+  };
+  size_t i;
+#define SB_ROWS(rows, member_name, actual)                                                                             \
+  for (i = 0; i < E2B__COUNT(rows); i++) {                                                                             \
+    e2b_client_config config;                                                                                          \
+    e2b_client *client;                                                                                                \
+    memset(&config, 0, sizeof config);                                                                                 \
+    config.member_name = rows[i].member;                                                                               \
+    client = sb_client(&config, rows[i].env);                                                                          \
+    CHECK_STR(sb_or_null(actual), rows[i].expected);                                                                   \
+    e2b_client_free(client);                                                                                           \
+  }
+  char url[100];
+  SB_ROWS(keys, api_key, client->config.api_key)
+  SB_ROWS(tokens, access_token, client->config.access_token)
+  SB_ROWS(domains, domain, client->config.domain)
+  SB_ROWS(schemes, scheme, client->config.scheme)
+  SB_ROWS(api_urls, api_url, client->config.api_url)
+  SB_ROWS(sandbox_urls, sandbox_url, (e2b_client_sandbox_url(client, "id", url, sizeof url), url))
+#undef SB_ROWS
+}
+
+static void test_client_environment(void) {
+  static const struct {
+    e2b_protocol member;
+    const char *env;
+    e2b_protocol expected;
+  } protocols[] = {
+    { E2B_PROTOCOL_DEFAULT, "PROTOCOL=private", E2B_PROTOCOL_PRIVATE },
+    { E2B_PROTOCOL_DEFAULT, "PROTOCOL=Private", E2B_PROTOCOL_NATIVE },
+    { E2B_PROTOCOL_DEFAULT, "PROTOCOL=native", E2B_PROTOCOL_NATIVE },
+    { E2B_PROTOCOL_DEFAULT, "PROTOCOL=", E2B_PROTOCOL_NATIVE },
+    { E2B_PROTOCOL_NATIVE, "PROTOCOL=private", E2B_PROTOCOL_NATIVE },
+    { E2B_PROTOCOL_PRIVATE, "PROTOCOL=native", E2B_PROTOCOL_PRIVATE },
+  };
+  static const struct {
+    bool member;
+    const char *env;
+    bool expected;
+  } debugs[] = {
+    { false, "E2B_DEBUG=true", true }, { false, "E2B_DEBUG=TRUE", true }, { false, "E2B_DEBUG=1", false },
+    { false, "E2B_DEBUG=yes", false }, { false, "E2B_DEBUG=", false },    { true, "E2B_DEBUG=false", true },
+  };
+  static const char all[] =
+      "E2B_API_KEY=k X_ACCESS_TOKEN=t E2B_DOMAIN=d.com SCHEME=http PROTOCOL=private E2B_API_URL=http://u "
+      "E2B_SANDBOX_URL=http://s E2B_DEBUG=true";
+  e2b_client_config config;
+  e2b_client *client;
+  size_t i;
+  memset(&config, 0, sizeof config);
+  for (i = 0; i < E2B__COUNT(protocols); i++) {
+    config.protocol = protocols[i].member;
+    client = sb_client(&config, protocols[i].env);
+    CHECK_INT(client->config.protocol, protocols[i].expected);
+    e2b_client_free(client);
+  }
+  memset(&config, 0, sizeof config);
+  for (i = 0; i < E2B__COUNT(debugs); i++) {
+    config.debug = debugs[i].member;
+    client = sb_client(&config, debugs[i].env);
+    CHECK_INT(client->config.debug, debugs[i].expected);
+    e2b_client_free(client);
+  }
+  memset(&config, 0, sizeof config);
+  config.no_env = true;
+  client = sb_client(&config, all);
+  CHECK(!client->config.api_key && !client->config.access_token && !client->config.sandbox_url &&
+        !client->config.debug);
+  CHECK_STR(client->config.api_url, "https://api.e2b.app");
+  e2b_client_free(client);
+  /* a service that members name is not redirected by URLs of the environment */
+  memset(&config, 0, sizeof config);
+  config.domain = "m.com";
+  client = sb_client(&config, "E2B_API_URL=http://u E2B_SANDBOX_URL=http://s");
+  CHECK_STR(client->config.api_url, "https://api.m.com");
+  CHECK(client->config.sandbox_url == NULL);
+  e2b_client_free(client);
+  memset(&config, 0, sizeof config);
+  config.protocol = E2B_PROTOCOL_PRIVATE;
+  client = sb_client(&config, "E2B_API_URL=http://u E2B_SANDBOX_URL=http://s");
+  CHECK_STR(client->config.api_url, "https://e2b.app/kruise/api");
+  e2b_client_free(client);
+}
+
+static void test_client_urls(void) {
+  static const struct {
+    e2b_protocol protocol;
+    const char *scheme, *domain, *api_url, *base_url, *sandbox_url, *id, *api, *runtime, *host;
+  } rows[] = {
+    { E2B_PROTOCOL_NATIVE, NULL, NULL, NULL, NULL, NULL, "id1", "https://api.e2b.app", "https://sandbox.e2b.app",
+      "3000-id1.e2b.app" },
+    { E2B_PROTOCOL_NATIVE, NULL, "E2B.dev", NULL, NULL, NULL, "id1", "https://api.E2B.dev", "https://sandbox.E2B.dev",
+      "3000-id1.E2B.dev" },
+    { E2B_PROTOCOL_NATIVE, NULL, "e2b.pro", NULL, NULL, NULL, "id1", "https://api.e2b.pro", "https://sandbox.e2b.pro",
+      "3000-id1.e2b.pro" },
+    { E2B_PROTOCOL_NATIVE, NULL, "e2b-staging.dev", NULL, NULL, NULL, "id1", "https://api.e2b-staging.dev",
+      "https://sandbox.e2b-staging.dev", "3000-id1.e2b-staging.dev" },
+    { E2B_PROTOCOL_NATIVE, NULL, "eu.e2b.app", NULL, NULL, NULL, "id1", "https://api.eu.e2b.app",
+      "https://49983-id1.eu.e2b.app", "3000-id1.eu.e2b.app" },
+    { E2B_PROTOCOL_NATIVE, "http", "my.corp:8080", NULL, NULL, NULL, "ns--n", "http://api.my.corp:8080",
+      "http://49983-ns--n.my.corp:8080", "3000-ns--n.my.corp:8080" },
+    { E2B_PROTOCOL_PRIVATE, "http", "my.corp:8080", NULL, NULL, NULL, "a/b \xc3\xbc", "http://my.corp:8080/kruise/api",
+      "http://my.corp:8080/kruise/a%2Fb%20%C3%BC/49983", "my.corp:8080/kruise/a%2Fb%20%C3%BC/3000" },
+    { E2B_PROTOCOL_PRIVATE, NULL, "[::1]:443", NULL, NULL, NULL, "i", "https://[::1]:443/kruise/api",
+      "https://[::1]:443/kruise/i/49983", "[::1]:443/kruise/i/3000" },
+    { E2B_PROTOCOL_PRIVATE, NULL, "e2b.app", NULL, NULL, NULL, "i", "https://e2b.app/kruise/api",
+      "https://e2b.app/kruise/i/49983", "e2b.app/kruise/i/3000" },
+    { E2B_PROTOCOL_NATIVE, NULL, "d.com", "http://127.0.0.1:1/p/", "http://127.0.0.1:2/sb/", NULL, "a%b",
+      "http://127.0.0.1:1/p", "http://127.0.0.1:2/sb/a%25b", "127.0.0.1:2/sb/a%25b" },
+    { E2B_PROTOCOL_NATIVE, NULL, "d.com", NULL, "http://base", "http://one", "i", "https://api.d.com", "http://base/i",
+      "base/i" },
+    { E2B_PROTOCOL_NATIVE, NULL, "d.com", NULL, NULL, "http://one/x", "i", "https://api.d.com", "http://one/x",
+      "3000-i.d.com" },
+    { E2B_PROTOCOL_NATIVE, NULL, "127.0.0.1:1", "http://127.0.0.1:1", NULL, "http://127.0.0.1:1", "i",
+      "http://127.0.0.1:1", "http://127.0.0.1:1", "3000-i.127.0.0.1:1" },
+  };
+  char text[200];
+  size_t i;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    e2b_client_config config;
+    e2b_client *client;
+    e2b_sandbox *sandbox = NULL;
+    memset(&config, 0, sizeof config);
+    config.protocol = rows[i].protocol;
+    config.scheme = rows[i].scheme;
+    config.domain = rows[i].domain;
+    config.api_url = rows[i].api_url;
+    config.sandbox_base_url = rows[i].base_url;
+    config.sandbox_url = rows[i].sandbox_url;
+    client = sb_client(&config, NULL);
+    CHECK_INT(e2b_client_api_url(client, text, sizeof text), strlen(rows[i].api));
+    CHECK_STR(text, rows[i].api);
+    CHECK_INT(e2b_client_sandbox_url(client, rows[i].id, text, sizeof text), strlen(rows[i].runtime));
+    CHECK_STR(text, rows[i].runtime);
+    if (!strchr(rows[i].id, ' ')) { /* not for a header */
+      CHECK_INT(e2b_sandbox_attach(client, rows[i].id, NULL, &sandbox, NULL), E2B_OK);
+      CHECK_STR(e2b_sandbox_runtime_url(sandbox), rows[i].runtime);
+      CHECK_INT(e2b_sandbox_host(sandbox, 3000, text, sizeof text), strlen(rows[i].host));
+      CHECK_STR(text, rows[i].host);
+      CHECK_INT(e2b_sandbox_host(sandbox, 3000, text, 4), strlen(rows[i].host));
+      CHECK_INT(strlen(text), 3);
+      CHECK_INT(e2b_sandbox_host(sandbox, 3000, NULL, 0), strlen(rows[i].host));
+    }
+    e2b_client_free(client);
+  }
+}
+
+static void sb_refused(const e2b_client_config *config, const char *name) {
+  e2b_error err;
+  CHECK(e2b_client_create(config, &err) == NULL);
+  CHECK_INT(err.code, E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(err.subject, E2B_SUBJECT_OPTION);
+  CHECK_INT(err.phase, E2B_PHASE_NONE);
+  CHECK_HAS(err.message, name);
+  CHECK(e2b_client_create(config, NULL) == NULL);
+}
+
+static void test_client_refuses(void) {
+  static const e2b_kv bad_headers[][1] = {
+    { { "", "x" } },
+    { { NULL, "x" } },
+    { { "a b", "x" } },
+    { { "x", "a\r\nb: c" } },
+    { { "x", "\xc3" } },
+    { { "Host", "x" } },
+    { { "content-length", "1" } },
+    { { "Connection", "close" } },
+    { { "Transfer-Encoding", "chunked" } },
+    { { "a:", "b" } },
+    { { "x\n", "b" } },
+  };
+  static const char *const bad_urls[] = { "api.e2b.app", "ftp://x",     "http://",   "http://u:p@h",
+                                          "http://h?q",  "http://h/ x", "http://h:0" };
+  static const char *const bad_domains[] = { "https://e2b.app", "e2b.app/", "a b",  "h:0",
+                                             "h:99999",         "u@h",      "[::1", "a..b",
+                                             "\xc3\xbc.de" };
+  e2b_client_config zero, c;
+  e2b_transport transport;
+  size_t i;
+  memset(&zero, 0, sizeof zero);
+  zero.no_env = true;
+#define SB_REFUSED(member, value) (c = zero, c.member = (value), sb_refused(&c, #member))
+  SB_REFUSED(api_key, "a\nb");
+  SB_REFUSED(api_key, "a\r");
+  SB_REFUSED(api_key, "\xc3\xa9");
+  SB_REFUSED(access_token, "a\x01");
+  SB_REFUSED(user_agent, "a\nb");
+  SB_REFUSED(default_user, "a:b");
+  SB_REFUSED(default_user, "a\n");
+  SB_REFUSED(scheme, "HTTP");
+  SB_REFUSED(scheme, "ftp");
+  SB_REFUSED(protocol, (e2b_protocol)7);
+  SB_REFUSED(domain, "127.0.0.1:80");
+  SB_REFUSED(domain, "[::1]");
+  SB_REFUSED(request_timeout_ms, -2);
+  SB_REFUSED(idle_ms, -5);
+  SB_REFUSED(connect_timeout_ms, -1);
+  SB_REFUSED(keepalive_interval_s, -1);
+  SB_REFUSED(keepalive_interval_s, 3601);
+  SB_REFUSED(max_ops, 65537);
+  SB_REFUSED(max_connections, 1u << 20);
+  SB_REFUSED(io_buffer_size, 511);
+  SB_REFUSED(max_header_bytes, 255);
+  SB_REFUSED(max_message_bytes, 0xffffffffu);
+  SB_REFUSED(stream_buffer_size, 0xffffffffu);
+  (void)(c = zero, c.allocator.alloc_fn = heap_alloc, sb_refused(&c, "allocator"), 0);
+  (void)(c = zero, c.allocator.free_fn = heap_free, sb_refused(&c, "allocator"), 0);
+  SB_REFUSED(tls.ca_pem, "no certificate");
+  for (i = 0; i < E2B__COUNT(bad_urls); i++) {
+    SB_REFUSED(api_url, bad_urls[i]);
+    SB_REFUSED(sandbox_url, bad_urls[i]);
+    SB_REFUSED(sandbox_base_url, bad_urls[i]);
+  }
+  for (i = 0; i < E2B__COUNT(bad_domains); i++) SB_REFUSED(domain, bad_domains[i]);
+  for (i = 0; i < E2B__COUNT(bad_headers); i++) {
+    c = zero;
+    c.headers.items = bad_headers[i];
+    c.headers.count = 1;
+    sb_refused(&c, "headers");
+  }
+  memset(&transport, 0, sizeof transport);
+  SB_REFUSED(transport, &transport);
+#undef SB_REFUSED
+  sb_environment("E2B_API_URL=nonsense");
+  c = zero;
+  c.no_env = false;
+  sb_refused(&c, "E2B_API_URL");
+  sb_environment("SCHEME=gopher");
+  sb_refused(&c, "SCHEME");
+  sb_environment(NULL);
+}
+
+/* The configuration is copied, and every allocation of it may fail. */
+static void test_client_copies(void) {
+  char key[] = "key", name[] = "X-One", value[] = "1", url[] = "http://h/x/", pem[] = "-----BEGIN CERTIFICATE-----",
+       user[] = "me";
+  e2b_kv headers[2];
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_error err;
+  test_heap heap;
+  long n, total;
+  memset(&config, 0, sizeof config);
+  headers[0].key = name;
+  headers[0].value = value;
+  headers[1].key = "y";
+  headers[1].value = NULL;
+  config.headers.items = headers;
+  config.headers.count = 2;
+  config.no_env = true;
+  config.api_key = key;
+  config.access_token = key;
+  config.sandbox_base_url = url;
+  config.default_user = user;
+  config.tls.ca_pem = pem;
+  config.tls.ca_file = url;
+  config.allocator = heap_allocator(&heap);
+  client = e2b_client_create(&config, &err);
+  CHECK(client != NULL);
+  total = heap.calls;
+  memset(key, 'z', 3);
+  memset(name, 'z', 5);
+  memset(url, 'z', 11);
+  memset(pem, 'z', 10);
+  memset(user, 'z', 2);
+  value[0] = 'z';
+  headers[0].key = NULL;
+  CHECK_STR(client->config.api_key, "key");
+  CHECK_STR(client->config.access_token, "key");
+  CHECK_STR(client->config.sandbox_base_url, "http://h/x");
+  CHECK_STR(client->config.default_user, "me");
+  CHECK_STR(client->config.tls.ca_pem, "-----BEGIN CERTIFICATE-----");
+  CHECK_INT(client->config.tls.ca_pem_len, 27);
+  CHECK_STR(client->config.headers.items[0].key, "X-One");
+  CHECK_STR(client->config.headers.items[0].value, "1");
+  CHECK_STR(client->config.headers.items[1].value, "");
+  CHECK(client->net.tls_config.ca_pem == client->config.tls.ca_pem);
+  e2b_client_free(client);
+  HEAP_CHECK_EMPTY(&heap);
+  headers[0].key = name;
+  memcpy(url, "http://h/x/", 11);
+  memcpy(pem, "-----BEGIN", 10);
+  for (n = 1; n <= total; n++) {
+    config.allocator = heap_allocator(&heap);
+    heap.fail_at = n;
+    CHECK(e2b_client_create(&config, &err) == NULL);
+    CHECK_INT(err.code, E2B_ERR_NO_MEMORY);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* requests */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_sandbox_create_minimal(void) {
+  sb_world w;
+  e2b_sandbox *sandbox;
+  sb_open(&w, NULL);
+  sb_script(&w.server, sb_json(201, SB_CREATED), NULL);
+  CHECK_INT(e2b_sandbox_create(w.client, NULL, NULL, &sandbox, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(
+      &w.server, 0,
+      "POST /sandboxes HTTP/1.1\r\n" SB_HEAD SB_BODY(
+          "123") "{\"templateID\":\"code-interpreter\",\"timeout\":300,\"secure\":true,\"metadata\":{" SB_NONCE "}}");
+  CHECK(e2b_sandbox_client(sandbox) == w.client);
+  CHECK_STR(e2b_sandbox_id(sandbox), "sb1");
+  CHECK_STR(e2b_sandbox_template_id(sandbox), "tpl");
+  CHECK_STR(e2b_sandbox_envd_version(sandbox), "0.2.10");
+  CHECK_STR(e2b_sandbox_access_token(sandbox), "envd-secret");
+  CHECK_STR(e2b_sandbox_traffic_access_token(sandbox), "traffic-secret");
+  CHECK_INT(strlen(e2b_sandbox_runtime_url(sandbox)), strlen(w.sandbox_url) - 1);
+  e2b_sandbox_free(sandbox);
+  e2b_sandbox_free(NULL);
+  CHECK(e2b_sandbox_client(NULL) == NULL);
+  CHECK_STR(e2b_sandbox_id(NULL), "");
+  sb_close(&w);
+}
+
+static void test_sandbox_create_everything(void) {
+  static const e2b_kv metadata[] = { { "team", "a\"b\\\n" }, { "n", NULL } },
+                      envs[] = { { "PATH", "/bin" }, { "E", "" } };
+  static const e2b_kv headers[] = { { "X-Call", "1" }, { "User-Agent", "mine" } },
+                      set_headers[] = { { "Authorization", "Bearer t" } };
+  static const char *const allow[] = { "1.2.3.4", "example.com" }, *const deny[] = { "0.0.0.0/0" };
+  static const e2b_volume_mount mounts[] = { { "vol", "/mnt" }, { "v2", "/m2" } };
+  static const e2b_network_rule rules[] = { { "api.x.com", { set_headers, 1 } }, { "y.com", { NULL, 0 } } };
+  e2b_network network;
+  e2b_sandbox_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  sb_world w;
+  memset(&network, 0, sizeof network);
+  network.allow_out.items = allow;
+  network.allow_out.count = 2;
+  network.deny_out.items = deny;
+  network.deny_out.count = 1;
+  network.allow_public_traffic = E2B_NO;
+  network.mask_request_host = "localhost:8080";
+  network.rules = rules;
+  network.rule_count = 2;
+  network.egress_proxy_address = "p:1";
+  network.egress_proxy_username = "u";
+  network.egress_proxy_password = "pw";
+  memset(&opts, 0, sizeof opts);
+  opts.call.headers.items = headers;
+  opts.call.headers.count = 2;
+  opts.timeout_s = 60;
+  opts.metadata.items = metadata;
+  opts.metadata.count = 2;
+  opts.env_vars.items = envs;
+  opts.env_vars.count = 2;
+  opts.auto_pause = E2B_YES;
+  opts.auto_resume = E2B_NO;
+  opts.secure = E2B_NO;
+  opts.allow_internet_access = E2B_YES;
+  opts.network = &network;
+  opts.mcp_json = "{\"browserbase\":{\"k\":\"v\"}}";
+  opts.volume_mounts = mounts;
+  opts.volume_mount_count = 2;
+  opts.traffic_access_token = "mine";
+  opts.extra_json = " {\"autoPauseMemory\": false, \"iam\":{}} ";
+  sb_open(&w, NULL);
+  sb_script(&w.server, sb_json(201, SB_CREATED), NULL);
+  CHECK_INT(e2b_sandbox_create(w.client, "team/name:tag", &opts, &sandbox, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(
+      &w.server, 0,
+      "POST /sandboxes HTTP/1.1\r\nhost: 127.0.0.1:%P\r\naccept: application/json\r\naccept-encoding: identity\r\n"
+      "x-call: 1\r\nuser-agent: mine\r\nx-api-key: secret-key\r\ncontent-type: application/json\r\n"
+      "content-length: 689\r\n\r\n"
+      "{\"templateID\":\"team/name:tag\",\"timeout\":60,\"autoPause\":true,\"autoResume\":{\"enabled\":false},"
+      "\"secure\":false,\"allow_internet_access\":true,\"network\":{\"allowPublicTraffic\":false,"
+      "\"allowOut\":[\"1.2.3.4\",\"example.com\"],\"denyOut\":[\"0.0.0.0/0\"],\"maskRequestHost\":\"localhost:8080\","
+      "\"rules\":{\"api.x.com\":[{\"transform\":{\"headers\":{\"Authorization\":\"Bearer t\"}}}],\"y.com\":[{}]},"
+      "\"egressProxy\":{\"address\":\"p:1\",\"username\":\"u\",\"password\":\"pw\"}},"
+      "\"metadata\":{\"team\":\"a\\\"b\\\\\\u000a\",\"n\":\"\"," SB_NONCE "},"
+      "\"envVars\":{\"PATH\":\"/bin\",\"E\":\"\"},\"mcp\":{\"browserbase\":{\"k\":\"v\"}},"
+      "\"volumeMounts\":[{\"name\":\"vol\",\"path\":\"/mnt\"},{\"name\":\"v2\",\"path\":\"/m2\"}],"
+      "\"autoPauseMemory\": false, \"iam\":{}}");
+  CHECK_STR(e2b_sandbox_traffic_access_token(sandbox), "mine");
+  sb_close(&w);
+}
+
+/* Every call: method, path, headers and body, byte by byte. */
+static void test_sandbox_golden_requests(void) {
+  static const e2b_kv metadata[] = { { "a/b k", "x y" }, { "app", "prod" } };
+  e2b_create_response response;
+  e2b_sandbox_info info;
+  e2b_sandbox_list list;
+  e2b_list_opts opts;
+  e2b_sandbox *sandbox;
+  e2b_sandbox_opts connect_opts;
+  bool flag = false;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&response, 0, sizeof response);
+  memset(&info, 0, sizeof info);
+  memset(&list, 0, sizeof list);
+  memset(&opts, 0, sizeof opts);
+  memset(&connect_opts, 0, sizeof connect_opts);
+
+  sb_script(&w.server, sb_json(200, SB_CREATED), NULL);
+  CHECK_INT(e2b_sandbox_connect(w.client, "a/b \xc3\xbc%?", NULL, &sandbox, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(
+      &w.server, 0,
+      "POST /sandboxes/a%2Fb%20%C3%BC%25%3F/connect HTTP/1.1\r\n" SB_HEAD SB_BODY("15") "{\"timeout\":300}");
+  connect_opts.timeout_s = 7;
+  connect_opts.traffic_access_token = "t";
+  CHECK_INT(e2b_sandbox_connect(w.client, "sb1", &connect_opts, &sandbox, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 1, "POST /sandboxes/sb1/connect HTTP/1.1\r\n" SB_HEAD SB_BODY("13") "{\"timeout\":7}");
+  CHECK_STR(e2b_sandbox_traffic_access_token(sandbox), "t");
+  CHECK_INT(e2b_api_connect_sandbox(w.client, "sb1", -1, NULL, &response, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 2, "POST /sandboxes/sb1/connect HTTP/1.1\r\n" SB_HEAD SB_BODY("15") "{\"timeout\":300}");
+  CHECK_STR(response.sandbox_id, "sb1");
+  CHECK_STR(response.client_id, "6532622b");
+  CHECK_STR(response.envd_access_token, "envd-secret");
+  CHECK_STR(response.traffic_access_token, "traffic-secret");
+  CHECK_STR(response.domain, "");
+  e2b_mem_free(&response.mem);
+  CHECK_INT(e2b_api_create_sandbox(w.client, "t", NULL, &response, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 3,
+                   "POST /sandboxes HTTP/1.1\r\n" SB_HEAD SB_BODY(
+                       "108") "{\"templateID\":\"t\",\"timeout\":300,\"secure\":true,\"metadata\":{" SB_NONCE "}}");
+  e2b_mem_free(&response.mem);
+  CHECK_INT(e2b_sandbox_get_info(sandbox, NULL, &info, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 4, "GET /sandboxes/sb1 HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&info.mem);
+  CHECK_INT(e2b_api_get_info(w.client, "..a", NULL, &info, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 5, "GET /sandboxes/..a HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&info.mem);
+
+  sb_script(&w.server, sb_answer(204, "", ""), NULL);
+  CHECK_INT(e2b_sandbox_set_timeout(sandbox, 0, NULL, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 0, "POST /sandboxes/sb1/timeout HTTP/1.1\r\n" SB_HEAD SB_BODY("13") "{\"timeout\":0}");
+  CHECK_INT(e2b_api_set_timeout(w.client, "i", 2592000, NULL, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 1,
+                   "POST /sandboxes/i/timeout HTTP/1.1\r\n" SB_HEAD SB_BODY("19") "{\"timeout\":2592000}");
+  CHECK_INT(e2b_sandbox_pause(sandbox, NULL, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 2, "POST /sandboxes/sb1/pause HTTP/1.1\r\n" SB_HEAD "content-length: 0\r\n\r\n");
+  CHECK_INT(e2b_api_pause(w.client, "i", NULL, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 3, "POST /sandboxes/i/pause HTTP/1.1\r\n" SB_HEAD "content-length: 0\r\n\r\n");
+  CHECK_INT(e2b_sandbox_kill(sandbox, NULL, &flag, &w.err), E2B_OK);
+  CHECK(flag);
+  SB_CHECK_REQUEST(&w.server, 4, "DELETE /sandboxes/sb1 HTTP/1.1\r\n" SB_HEAD "\r\n");
+  CHECK_INT(e2b_api_kill(w.client, "i", NULL, NULL, NULL), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 5, "DELETE /sandboxes/i HTTP/1.1\r\n" SB_HEAD "\r\n");
+  flag = false;
+  CHECK_INT(e2b_sandbox_is_running(sandbox, NULL, &flag, &w.err), E2B_OK);
+  CHECK(flag);
+  SB_CHECK_REQUEST(&w.server, 6,
+                   "GET /envd/health HTTP/1.1\r\n" SB_COMMON "e2b-sandbox-id: sb1\r\ne2b-sandbox-port: 49983\r\n"
+                   "x-access-token: envd-secret\r\ne2b-traffic-access-token: t\r\n\r\n");
+  CHECK_INT(e2b_sandbox_close(sandbox, NULL, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 7, "DELETE /sandboxes/sb1 HTTP/1.1\r\n" SB_HEAD "\r\n");
+
+  sb_script(&w.server, sb_json(200, "[]"), NULL);
+  CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 0, "GET /v2/sandboxes HTTP/1.1\r\n" SB_HEAD "\r\n");
+  CHECK_INT(list.count, 0);
+  CHECK(list.next_token == NULL);
+  e2b_mem_free(&list.mem);
+  opts.metadata.items = metadata;
+  opts.metadata.count = 2;
+  opts.states = E2B_STATE_RUNNING | E2B_STATE_PAUSED;
+  opts.limit = 100;
+  opts.next_token = "abc=/+";
+  CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(
+      &w.server, 1,
+      "GET /v2/sandboxes?metadata=a%25252Fb%252520k%3Dx%252520y%26app%3Dprod&state=running,paused&limit=100"
+      "&nextToken=abc%3D%2F%2B HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&list.mem);
+  memset(&opts, 0, sizeof opts);
+  opts.states = E2B_STATE_PAUSED;
+  CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 2, "GET /v2/sandboxes?state=paused HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&list.mem);
+  opts.states = E2B_STATE_RUNNING;
+  opts.limit = 1;
+  CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 3, "GET /v2/sandboxes?state=running&limit=1 HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&list.mem);
+  sb_close(&w);
+}
+
+/* The private protocol: path prefix, two layers of encoding in the filter, the answer's domain is not used. */
+static void test_sandbox_private_protocol(void) {
+  static const e2b_kv metadata[] = { { "a/b k", "x y" } };
+  e2b_client_config config;
+  char domain[64], expected[128];
+  e2b_sandbox *sandbox = NULL;
+  e2b_sandbox_list list;
+  e2b_list_opts opts;
+  e2b_client *client;
+  bool running;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&config, 0, sizeof config);
+  memset(&opts, 0, sizeof opts);
+  memset(&list, 0, sizeof list);
+  (void)snprintf(domain, sizeof domain, "127.0.0.1:%u", (unsigned)w.server.port);
+  config.no_env = true;
+  config.protocol = E2B_PROTOCOL_PRIVATE;
+  config.scheme = "http";
+  config.domain = domain;
+  config.runtime_port = 1234;
+  client = e2b_client_create(&config, &w.err);
+  sb_script(&w.server,
+            sb_json(201, "{\"sandboxID\":\"default--x\",\"envdVersion\":\"0.2.10\",\"domain\":\"other.example\"}"),
+            NULL);
+  CHECK_INT(e2b_sandbox_create(client, "t", NULL, &sandbox, &w.err), E2B_OK);
+  CHECK(strncmp(w.server.requests[0], "POST /kruise/api/sandboxes HTTP/1.1\r\n", 37) == 0);
+  CHECK(strstr(w.server.requests[0], "x-api-key") == NULL);
+  (void)snprintf(expected, sizeof expected, "http://%s/kruise/default--x/1234", domain);
+  CHECK_STR(e2b_sandbox_runtime_url(sandbox), expected);
+  CHECK_STR(e2b_sandbox_access_token(sandbox), "");
+  sb_script(&w.server, sb_json(200, "[]"), sb_answer(200, "", "\"OK\""));
+  opts.metadata.items = metadata;
+  opts.metadata.count = 1;
+  CHECK_INT(e2b_api_list(client, &opts, &list, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 0,
+                   "GET /kruise/api/v2/sandboxes?metadata=a%252Fb%2Bk%3Dx%2By HTTP/1.1\r\n" SB_COMMON "\r\n");
+  e2b_mem_free(&list.mem);
+  CHECK_INT(e2b_sandbox_is_running(sandbox, NULL, &running, &w.err), E2B_OK);
+  CHECK(running);
+  SB_CHECK_REQUEST(&w.server, 1,
+                   "GET /kruise/default--x/1234/health HTTP/1.1\r\n" SB_COMMON
+                   "e2b-sandbox-id: default--x\r\ne2b-sandbox-port: 1234\r\n\r\n");
+  e2b_client_free(client);
+  sb_close(&w);
+}
+
+/* Native: the answer's domain, when there is one, is the sandbox's. */
+static void test_sandbox_answer_domain(void) {
+  static const struct {
+    const char *answer, *runtime;
+  } rows[] = {
+    { "{\"sandboxID\":\"i1\",\"domain\":\"own.example:8443\"}", "https://49983-i1.own.example:8443" },
+    { "{\"sandboxID\":\"i1\",\"domain\":\"\"}", "https://sandbox.e2b.app" },
+    { "{\"sandboxID\":\"i1\",\"domain\":null}", "https://sandbox.e2b.app" },
+    { "{\"sandboxID\":\"i1\"}", "https://sandbox.e2b.app" },
+    { "{\"sandboxID\":\"i1\",\"domain\":\"e2b.dev\"}", "https://sandbox.e2b.dev" },
+    { "{\"sandboxID\":\"a/../b\",\"domain\":\"own.example\"}", NULL },
+    { "{\"sandboxID\":\"i1\",\"domain\":\"x/y\"}", NULL },
+    { "{\"sandboxID\":\"i\\r\\n1\"}", NULL },
+    { "{\"sandboxID\":\"i1\",\"envdAccessToken\":\"a\\nb\"}", NULL },
+    { "{\"sandboxID\":\"i1\",\"trafficAccessToken\":\"a\\u0000b\"}", NULL },
+  };
+  size_t i;
+  sb_world w;
+  sb_open(&w, NULL);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    e2b_client_config config;
+    e2b_sandbox *sandbox = (e2b_sandbox *)&w;
+    e2b_client *client;
+    memset(&config, 0, sizeof config);
+    config.no_env = true;
+    config.api_url = w.api_url;
+    config.access_token = "fallback";
+    client = e2b_client_create(&config, &w.err);
+    sb_script(&w.server, sb_json(201, rows[i].answer), NULL);
+    if (rows[i].runtime) {
+      CHECK_INT(e2b_sandbox_create(client, "t", NULL, &sandbox, &w.err), E2B_OK);
+      CHECK_STR(e2b_sandbox_runtime_url(sandbox), rows[i].runtime);
+      CHECK_STR(e2b_sandbox_access_token(sandbox), "fallback");
+    } else {
+      CHECK_INT(e2b_sandbox_create(client, "t", NULL, &sandbox, &w.err), E2B_ERR_PROTOCOL);
+      CHECK(sandbox == NULL && w.err.maybe_done);
+      CHECK_HAS(w.err.message, "runs, but");
+      CHECK_INT(e2b_sandbox_connect(client, "x", NULL, &sandbox, &w.err), E2B_ERR_PROTOCOL);
+      CHECK(!w.err.maybe_done);
+    }
+    e2b_client_free(client);
+  }
+  sb_close(&w);
+}
+
+static void test_sandbox_attach(void) {
+  e2b_attach_opts opts;
+  e2b_sandbox *sandbox, *other;
+  char host[64];
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&opts, 0, sizeof opts);
+  CHECK_INT(e2b_sandbox_attach(w.client, "abc", NULL, &sandbox, &w.err), E2B_OK);
+  CHECK(e2b__version_compare(e2b_sandbox_envd_version(sandbox), "0.5.7") > 0);
+  CHECK_STR(e2b_sandbox_access_token(sandbox), "");
+  CHECK_STR(e2b_sandbox_template_id(sandbox), "");
+  opts.access_token = "tok";
+  opts.base_url = "https://h:1/p//";
+  opts.domain = "d.com";
+  opts.envd_version = "0.1.0";
+  opts.traffic_access_token = "tr";
+  opts.template_id = "tp";
+  CHECK_INT(e2b_sandbox_attach(w.client, "abc", &opts, &other, &w.err), E2B_OK);
+  CHECK_STR(e2b_sandbox_runtime_url(other), "https://h:1/p");
+  CHECK_STR(e2b_sandbox_access_token(other), "tok");
+  CHECK_STR(e2b_sandbox_envd_version(other), "0.1.0");
+  CHECK_STR(e2b_sandbox_traffic_access_token(other), "tr");
+  CHECK_STR(e2b_sandbox_template_id(other), "tp");
+  CHECK_INT(e2b_sandbox_host(other, 0, host, sizeof host), 15);
+  CHECK_STR(host, "49983-abc.d.com");
+  e2b_sandbox_free(sandbox);
+  CHECK_INT(peer_asked_count(&w.server), 0);
+
+#define SB_ATTACH_REFUSED(id, name)                                                                                    \
+  (sandbox = other, CHECK_INT(e2b_sandbox_attach(w.client, id, &opts, &sandbox, &w.err), E2B_ERR_INVALID_ARGUMENT),    \
+   CHECK(sandbox == NULL), CHECK_INT(w.err.subject, E2B_SUBJECT_OPTION), CHECK_HAS(w.err.message, name))
+  SB_ATTACH_REFUSED("", "sandbox_id");
+  SB_ATTACH_REFUSED(NULL, "sandbox_id");
+  SB_ATTACH_REFUSED("a\nb", "sandbox_id");
+  SB_ATTACH_REFUSED("\xc3\xa9", "sandbox_id");
+  SB_ATTACH_REFUSED("..", "sandbox_id");
+  opts.base_url = "h:1";
+  SB_ATTACH_REFUSED("a", "base_url");
+  opts.base_url = NULL;
+  opts.domain = "https://x";
+  SB_ATTACH_REFUSED("a", "domain");
+  opts.domain = NULL;
+  opts.access_token = "a\r\n";
+  SB_ATTACH_REFUSED("a", "access_token");
+  opts.access_token = NULL;
+  opts.traffic_access_token = "a\r\n";
+  SB_ATTACH_REFUSED("a", "traffic_access_token");
+#undef SB_ATTACH_REFUSED
+  CHECK_INT(e2b_sandbox_attach(NULL, "a", NULL, &sandbox, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_sandbox_attach(w.client, "a", NULL, NULL, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  sb_close(&w);
+}
+
+static void sb_check_argument(int line, e2b_err code, const e2b_error *err, const char *name) {
+  bool ok = code == E2B_ERR_INVALID_ARGUMENT && err->code == code && err->subject == E2B_SUBJECT_OPTION &&
+            strstr(err->message, name);
+  if (!ok) printf("%s:%d: %s: \"%s\", not about %s\n", __FILE__, line, e2b_err_name(code), err->message, name);
+  CHECK(ok);
+}
+#define SB_ARGUMENT(call, name) sb_check_argument(__LINE__, call, &w.err, name)
+
+static void sb_create_refused(sb_world *w, const e2b_sandbox_opts *opts, const char *name) {
+  e2b_sandbox *sandbox = (e2b_sandbox *)w;
+  sb_check_argument(__LINE__, e2b_sandbox_create(w->client, "t", opts, &sandbox, &w->err), &w->err, name);
+  CHECK(sandbox == NULL);
+}
+
+/* What is wrong with arguments is found before any I/O. */
+static void test_sandbox_arguments(void) {
+  static const e2b_kv bad_key[] = { { "ok", "x" }, { "", "x" } }, control[] = { { "a\nb", "x" } },
+                      bad_header[] = { { "x", "a\nb" } };
+  static const e2b_network_rule twice[] = { { "h", { NULL, 0 } }, { "h", { NULL, 0 } } },
+                                no_host[] = { { "", { NULL, 0 } } };
+  static const char *const empty[] = { "" };
+  static const char *const not_objects[] = { "[]", "x", "{", "{}x", "{\"a\":}", "null" };
+  static const e2b_volume_mount mount = { "v", NULL };
+  e2b_create_response response;
+  e2b_sandbox_opts opts, zero;
+  e2b_list_opts list_opts, list_zero;
+  e2b_sandbox_info info;
+  e2b_sandbox_list list;
+  e2b_network network, network_zero;
+  e2b_sandbox *sandbox;
+  e2b_call call;
+  size_t i;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&zero, 0, sizeof zero);
+  memset(&list_zero, 0, sizeof list_zero);
+  memset(&network_zero, 0, sizeof network_zero);
+  memset(&response, 0, sizeof response);
+  memset(&info, 0, sizeof info);
+  memset(&list, 0, sizeof list);
+  memset(&call, 0, sizeof call);
+  call.headers.items = bad_header;
+  call.headers.count = 1;
+  opts = zero;
+  opts.timeout_s = -1;
+  sb_create_refused(&w, &opts, "timeout_s");
+  opts = zero;
+  opts.metadata.items = bad_key;
+  opts.metadata.count = 2;
+  sb_create_refused(&w, &opts, "metadata");
+  opts = zero;
+  opts.env_vars.items = control;
+  opts.env_vars.count = 1;
+  sb_create_refused(&w, &opts, "env_vars");
+  opts = zero;
+  opts.call = call;
+  sb_create_refused(&w, &opts, "call.headers");
+  opts = zero;
+  opts.volume_mounts = &mount;
+  opts.volume_mount_count = 1;
+  sb_create_refused(&w, &opts, "volume_mounts");
+  for (i = 0; i < E2B__COUNT(not_objects); i++) {
+    opts = zero;
+    opts.extra_json = not_objects[i];
+    sb_create_refused(&w, &opts, "extra_json");
+    opts = zero;
+    opts.mcp_json = not_objects[i];
+    sb_create_refused(&w, &opts, "mcp_json");
+  }
+  opts = zero;
+  opts.extra_json = "{\"x\":{\"timeout\":1},\"timeout\":1}";
+  sb_create_refused(&w, &opts, "extra_json has the member \"timeout\"");
+  opts = zero;
+  opts.network = &network;
+  network = network_zero;
+  network.allow_out.items = empty;
+  network.allow_out.count = 1;
+  sb_create_refused(&w, &opts, "allow_out");
+  network = network_zero;
+  network.deny_out.items = empty;
+  network.deny_out.count = 1;
+  sb_create_refused(&w, &opts, "deny_out");
+  network = network_zero;
+  network.rules = twice;
+  network.rule_count = 2;
+  sb_create_refused(&w, &opts, "twice");
+  network = network_zero;
+  network.rules = no_host;
+  network.rule_count = 1;
+  sb_create_refused(&w, &opts, "rules");
+  network = network_zero;
+  network.egress_proxy_username = "u";
+  sb_create_refused(&w, &opts, "egress_proxy_address");
+  SB_ARGUMENT(e2b_sandbox_create(w.client, "a\nb", NULL, &sandbox, &w.err), "template_id");
+  SB_ARGUMENT(e2b_sandbox_create(w.client, "a", NULL, NULL, &w.err), "out");
+  SB_ARGUMENT(e2b_sandbox_create(NULL, "a", NULL, &sandbox, &w.err), "client");
+  SB_ARGUMENT(e2b_api_create_sandbox(w.client, "a", NULL, NULL, &w.err), "out");
+  SB_ARGUMENT(e2b_sandbox_connect(w.client, "", NULL, &sandbox, &w.err), "sandbox_id");
+  opts = zero;
+  opts.timeout_s = -3;
+  SB_ARGUMENT(e2b_sandbox_connect(w.client, "a", &opts, &sandbox, &w.err), "timeout_s");
+  SB_ARGUMENT(e2b_api_connect_sandbox(w.client, "..", 0, NULL, &response, &w.err), "sandbox_id");
+  SB_ARGUMENT(e2b_api_connect_sandbox(w.client, "a", 0, &call, &response, &w.err), "call.headers");
+  SB_ARGUMENT(e2b_api_get_info(w.client, NULL, NULL, &info, &w.err), "sandbox_id");
+  SB_ARGUMENT(e2b_api_get_info(w.client, "a", NULL, NULL, &w.err), "out");
+  SB_ARGUMENT(e2b_api_get_info(NULL, "a", NULL, &info, &w.err), "client");
+  SB_ARGUMENT(e2b_api_kill(w.client, "a\x7f", NULL, NULL, &w.err), "sandbox_id");
+  SB_ARGUMENT(e2b_api_set_timeout(w.client, "a", -1, NULL, &w.err), "timeout_s");
+  SB_ARGUMENT(e2b_api_pause(w.client, ".", NULL, &w.err), "sandbox_id");
+  SB_ARGUMENT(e2b_sandbox_kill(NULL, NULL, NULL, &w.err), "sandbox");
+  SB_ARGUMENT(e2b_sandbox_pause(NULL, NULL, &w.err), "sandbox");
+  SB_ARGUMENT(e2b_sandbox_set_timeout(NULL, 1, NULL, &w.err), "sandbox");
+  SB_ARGUMENT(e2b_sandbox_get_info(NULL, NULL, &info, &w.err), "sandbox");
+  SB_ARGUMENT(e2b_sandbox_is_running(NULL, NULL, NULL, &w.err), "sandbox");
+  SB_ARGUMENT(e2b_api_list(w.client, NULL, NULL, &w.err), "out");
+  list_opts = list_zero;
+  list_opts.limit = 101;
+  SB_ARGUMENT(e2b_api_list(w.client, &list_opts, &list, &w.err), "limit");
+  list_opts = list_zero;
+  list_opts.limit = -1;
+  SB_ARGUMENT(e2b_api_list(w.client, &list_opts, &list, &w.err), "limit");
+  list_opts = list_zero;
+  list_opts.states = 4;
+  SB_ARGUMENT(e2b_api_list(w.client, &list_opts, &list, &w.err), "states");
+  list_opts = list_zero;
+  list_opts.next_token = "a\n";
+  SB_ARGUMENT(e2b_api_list(w.client, &list_opts, &list, &w.err), "next_token");
+  list_opts = list_zero;
+  list_opts.metadata.items = control;
+  list_opts.metadata.count = 1;
+  SB_ARGUMENT(e2b_api_list(w.client, &list_opts, &list, &w.err), "metadata");
+  CHECK_INT(e2b_sandbox_close(NULL, NULL, &w.err), E2B_OK);
+  CHECK_INT(e2b_api_list(w.client, &list_opts, &list, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(peer_asked_count(&w.server), 0);
+  CHECK_INT(w.client->op_count, 0);
+  sb_close(&w);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* answers */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_sandbox_error_mapping(void) {
+  static const struct {
+    int status;
+    const char *headers, *body;
+    e2b_err code;
+    e2b_subject create_subject, info_subject;
+    bool create_maybe_done;
+    const char *message;
+  } rows[] = {
+    { 400, "", "{\"code\":400,\"message\":\"template 'x' not found\"}", E2B_ERR_INVALID_ARGUMENT, E2B_SUBJECT_NONE,
+      E2B_SUBJECT_NONE, false, "template 'x' not found (HTTP 400)" },
+    { 401, "", "{\"code\":401,\"message\":\"Invalid API Key\"}", E2B_ERR_UNAUTHENTICATED, E2B_SUBJECT_NONE,
+      E2B_SUBJECT_NONE, false, "check api_key or E2B_API_KEY" },
+    { 403, "", "{\"code\":403,\"message\":\"blocked\"}", E2B_ERR_PERMISSION, E2B_SUBJECT_NONE, E2B_SUBJECT_NONE, false,
+      "blocked" },
+    { 404, "", "{\"code\":404,\"message\":\"nope\"}", E2B_ERR_NOT_FOUND, E2B_SUBJECT_TEMPLATE, E2B_SUBJECT_SANDBOX,
+      false, "nope" },
+    { 404, "", "404 page not found", E2B_ERR_NOT_FOUND, E2B_SUBJECT_TEMPLATE, E2B_SUBJECT_SANDBOX, false,
+      "404 page not found" },
+    { 404, "", "", E2B_ERR_NOT_FOUND, E2B_SUBJECT_TEMPLATE, E2B_SUBJECT_SANDBOX, false, "HTTP 404" },
+    { 409, "", "{\"code\":409,\"message\":\"busy\"}", E2B_ERR_CONFLICT, E2B_SUBJECT_NONE, E2B_SUBJECT_NONE, false,
+      "busy" },
+    { 429, "", "{\"code\":429,\"message\":\"too many\"}", E2B_ERR_RATE_LIMITED, E2B_SUBJECT_NONE, E2B_SUBJECT_NONE,
+      false, "too many" },
+    { 429, "retry-after: 3600\r\n", "x", E2B_ERR_RATE_LIMITED, E2B_SUBJECT_NONE, E2B_SUBJECT_NONE, false, "try again" },
+    { 500, "", "", E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_SUBJECT_NONE, true, "HTTP 500" },
+    { 500, "", "{\"code\":0,\"headers\":null,\"message\":\"boom\",\"request_id\":\"r\"}", E2B_ERR_SERVICE,
+      E2B_SUBJECT_NONE, E2B_SUBJECT_NONE, true, "boom" },
+    { 502, "", "<html><h1>502 Bad Gateway</h1></html>", E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_SUBJECT_NONE, true,
+      "Bad Gateway" },
+    { 503, "", "{\"code\":503,\"message\":\"no capacity\",\"error_code\":\"x\"}", E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE,
+      E2B_SUBJECT_NONE, true, "no capacity" },
+    { 504, "", "", E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_SUBJECT_NONE, true, "HTTP 504" },
+    { 418, "", "teapot", E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_SUBJECT_NONE, false, "teapot" },
+    { 301, "location: http://elsewhere/\r\n", "", E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_SUBJECT_NONE, false,
+      "redirect" },
+  };
+  e2b_create_response response;
+  e2b_sandbox_info info;
+  e2b_sandbox *sandbox;
+  size_t i;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&info, 0, sizeof info);
+  memset(&response, 0, sizeof response);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    char headers[128];
+    (void)snprintf(headers, sizeof headers, "x-request-id: req-%u\r\n%s", (unsigned)i, rows[i].headers);
+    sb_script(&w.server, sb_answer(rows[i].status, headers, rows[i].body), NULL);
+    sandbox = (e2b_sandbox *)&w;
+    CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), rows[i].code);
+    CHECK(sandbox == NULL);
+    CHECK_INT(w.err.code, rows[i].code);
+    CHECK_INT(w.err.http_status, rows[i].status);
+    CHECK_INT(w.err.subject, rows[i].create_subject);
+    CHECK_INT(w.err.maybe_done, rows[i].create_maybe_done);
+    CHECK_INT(w.err.phase, E2B_PHASE_BODY);
+    CHECK_INT(strtol(w.err.request_id + 4, NULL, 10), i);
+    CHECK_INT(w.err.retry_after_ms, strstr(rows[i].headers, "3600") ? 3600000 : 0);
+    CHECK_HAS(w.err.message, rows[i].message);
+    CHECK(strstr(w.err.message, "secret-key") == NULL);
+    CHECK_INT(e2b_api_create_sandbox(w.client, "t", NULL, &response, NULL), rows[i].code);
+    CHECK(response.mem.ptr == NULL && response.sandbox_id == NULL);
+    CHECK_INT(e2b_api_get_info(w.client, "i", NULL, &info, &w.err), rows[i].code);
+    CHECK_INT(w.err.subject, rows[i].info_subject);
+    CHECK(!w.err.maybe_done && info.sandbox_id == NULL && info.mem.ptr == NULL);
+    CHECK_INT(e2b_sandbox_connect(w.client, "i", NULL, &sandbox, &w.err), rows[i].code);
+    CHECK_INT(w.err.subject, rows[i].info_subject);
+    CHECK_INT(e2b_api_set_timeout(w.client, "i", 1, NULL, &w.err), rows[i].code);
+    CHECK_INT(w.err.subject, rows[i].info_subject);
+    CHECK_INT(e2b_api_pause(w.client, "i", NULL, &w.err), rows[i].status == 409 ? E2B_OK : rows[i].code);
+    CHECK_INT(peer_asked_count(&w.server), 6); /* nothing is sent twice */
+  }
+  sb_close(&w);
+}
+
+static void test_sandbox_kill_and_pause(void) {
+  static const struct {
+    int status;
+    e2b_err kill;
+    bool killed;
+    e2b_err pause;
+  } rows[] = {
+    { 204, E2B_OK, true, E2B_OK },
+    { 200, E2B_OK, true, E2B_OK },
+    { 404, E2B_OK, false, E2B_ERR_NOT_FOUND },
+    { 409, E2B_ERR_CONFLICT, false, E2B_OK },
+    { 401, E2B_ERR_UNAUTHENTICATED, false, E2B_ERR_UNAUTHENTICATED },
+    { 500, E2B_ERR_SERVICE, false, E2B_ERR_SERVICE },
+  };
+  size_t i;
+  bool killed;
+  sb_world w;
+  sb_open(&w, NULL);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    e2b_sandbox *sandbox = sb_attach(&w, "i");
+    sb_script(&w.server, sb_answer(rows[i].status, "", ""), NULL);
+    killed = !rows[i].killed;
+    CHECK_INT(e2b_sandbox_kill(sandbox, NULL, &killed, &w.err), rows[i].kill);
+    CHECK_INT(killed, rows[i].killed);
+    CHECK_INT(w.err.code, rows[i].kill);
+    CHECK_INT(e2b_sandbox_pause(sandbox, NULL, &w.err), rows[i].pause);
+    CHECK_INT(e2b_sandbox_close(sandbox, NULL, &w.err), rows[i].kill);
+    CHECK(w.client->sandboxes == NULL);
+  }
+  sb_close(&w);
+}
+
+/* A 401 without a key says what to do. */
+static void test_sandbox_no_key(void) {
+  e2b_client_config config;
+  e2b_sandbox_info info;
+  e2b_client *client;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&config, 0, sizeof config);
+  memset(&info, 0, sizeof info);
+  config.no_env = true;
+  config.api_url = w.api_url;
+  client = e2b_client_create(&config, &w.err);
+  sb_script(&w.server, sb_answer(401, "", "{\"code\":401,\"message\":\"no key\"}"), sb_json(200, SB_CREATED));
+  CHECK_INT(e2b_api_get_info(client, "i", NULL, &info, &w.err), E2B_ERR_UNAUTHENTICATED);
+  CHECK(strstr(w.server.requests[0], "x-api-key") == NULL);
+  CHECK_HAS(w.err.message, "set api_key or E2B_API_KEY");
+  CHECK_INT(e2b_api_get_info(client, "i", NULL, &info, &w.err), E2B_OK); /* a server without authentication */
+  CHECK_INT(w.err.code, E2B_OK);
+  e2b_mem_free(&info.mem);
+  e2b_client_free(client);
+  sb_close(&w);
+}
+
+static void test_sandbox_strange_answers(void) {
+  static const struct {
+    const char *body, *message;
+  } rows[] = {
+    { "<!doctype html><title>Welcome</title>", "Welcome" },
+    { "", "nothing" },
+    { "OK", "really the control plane" },
+    { "null", "null" },
+    { "{}", "no sandboxID" },
+    { "{\"sandboxID\":\"\"}", "no sandboxID" },
+    { "{\"sandboxID\":null}", "no sandboxID" },
+    { "{\"sandboxID\":7}", "JSON" },
+    { "{\"sandboxID\":\"i\",\"envdAccessToken\":\"hush\"", "JSON" },
+    { "{\"sandboxID\":\"i\",\"envdAccessToken\":\"hush\"}x", "JSON" },
+    { "[{\"envdAccessToken\":\"hush\"}]", "control plane" },
+  };
+  e2b_sandbox *sandbox;
+  e2b_sandbox_list list;
+  e2b_sandbox_info info;
+  bool flag = true;
+  size_t i;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&list, 0, sizeof list);
+  memset(&info, 0, sizeof info);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    sb_script(&w.server, sb_json(201, rows[i].body), NULL);
+    CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_ERR_PROTOCOL);
+    CHECK(w.err.maybe_done && w.err.phase == E2B_PHASE_DECODE && w.err.http_status == 201);
+    CHECK_HAS(w.err.message, rows[i].message);
+    CHECK(strstr(w.err.message, "hush") == NULL || i == 10);
+  }
+  sb_script(&w.server, sb_json(200, SB_CREATED), NULL); /* a deeper path answered with a sandbox, not a list */
+  CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_ERR_PROTOCOL);
+  CHECK(strstr(w.err.message, "envd-secret") == NULL);
+  CHECK(list.mem.ptr == NULL && list.items == NULL && list.count == 0);
+  sb_script(&w.server, sb_json(200, "[]"), NULL);
+  CHECK_INT(e2b_api_get_info(w.client, "i", NULL, &info, &w.err), E2B_ERR_PROTOCOL);
+  sb_script(&w.server, sb_answer(200, "", "  <html>log in</html>"), NULL);
+  CHECK_INT(e2b_api_kill(w.client, "i", NULL, &flag, &w.err), E2B_ERR_PROTOCOL);
+  CHECK(!flag);
+  CHECK_HAS(w.err.message, "log in");
+  CHECK_INT(e2b_api_pause(w.client, "i", NULL, &w.err), E2B_ERR_PROTOCOL);
+  CHECK_INT(e2b_api_set_timeout(w.client, "i", 1, NULL, &w.err), E2B_ERR_PROTOCOL);
+  sandbox = sb_attach(&w, "i");
+  CHECK_INT(e2b_sandbox_is_running(sandbox, NULL, &flag, &w.err), E2B_ERR_PROTOCOL);
+  CHECK(!flag);
+  sb_close(&w);
+}
+
+/* The connection ends: what may have been done is told, what is safe is sent again. */
+static void test_sandbox_lost_connections(void) {
+  e2b_sandbox *sandbox;
+  e2b_sandbox_info info;
+  bool killed;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&info, 0, sizeof info);
+  sb_script(&w.server, SB_DROP, NULL);
+  CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_ERR_CLOSED);
+  CHECK(w.err.maybe_done && sandbox == NULL);
+  CHECK_INT(peer_asked_count(&w.server), 1);
+  CHECK_INT(e2b_api_kill(w.client, "i", NULL, &killed, &w.err), E2B_ERR_CLOSED);
+  CHECK(!w.err.maybe_done && !killed);
+  sb_script(&w.server, "HTTP/1.1 201 X\r\ncontent-length: 500\r\nconnection: close\r\n\r\n{\"sandboxID\":\"x\"", NULL);
+  CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_ERR_TRUNCATED);
+  CHECK(w.err.maybe_done && w.err.http_status == 201);
+  /* a kept connection that died: delete goes out again, create does not */
+  peer_clear(&w.server);
+  sb_say(&w.server, sb_json(200, SB_CREATED), false);
+  sb_say(&w.server, SB_DROP, false);
+  sb_say(&w.server, sb_answer(204, "", ""), true);
+  CHECK_INT(e2b_api_get_info(w.client, "i", NULL, &info, &w.err), E2B_OK);
+  e2b_mem_free(&info.mem);
+  CHECK_INT(e2b_api_kill(w.client, "i", NULL, &killed, &w.err), E2B_OK);
+  CHECK(killed);
+  CHECK_INT(peer_asked_count(&w.server), 3);
+  sb_script(&w.server, sb_json(200, SB_CREATED), SB_DROP);
+  CHECK_INT(e2b_api_get_info(w.client, "i", NULL, &info, &w.err), E2B_OK);
+  e2b_mem_free(&info.mem);
+  CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_ERR_CLOSED);
+  CHECK(w.err.maybe_done);
+  CHECK_INT(peer_asked_count(&w.server), 2);
+  /* 429 with a wait that fits is waited for, even by create */
+  sb_script(&w.server, sb_answer(429, "retry-after: 1\r\n", "{}"), sb_json(201, SB_CREATED));
+  CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_OK);
+  CHECK_INT(peer_asked_count(&w.server), 2);
+  sb_close(&w);
+}
+
+static void test_sandbox_timeouts(void) {
+  e2b_sandbox_opts opts;
+  e2b_sandbox *sandbox;
+  e2b_call call;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&opts, 0, sizeof opts);
+  memset(&call, 0, sizeof call);
+  sb_script(&w.server, SB_HANG, NULL);
+  opts.call.timeout_ms = 50;
+  CHECK_INT(e2b_sandbox_create(w.client, "t", &opts, &sandbox, &w.err), E2B_ERR_TIMEOUT);
+  CHECK(w.err.maybe_done && sandbox == NULL && w.err.phase == E2B_PHASE_HEADERS);
+  call.timeout_ms = E2B_TIMEOUT_NONE;
+  call.idle_ms = 50;
+  CHECK_INT(e2b_api_kill(w.client, "i", &call, NULL, &w.err), E2B_ERR_IDLE_TIMEOUT);
+  sb_close(&w);
+}
+
+static void test_sandbox_info(void) {
+  static const char json[] =
+      "{\"sandboxID\":\"default--a\",\"templateID\":\"t\",\"clientID\":\"c\",\"envdVersion\":\"v1.0.0\","
+      "\"alias\":\"al\",\"domain\":\"d.com\",\"startedAt\":\"2024-05-06T07:08:09.5+02:00\","
+      "\"endAt\":\"0001-01-01T00:00:00Z\",\"cpuCount\":2,\"memoryMB\":512,\"diskSizeMB\":99999999999,"
+      "\"state\":\"paused\",\"metadata\":{\"a\":\"\\u003cb\\u003e\",\"c\":\"\"},"
+      "\"volumeMounts\":[{\"name\":\"v\",\"path\":\"/m\"}],\"lifecycle\":{\"onTimeout\":\"kill\"},"
+      "\"envdAccessToken\":\"x\"}";
+  e2b_sandbox_info info;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&info, 0, sizeof info);
+  sb_script(&w.server, sb_json(200, json), NULL);
+  CHECK_INT(e2b_api_get_info(w.client, "i", NULL, &info, &w.err), E2B_OK);
+  CHECK_STR(info.sandbox_id, "default--a");
+  CHECK_STR(info.template_id, "t");
+  CHECK_STR(info.client_id, "c");
+  CHECK_STR(info.envd_version, "v1.0.0");
+  CHECK_STR(info.alias, "al");
+  CHECK_STR(info.domain, "d.com");
+  CHECK_STR(info.state_text, "paused");
+  CHECK_INT(info.state, E2B_STATE_PAUSED);
+  CHECK_INT(info.started_at_ms, 1714972089500LL);
+  CHECK_INT(info.end_at_ms, 0);
+  CHECK_INT(info.cpu_count, 2);
+  CHECK_INT(info.memory_mb, 512);
+  CHECK_INT(info.disk_size_mb, INT32_MAX);
+  CHECK_INT(info.metadata.count, 2);
+  CHECK_STR(info.metadata.items[0].key, "a");
+  CHECK_STR(info.metadata.items[0].value, "<b>");
+  CHECK_STR(info.metadata.items[1].value, "");
+  CHECK_INT(info.volume_mount_count, 1);
+  CHECK_STR(info.volume_mounts[0].name, "v");
+  CHECK_STR(info.volume_mounts[0].path, "/m");
+  e2b_mem_free(&info.mem);
+  sb_script(&w.server,
+            sb_json(200, "{\"sandboxID\":\"a\",\"state\":\"dead\",\"metadata\":null,\"startedAt\":\"<unknown>\"}"),
+            NULL);
+  CHECK_INT(e2b_api_get_info(w.client, "i", NULL, &info, &w.err), E2B_OK);
+  CHECK_INT(info.state, E2B_STATE_UNKNOWN);
+  CHECK_STR(info.state_text, "dead");
+  CHECK_STR(info.alias, "");
+  CHECK_INT(info.metadata.count, 0);
+  CHECK_INT(info.started_at_ms, 0);
+  e2b_client_free(w.client); /* the result outlives the client */
+  CHECK_STR(info.sandbox_id, "a");
+  e2b_mem_free(&info.mem);
+  w.client = NULL;
+  sb_close(&w);
+}
+
+static void test_sandbox_list_pages(void) {
+  e2b_sandbox_list list;
+  e2b_list_opts opts;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&list, 0, sizeof list);
+  memset(&opts, 0, sizeof opts);
+  sb_script(&w.server,
+            sb_answer(200, "X-Next-Token: bmV4dA==\r\n",
+                      "[{\"sandboxID\":\"a\",\"state\":\"running\",\"metadata\":{\"k\":\"v\"}},"
+                      "{\"sandboxID\":\"b\",\"state\":\"paused\"}]"),
+            sb_answer(200, "x-next-token: \r\n", "[{\"sandboxID\":\"c\"}]"));
+  CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_OK);
+  CHECK_INT(list.count, 2);
+  CHECK_STR(list.items[0].sandbox_id, "a");
+  CHECK_STR(list.items[0].metadata.items[0].value, "v");
+  CHECK_STR(list.items[1].sandbox_id, "b");
+  CHECK_INT(list.items[1].state, E2B_STATE_PAUSED);
+  CHECK(list.items[1].mem.ptr == NULL && !list.items[1].mem.fixed);
+  CHECK_STR(list.next_token, "bmV4dA==");
+  opts.next_token = list.next_token;
+  {
+    e2b_sandbox_list second;
+    memset(&second, 0, sizeof second);
+    CHECK_INT(e2b_api_list(w.client, &opts, &second, &w.err), E2B_OK);
+    SB_CHECK_REQUEST(&w.server, 1, "GET /v2/sandboxes?nextToken=bmV4dA%3D%3D HTTP/1.1\r\n" SB_HEAD "\r\n");
+    CHECK_INT(second.count, 1);
+    CHECK(second.next_token == NULL);
+    e2b_mem_free(&second.mem);
+  }
+  e2b_mem_free(&list.mem);
+  sb_close(&w);
+}
+
+/* Storage of the caller's: large enough, and every size that is not. */
+static void test_sandbox_fixed_storage(void) {
+  char storage[512];
+  size_t cap, needed = 1;
+  sb_world w;
+  sb_open(&w, NULL);
+  sb_script(&w.server, sb_json(200, SB_CREATED), NULL);
+  for (cap = 0; cap <= needed; cap++) { /* needed is what the first call said */
+    e2b_create_response response;
+    bool fits = cap == needed;
+    memset(&response, 0, sizeof response);
+    response.mem.ptr = storage + 1;
+    response.mem.cap = cap;
+    response.mem.fixed = true;
+    memset(storage, 0x5a, sizeof storage);
+    CHECK_INT(e2b_api_connect_sandbox(w.client, "sb1", 0, NULL, &response, &w.err),
+              fits ? E2B_OK : E2B_ERR_BUFFER_TOO_SMALL);
+    if (cap == 0) needed = response.mem.len;
+    CHECK_INT(response.mem.len, needed);
+    CHECK(response.mem.fixed && response.mem.ptr == storage + 1 && response.mem.cap == cap);
+    CHECK_INT(storage[1 + cap], 0x5a);
+    CHECK_INT(storage[0], 0x5a);
+    if (fits) {
+      CHECK_STR(response.envd_access_token, "envd-secret");
+      CHECK(response.sandbox_id > storage && response.domain < storage + 1 + cap);
+    } else {
+      CHECK(response.sandbox_id == NULL);
+      CHECK_HAS(w.err.message, "sb1");
+      CHECK(!w.err.maybe_done);
+    }
+    e2b_mem_free(&response.mem);
+  }
+  {
+    e2b_create_response response;
+    memset(&response, 0, sizeof response);
+    response.mem.fixed = true;
+    CHECK_INT(e2b_api_create_sandbox(w.client, "t", NULL, &response, &w.err), E2B_ERR_BUFFER_TOO_SMALL);
+    CHECK(w.err.maybe_done); /* and the message says which */
+    CHECK_HAS(w.err.message, "sandbox sb1 runs, but");
+  }
+  {
+    e2b_sandbox_list list = { E2B_MEM_FIXED(storage), NULL, 0, NULL };
+    e2b_sandbox_info info = {
+      E2B_MEM_FIXED(storage), 0, 0, 0, 0, 0, 0, 0, E2B_STATE_UNKNOWN, 0, 0, 0, 0, 0, { NULL, 0 }, NULL, 0
+    };
+    sb_script(&w.server, sb_json(200, "[{\"sandboxID\":\"a\"}]"), sb_json(200, SB_CREATED));
+    CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_OK);
+    CHECK_STR(list.items[0].sandbox_id, "a");
+    list.mem.cap = 20;
+    CHECK_INT(e2b_api_get_info(w.client, "a", NULL, &info, &w.err), E2B_OK);
+    CHECK_STR(info.template_id, "tpl");
+    info.mem.cap = 3;
+    CHECK_INT(e2b_api_get_info(w.client, "a", NULL, &info, &w.err), E2B_ERR_BUFFER_TOO_SMALL);
+    CHECK(info.template_id == NULL && info.metadata.items == NULL);
+  }
+  sb_close(&w);
+}
+
+static void test_sandbox_is_running(void) {
+  static const struct {
+    int status;
+    const char *body;
+    e2b_err code;
+    bool running;
+  } rows[] = {
+    { 204, "", E2B_OK, true },
+    { 200, "\"OK\"", E2B_OK, true },
+    { 502, "{\"sandboxId\":\"i\",\"message\":\"The sandbox was not found\",\"code\":502}", E2B_OK, false },
+    { 502, "sandbox not found: i", E2B_OK, false },
+    { 502, "", E2B_OK, false },
+    { 502, "<html>Bad Gateway</html>", E2B_ERR_UNAVAILABLE, false },
+    { 503, "", E2B_ERR_UNAVAILABLE, false },
+    { 401, "{\"code\":401,\"message\":\"m\"}", E2B_ERR_UNAUTHENTICATED, false },
+    { 404, "<html>x</html>", E2B_ERR_NOT_FOUND, false },
+    { 500, "x", E2B_ERR_SERVICE, false },
+  };
+  e2b_sandbox *sandbox;
+  bool running;
+  size_t i;
+  sb_world w;
+  sb_open(&w, NULL);
+  sandbox = sb_attach(&w, "i");
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    sb_script(&w.server, sb_answer(rows[i].status, "", rows[i].body), NULL);
+    running = !rows[i].running;
+    CHECK_INT(e2b_sandbox_is_running(sandbox, NULL, &running, &w.err), rows[i].code);
+    CHECK_INT(running, rows[i].running);
+    CHECK_INT(peer_asked_count(&w.server), 1);
+  }
+  SB_ARGUMENT(e2b_sandbox_is_running(sandbox, NULL, NULL, &w.err), "running");
+  sb_close(&w);
+}
+
+/* Which secret goes where, with everything set. */
+static void test_sandbox_secrets_stay_in_their_plane(void) {
+  static const e2b_kv headers[] = { { "X-Extra", "1" }, { "X-API-Key", "forged" }, { "Authorization", "Bearer user" } };
+  e2b_client_config config;
+  e2b_sandbox *sandbox;
+  bool running;
+  int i;
+  for (i = 0; i < 2; i++) {
+    sb_world w;
+    memset(&config, 0, sizeof config);
+    config.access_token = "config-token";
+    config.send_api_key_to_sandbox = i == 1;
+    config.headers.items = headers;
+    config.headers.count = i == 1 ? 3 : 1;
+    sb_open(&w, &config);
+    sb_script(&w.server, sb_json(201, SB_CREATED), sb_answer(204, "", ""));
+    CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_OK);
+    CHECK_INT(e2b_sandbox_is_running(sandbox, NULL, &running, &w.err), E2B_OK);
+    CHECK_INT(e2b_sandbox_kill(sandbox, NULL, NULL, &w.err), E2B_OK);
+    CHECK(strstr(w.server.requests[0], "x-api-key: secret-key\r\n") &&
+          strstr(w.server.requests[2], "x-api-key: secret-key\r\n"));
+    CHECK(!strstr(w.server.requests[0], "forged") && !strstr(w.server.requests[2], "forged"));
+    CHECK(!strstr(w.server.requests[0], "config-token") && !strstr(w.server.requests[0], "access-token"));
+    CHECK(!strstr(w.server.requests[2], "envd-secret") && !strstr(w.server.requests[2], "traffic-secret"));
+    CHECK(!strstr(w.server.requests[2], "e2b-sandbox-"));
+    CHECK(strstr(w.server.requests[1], "x-access-token: envd-secret\r\n") &&
+          !strstr(w.server.requests[1], "config-token"));
+    CHECK(strstr(w.server.requests[1], "e2b-traffic-access-token: traffic-secret\r\n") != NULL);
+    CHECK_INT(strstr(w.server.requests[1], "secret-key") != NULL, i);
+    CHECK(strstr(w.server.requests[0], "x-extra: 1\r\n") && strstr(w.server.requests[1], "x-extra: 1\r\n") &&
+          strstr(w.server.requests[2], "x-extra: 1\r\n"));
+    sb_close(&w);
+  }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* without blocking */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct sb_done {
+  int calls;
+  e2b_error err;
+  e2b_client *client;
+  e2b_sandbox *sandbox, **free_it;
+  e2b_err inner[4];
+} sb_done;
+
+static void sb_on_done(void *user, const e2b_error *err) {
+  sb_done *done = (sb_done *)user;
+  done->calls++;
+  done->err = *err;
+}
+
+static e2b_call sb_call(sb_done *done) {
+  e2b_call call;
+  memset(&call, 0, sizeof call);
+  memset(done, 0, sizeof *done);
+  call.on_done = sb_on_done;
+  call.user = done;
+  return call;
+}
+
+static void sb_poll_until(e2b_client *client, const int *calls, int want) {
+  int i;
+  for (i = 0; i < 500 && *calls < want; i++) e2b_client_poll(client, 10);
+}
+
+/* Until the server has seen that many requests. */
+static void sb_poll_requests(sb_world *w, int count) {
+  int i;
+  for (i = 0; i < 500 && peer_asked_count(&w->server) < count; i++) e2b_client_poll(w->client, 10);
+  CHECK_INT(peer_asked_count(&w->server), count);
+}
+
+static void test_sandbox_non_blocking(void) {
+  e2b_create_response response;
+  e2b_sandbox_info info;
+  e2b_sandbox_list list;
+  e2b_list_opts list_opts;
+  e2b_sandbox_opts opts;
+  e2b_sandbox *sandbox;
+  bool killed = true, running = false;
+  sb_done done;
+  e2b_call call;
+  e2b_op op;
+  e2b_err code = E2B_PENDING;
+  int i;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&opts, 0, sizeof opts);
+  memset(&info, 0, sizeof info);
+  memset(&list, 0, sizeof list);
+  memset(&list_opts, 0, sizeof list_opts);
+  memset(&response, 0, sizeof response);
+  sb_script(&w.server, sb_json(201, SB_CREATED), NULL);
+  opts.call.op = &op;
+  sandbox = (e2b_sandbox *)&w;
+  CHECK_INT(e2b_sandbox_create(w.client, "t", &opts, &sandbox, &w.err), E2B_PENDING);
+  CHECK(sandbox == NULL);
+  CHECK_INT(w.err.code, E2B_PENDING);
+  CHECK_INT(peer_asked_count(&w.server), 0);
+  for (i = 0; i < 500 && code == E2B_PENDING; i++) {
+    e2b_client_poll(w.client, 10);
+    code = e2b_op_poll(w.client, op, &w.err);
+  }
+  CHECK_INT(code, E2B_OK);
+  CHECK_STR(e2b_sandbox_id(sandbox), "sb1");
+  CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_ERR_BAD_STATE);
+
+  call = sb_call(&done);
+  CHECK_INT(e2b_sandbox_get_info(sandbox, &call, &info, NULL), E2B_PENDING);
+  CHECK_INT(e2b_api_connect_sandbox(w.client, "x", 0, &call, &response, NULL), E2B_PENDING);
+  CHECK(info.sandbox_id == NULL);
+  sb_poll_until(w.client, &done.calls, 2);
+  CHECK_INT(done.calls, 2);
+  CHECK_INT(done.err.code, E2B_OK);
+  CHECK_STR(info.sandbox_id, "sb1");
+  CHECK_STR(response.sandbox_id, "sb1");
+  e2b_mem_free(&info.mem);
+  e2b_mem_free(&response.mem);
+
+  sb_script(&w.server, sb_answer(404, "", "{}"), NULL);
+  call = sb_call(&done);
+  CHECK_INT(e2b_sandbox_kill(sandbox, &call, &killed, NULL), E2B_PENDING);
+  sb_poll_until(w.client, &done.calls, 1);
+  CHECK(done.err.code == E2B_OK && !killed);
+  call = sb_call(&done);
+  CHECK_INT(e2b_sandbox_set_timeout(sandbox, 5, &call, NULL), E2B_PENDING);
+  sb_poll_until(w.client, &done.calls, 1);
+  CHECK_INT(done.err.code, E2B_ERR_NOT_FOUND);
+  CHECK_INT(done.err.subject, E2B_SUBJECT_SANDBOX);
+  sb_script(&w.server, sb_answer(204, "", ""), NULL);
+  call = sb_call(&done);
+  CHECK_INT(e2b_sandbox_pause(sandbox, &call, NULL), E2B_PENDING);
+  CHECK_INT(e2b_sandbox_is_running(sandbox, &call, &running, NULL), E2B_PENDING);
+  sb_poll_until(w.client, &done.calls, 2);
+  CHECK(done.err.code == E2B_OK && running);
+  sb_script(&w.server, sb_json(200, "[]"), NULL);
+  list_opts.call = sb_call(&done);
+  CHECK_INT(e2b_api_list(w.client, &list_opts, &list, NULL), E2B_PENDING);
+  sb_poll_until(w.client, &done.calls, 1);
+  CHECK_INT(done.err.code, E2B_OK);
+  e2b_mem_free(&list.mem);
+  CHECK_INT(w.client->op_count, 0);
+  CHECK_INT(e2b_client_drain(w.client, 0), E2B_OK);
+  sb_close(&w);
+}
+
+static void test_sandbox_cancel(void) {
+  e2b_client_stats stats;
+  e2b_sandbox_opts opts;
+  e2b_sandbox *sandbox;
+  e2b_op op;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&opts, 0, sizeof opts);
+  sb_script(&w.server, SB_HANG, NULL);
+  opts.call.op = &op;
+  CHECK_INT(e2b_sandbox_create(w.client, "t", &opts, &sandbox, &w.err), E2B_PENDING);
+  e2b_client_poll(w.client, 10);
+  e2b_client_get_stats(w.client, &stats);
+  CHECK_INT(stats.ops_active, 1);
+  CHECK_INT(stats.connections_open, 1);
+  CHECK_INT(stats.streams_open, 1);
+  e2b_op_cancel(w.client, op);
+  e2b_op_cancel(w.client, op);
+  e2b_client_get_stats(w.client, &stats);
+  CHECK_INT(stats.ops_active, 0);
+  CHECK_INT(stats.connections_open, 0);
+  CHECK(sandbox == NULL);
+  /* a blocking call, interrupted before it begins */
+  e2b_client_interrupt(w.client);
+  CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_ERR_CANCELED);
+  sb_close(&w);
+}
+
+static void sb_on_done_inside(void *user, const e2b_error *err) {
+  sb_done *done = (sb_done *)user;
+  e2b_sandbox *sandbox = done->sandbox;
+  bool running;
+  sb_on_done(user, err);
+  done->inner[0] = e2b_sandbox_kill(sandbox, NULL, NULL, NULL); /* blocking: refused */
+  done->inner[1] = e2b_sandbox_is_running(sandbox, NULL, &running, NULL);
+  e2b_client_free(done->client); /* refused, logged */
+  done->inner[2] = e2b_sandbox_attach(done->client, "new", NULL, &sandbox, NULL);
+  done->inner[3] = e2b_sandbox_close(done->sandbox, NULL, NULL); /* refused, but the handle is gone */
+}
+
+static void sb_on_log(void *user, e2b_log_level level, const char *message) {
+  if (level == E2B_LOG_ERROR && strstr(message, "e2b_client_free")) ++*(int *)user;
+}
+
+static void test_sandbox_inside_callbacks(void) {
+  e2b_client_config config;
+  e2b_call call;
+  sb_done done;
+  int logged = 0;
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  config.logger.func = sb_on_log;
+  config.logger.user = &logged;
+  sb_open(&w, &config);
+  call = sb_call(&done);
+  call.on_done = sb_on_done_inside;
+  done.client = w.client;
+  done.sandbox = sb_attach(&w, "a");
+  CHECK_INT(e2b_sandbox_pause(done.sandbox, &call, NULL), E2B_PENDING);
+  sb_poll_until(w.client, &done.calls, 1);
+  CHECK_INT(done.inner[0], E2B_ERR_BAD_STATE);
+  CHECK_INT(done.inner[1], E2B_ERR_BAD_STATE);
+  CHECK_INT(done.inner[2], E2B_OK);
+  CHECK_INT(done.inner[3], E2B_ERR_BAD_STATE);
+  CHECK_INT(logged, 1);
+  CHECK(w.client->sandboxes && !w.client->sandboxes->next);
+  CHECK_STR(e2b_sandbox_id(w.client->sandboxes), "new");
+  CHECK_INT(peer_asked_count(&w.server), 1);
+  sb_close(&w);
+}
+
+/* close without blocking: the handle is gone at once, the request goes on. */
+static void test_sandbox_close_non_blocking(void) {
+  e2b_sandbox *sandbox;
+  e2b_sandbox_info info;
+  sb_done done, lost;
+  e2b_call call, other;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&info, 0, sizeof info);
+  sandbox = sb_attach(&w, "a b");
+  other = sb_call(&lost);
+  call = sb_call(&done);
+  CHECK_INT(e2b_sandbox_get_info(sandbox, &other, &info, NULL), E2B_PENDING);
+  CHECK_INT(e2b_sandbox_close(sandbox, &call, &w.err), E2B_PENDING);
+  CHECK(w.client->sandboxes == NULL);
+  sb_poll_until(w.client, &done.calls, 1);
+  CHECK_INT(done.err.code, E2B_OK);
+  CHECK_INT(lost.calls, 1);
+  CHECK_INT(lost.err.code, E2B_ERR_CANCELED);
+  SB_CHECK_REQUEST(&w.server, 0, "DELETE /sandboxes/a%20b HTTP/1.1\r\n" SB_HEAD "\r\n");
+  CHECK_INT(w.client->op_count, 0);
+  sb_close(&w);
+}
+
+static void test_sandbox_free_cancels(void) {
+  e2b_sandbox *one, *two;
+  bool flags[2] = { false, false };
+  sb_done done[2];
+  e2b_call call;
+  e2b_op op;
+  sb_world w;
+  sb_open(&w, NULL);
+  sb_script(&w.server, SB_HANG, NULL);
+  one = sb_attach(&w, "one");
+  two = sb_attach(&w, "two");
+  call = sb_call(&done[0]);
+  CHECK_INT(e2b_sandbox_is_running(one, &call, &flags[0], NULL), E2B_PENDING);
+  call = sb_call(&done[1]);
+  CHECK_INT(e2b_sandbox_is_running(two, &call, &flags[1], NULL), E2B_PENDING);
+  memset(&call, 0, sizeof call);
+  call.op = &op;
+  CHECK_INT(e2b_sandbox_kill(one, &call, NULL, NULL), E2B_PENDING);
+  sb_poll_requests(&w, 3);
+  e2b_sandbox_free(one);
+  CHECK_INT(done[0].calls, 0); /* callbacks come from poll */
+  e2b_client_poll(w.client, 0);
+  CHECK_INT(done[0].calls, 1);
+  CHECK_INT(done[0].err.code, E2B_ERR_CANCELED);
+  CHECK(!done[0].err.maybe_done || done[0].err.phase >= E2B_PHASE_SEND);
+  CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_ERR_CANCELED);
+  CHECK_INT(done[1].calls, 0);
+  CHECK_INT(w.client->conn_count, 1);
+  e2b_sandbox_free(two);
+  sb_close(&w); /* with a canceled call not delivered yet */
+  CHECK_INT(done[1].calls, 1);
+  CHECK_INT(done[1].err.code, E2B_ERR_CANCELED);
+}
+
+static void sb_on_done_during_free(void *user, const e2b_error *err) {
+  sb_done *done = (sb_done *)user;
+  static sb_done unused;
+  e2b_call call = sb_call(&unused);
+  sb_on_done(user, err);
+  done->inner[0] = e2b_api_kill(done->client, "x", &call, NULL, NULL);
+  done->inner[1] = e2b_sandbox_attach(done->client, "x", NULL, &done->sandbox, NULL);
+  e2b_client_free(done->client);
+  if (done->free_it) e2b_sandbox_free(*done->free_it);
+  done->free_it = NULL;
+}
+
+static void test_client_free_in_flight(void) {
+  e2b_sandbox *sandbox, *created;
+  e2b_sandbox_opts opts;
+  e2b_sandbox_info info;
+  sb_done done[3];
+  e2b_call call;
+  e2b_op op;
+  int state;
+  for (state = 0; state < 3; state++) { /* not started, waiting for the answer, finished but not collected */
+    sb_world w;
+    sb_open(&w, NULL);
+    memset(&opts, 0, sizeof opts);
+    memset(&info, 0, sizeof info);
+    sb_script(&w.server, state == 2 ? sb_json(201, SB_CREATED) : SB_HANG, NULL);
+    sandbox = sb_attach(&w, "a");
+    opts.call = sb_call(&done[0]);
+    opts.call.on_done = sb_on_done_during_free;
+    done[0].client = w.client;
+    done[0].free_it = &sandbox;
+    CHECK_INT(e2b_sandbox_create(w.client, "t", &opts, &created, NULL), E2B_PENDING);
+    call = sb_call(&done[1]);
+    CHECK_INT(e2b_sandbox_get_info(sandbox, &call, &info, NULL), E2B_PENDING);
+    memset(&call, 0, sizeof call);
+    call.op = &op;
+    CHECK_INT(e2b_sandbox_pause(sandbox, &call, NULL), E2B_PENDING);
+    if (state == 2) done[0].free_it = NULL;
+    if (state == 1) sb_poll_requests(&w, 3);
+    if (state == 2) {
+      CHECK_INT(e2b_client_drain(w.client, 5000), E2B_OK);
+      e2b_mem_free(&info.mem);
+    }
+    sb_close(&w);
+    CHECK_INT(done[0].calls, 1);
+    CHECK_INT(done[1].calls, 1);
+    CHECK_INT(done[0].err.code, state == 2 ? E2B_OK : E2B_ERR_CANCELED);
+    CHECK_INT(done[1].err.code, state == 2 ? E2B_OK : E2B_ERR_CANCELED);
+    CHECK_INT(done[0].inner[0], state == 2 ? E2B_PENDING : E2B_ERR_BAD_STATE);
+    CHECK_INT(done[0].inner[1], state == 2 ? E2B_OK : E2B_ERR_BAD_STATE);
+  }
+}
+
+/* kill and set_timeout ask nobody; everything else does. */
+static void test_sandbox_debug(void) {
+  e2b_client_config config;
+  e2b_sandbox *sandbox;
+  e2b_sandbox_info info;
+  sb_done done;
+  e2b_call call;
+  bool killed = false;
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  memset(&info, 0, sizeof info);
+  config.debug = true;
+  sb_open(&w, &config);
+  sandbox = sb_attach(&w, "a");
+  CHECK_INT(e2b_sandbox_kill(sandbox, NULL, &killed, &w.err), E2B_OK);
+  CHECK(killed);
+  CHECK_INT(e2b_api_kill(w.client, "a", NULL, NULL, NULL), E2B_OK);
+  CHECK_INT(e2b_sandbox_set_timeout(sandbox, 5, NULL, &w.err), E2B_OK);
+  CHECK_INT(e2b_api_set_timeout(w.client, "a", 5, NULL, &w.err), E2B_OK);
+  CHECK_INT(e2b_api_set_timeout(w.client, "", 5, NULL, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  call = sb_call(&done);
+  CHECK_INT(e2b_sandbox_set_timeout(sandbox, 5, &call, &w.err), E2B_PENDING);
+  CHECK_INT(done.calls, 0);
+  e2b_client_poll(w.client, 0);
+  CHECK(done.calls == 1 && done.err.code == E2B_OK);
+  call = sb_call(&done);
+  CHECK_INT(e2b_sandbox_close(sandbox, &call, &w.err), E2B_PENDING);
+  e2b_client_poll(w.client, 0);
+  CHECK(done.calls == 1 && done.err.code == E2B_OK);
+  CHECK_INT(peer_asked_count(&w.server), 0);
+  sb_script(&w.server, sb_json(200, SB_CREATED), NULL);
+  CHECK_INT(e2b_sandbox_create(w.client, NULL, NULL, &sandbox, &w.err), E2B_OK);
+  CHECK_INT(e2b_sandbox_get_info(sandbox, NULL, &info, &w.err), E2B_OK);
+  e2b_mem_free(&info.mem);
+  CHECK_INT(peer_asked_count(&w.server), 2);
+  sb_close(&w);
+}
+
+/* Every allocation of a whole life fails in turn: the call says so, nothing leaks, the client stays usable. */
+static void test_sandbox_no_memory(void) {
+  static const e2b_kv metadata[] = { { "team", "a" } };
+  e2b_sandbox_opts opts;
+  e2b_create_response response;
+  e2b_sandbox_info info;
+  e2b_sandbox *sandbox;
+  bool running, done = false;
+  int survived = 0;
+  size_t n;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&opts, 0, sizeof opts);
+  opts.metadata.items = metadata;
+  opts.metadata.count = 1;
+  opts.traffic_access_token = "t";
+  opts.extra_json = "{\"x\":1}";
+  for (n = 1; !done; n++) {
+    e2b_err code[6];
+    e2b_client *client;
+    test_heap heap;
+    int failed;
+    size_t i;
+    memset(code, 0, sizeof code);
+    memset(&info, 0, sizeof info);
+    memset(&response, 0, sizeof response);
+    sb_script(&w.server, sb_json(200, SB_CREATED), NULL);
+    w.config.allocator = heap_allocator(&heap);
+    heap.fail_at = n;
+    client = e2b_client_create(&w.config, &w.err);
+    CHECK(client || w.err.code == E2B_ERR_NO_MEMORY);
+    if (client) {
+      code[0] = e2b_sandbox_create(client, "t", &opts, &sandbox, &w.err);
+      CHECK((code[0] == E2B_OK) == (sandbox != NULL));
+      CHECK(code[0] == E2B_OK || strlen(w.err.message) > 0);
+      if (sandbox) {
+        code[1] = e2b_sandbox_get_info(sandbox, NULL, &info, &w.err);
+        CHECK((code[1] == E2B_OK) == (info.sandbox_id != NULL));
+        code[2] = e2b_sandbox_is_running(sandbox, NULL, &running, &w.err);
+        code[3] = e2b_sandbox_set_timeout(sandbox, 1, NULL, &w.err);
+        code[4] = e2b_sandbox_close(sandbox, NULL, &w.err);
+      }
+      code[5] = e2b_api_connect_sandbox(client, "x", 0, NULL, &response, &w.err);
+    }
+    for (i = 0; i < 6; i++) CHECK(code[i] == E2B_OK || code[i] == E2B_ERR_NO_MEMORY);
+    done = heap.calls < n;
+    for (i = 0, failed = 0; i < 6; i++) failed += code[i] != E2B_OK;
+    if (!failed && client && !done)
+      survived++; /* the loop can do without its array of descriptors */
+    else if (client && !done)
+      CHECK_INT(failed, 1);
+    e2b_mem_free(&info.mem);
+    e2b_mem_free(&response.mem);
+    e2b_client_free(client);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+  CHECK(n > 60 && survived <= 4);
+  sb_close(&w);
+}
+
+/* Handles do not pile up: the same memory after many lives as after one. */
+static void test_sandbox_many_lives(void) {
+  e2b_client_stats before, after;
+  e2b_sandbox *sandbox;
+  int i;
+  sb_world w;
+  sb_open(&w, NULL);
+  sb_script(&w.server, sb_json(201, SB_CREATED), NULL);
+  for (i = 0; i < 50; i++) {
+    CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_OK);
+    e2b_sandbox_free(sandbox);
+    e2b_client_get_stats(w.client, i == 0 ? &before : &after);
+  }
+  CHECK_INT(after.mem_now, before.mem_now);
+  CHECK_INT(after.connections_made, 1);
+  CHECK_INT(after.connections_idle, 1);
+  CHECK(after.bytes_rx > before.bytes_rx && after.bytes_tx > before.bytes_tx);
+  sb_close(&w);
+}
+
+/* ================================================================================================================== */
+/* >>>> files */
+/* ================================================================================================================== */
+
+/* Says `body` with a content-length. */
+static void files_say_body(peer *p, const char *status_and_headers, const void *body, size_t len,
+                           unsigned flags) {
+  char *all = (char *)malloc(len + 512);
+  int head = snprintf(all, 512, "HTTP/1.1 %s\r\ncontent-length: %lu\r\n\r\n", status_and_headers, (unsigned long)len);
+  if (len) memcpy(all + head, body, len);
+  peer_say_n(p, all, (size_t)head + len, flags);
+  free(all);
+}
+
+static void files_say_text(peer *p, const char *status_and_headers, const char *body, unsigned flags) {
+  files_say_body(p, status_and_headers, body, strlen(body), flags);
+}
+
+#define FILES_WRITTEN "[{\"name\":\"f\",\"path\":\"/home/user/f\",\"type\":\"file\"}]"
+
+static void files_say_written(peer *p) {
+  files_say_text(p, "200 OK\r\ncontent-type: text/plain; charset=utf-8", FILES_WRITTEN, 0);
+}
+
+static void files_say_message(peer *p, const e2b__message *type, const void *message) {
+  e2b__mem mem;
+  e2b__buf buf;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&buf, &mem, SIZE_MAX);
+  e2b__pb_encode(type, message, &buf);
+  files_say_body(p, "200 OK\r\ncontent-type: application/proto", buf.data, buf.len, 0);
+  e2b__buf_free(&buf);
+}
+
+/* Compares a request with what it has to be, byte by byte; in `expected`, HOST stands for the server's address. */
+static void files_check_request(peer *p, int at, const char *expected, size_t expected_len, int line) {
+  char host[32], *text = (char *)malloc(expected_len + 64);
+  const char *mark = strstr(expected, "HOST");
+  size_t before = mark ? (size_t)(mark - expected) : 0, len;
+  (void)snprintf(host, sizeof host, "127.0.0.1:%u", (unsigned)p->port);
+  memcpy(text, expected, before);
+  memcpy(text + before, host, strlen(host));
+  memcpy(text + before + strlen(host), expected + before + 4, expected_len - before - 4);
+  len = expected_len - 4 + strlen(host);
+  text[len] = 0;
+  if (!check_at(at < p->request_count && p->request_lens[at] == len && memcmp(p->requests[at], text, len) == 0, line,
+                "the request is another"))
+    printf("it is\n%s\nnot\n%s\n", peer_asked(p, at), text);
+  free(text);
+}
+#define CHECK_REQUEST(peer, at, expected) files_check_request(peer, at, expected, sizeof(expected) - 1, __LINE__)
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* what every test starts with */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct files_bench {
+  peer peer;
+  test_heap heap;
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  e2b_error err;
+} files_bench;
+
+static void files_open(files_bench *b, const char *base_url, const char *envd_version) {
+  e2b_attach_opts attach;
+  char url[64];
+  memset(&attach, 0, sizeof attach);
+  (void)snprintf(url, sizeof url, "http://127.0.0.1:%u", (unsigned)b->peer.port);
+  attach.base_url = base_url ? base_url : url;
+  attach.envd_version = envd_version;
+  attach.access_token = "tok";
+  b->config.no_env = true;
+  b->config.user_agent = "t";
+  if (!b->config.idle_ms) b->config.idle_ms = 20000;
+  b->config.allocator = heap_allocator(&b->heap);
+  b->client = e2b_client_create(&b->config, &b->err);
+  CHECK_STR(b->err.message, "");
+  CHECK_INT(e2b_sandbox_attach(b->client, "sbx", &attach, &b->sandbox, &b->err), E2B_OK);
+}
+
+static void files_close(files_bench *b) {
+  e2b_client_free(b->client);
+  HEAP_CHECK_EMPTY(&b->heap);
+}
+
+static void files_begin(files_bench *b) {
+  memset(b, 0, sizeof *b);
+  peer_start(&b->peer);
+  b->peer.health = "HTTP/1.1 204 No Content\r\n\r\n";
+}
+
+static void files_end(files_bench *b) {
+  files_close(b);
+  peer_stop(&b->peer);
+}
+
+/* Deterministic content that shows every shift and gap. */
+static void files_pattern(uint8_t *to, uint64_t at, size_t len) {
+  size_t i;
+  for (i = 0; i < len; i++, at++) {
+    uint64_t z = (at >> 3) * 0x9e3779b97f4a7c15u + 0x1234567u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    to[i] = (uint8_t)(z >> (8 * (at & 7)));
+  }
+}
+
+/* Drives the client until something is so, ten seconds at most. */
+#define FILES_UNTIL(client, condition)                                                                                 \
+  do {                                                                                                                 \
+    uint64_t files_end_ms = now_ms() + 10000;                                                                 \
+    while (!(condition) && now_ms() < files_end_ms) (void)e2b_client_poll(client, 10);                        \
+    CHECK(condition);                                                                                                  \
+  } while (0)
+
+/* Drives the client for so long. */
+static void files_drive(e2b_client *client, int ms) {
+  uint64_t end = now_ms() + (uint64_t)ms;
+  while (now_ms() < end) (void)e2b_client_poll(client, 5);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* filesystem RPCs */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+static void files_make_entry(e2b__entry_info *entry, const char *path) {
+  memset(entry, 0, sizeof *entry);
+  entry->name = e2b__str("n");
+  entry->path = e2b__str(path);
+  entry->permissions = e2b__str("-rw-r--r--");
+  entry->owner = e2b__str("user");
+  entry->group = e2b__str("staff");
+  entry->type = E2B__FILE_TYPE_FILE;
+  entry->mode = 0644;
+  entry->size = (int64_t)5 << 32;
+  entry->has_modified_time = true;
+  entry->modified_time.seconds = 1700000000;
+  entry->modified_time.nanos = 5;
+}
+
+static void test_files_list(void) {
+  files_bench b;
+  e2b__entry_info entries[3];
+  e2b__pair pair;
+  e2b__list_dir_response response;
+  e2b_entry_list list;
+  e2b_files_opts opts;
+  char storage[64];
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  memset(&list, 0, sizeof list);
+  files_make_entry(&entries[0], "/d/a");
+  files_make_entry(&entries[1], "/d/b");
+  files_make_entry(&entries[2], "/d/c");
+  pair.key = e2b__str("k");
+  pair.value = e2b__str("v");
+  entries[0].metadata.items = &pair;
+  entries[0].metadata.count = 1;
+  entries[1].type = E2B__FILE_TYPE_DIRECTORY;
+  entries[1].has_symlink_target = true;
+  entries[1].symlink_target = e2b__str("/target");
+  entries[1].modified_time.seconds = INT64_MAX;
+  entries[2].type = 77;
+  entries[2].modified_time.seconds = INT64_MIN;
+  memset(&response, 0, sizeof response);
+  response.entries.items = entries;
+  response.entries.count = 3;
+  files_say_message(&b.peer, &e2b__msg_list_dir_response, &response);
+  CHECK_INT(e2b_files_list(b.sandbox, "/d", NULL, &list, &b.err), E2B_OK);
+  CHECK_REQUEST(
+      &b.peer, 0,
+      "POST /filesystem.Filesystem/ListDir HTTP/1.1\r\nhost: HOST\r\nuser-agent: t\r\naccept: application/json\r\n"
+      "accept-encoding: identity\r\ne2b-sandbox-id: sbx\r\ne2b-sandbox-port: 49983\r\nx-access-token: tok\r\n"
+      "content-type: application/proto\r\nconnect-protocol-version: 1\r\ncontent-length: 6\r\n\r\n\x0a\x02/d\x10\x01");
+  CHECK_INT(list.count, 3);
+  CHECK_STR(list.items[0].name, "n");
+  CHECK_STR(list.items[0].path, "/d/a");
+  CHECK_STR(list.items[0].permissions, "-rw-r--r--");
+  CHECK_STR(list.items[0].owner, "user");
+  CHECK_STR(list.items[0].group, "staff");
+  CHECK(list.items[0].symlink_target == NULL);
+  CHECK_INT(list.items[0].type, E2B_ENTRY_FILE);
+  CHECK_INT(list.items[0].size, (int64_t)5 << 32);
+  CHECK_INT(list.items[0].mode, 0644);
+  CHECK_INT(list.items[0].modified_time_ns, 1700000000000000005);
+  CHECK_INT(list.items[0].metadata.count, 1);
+  CHECK_STR(list.items[0].metadata.items[0].key, "k");
+  CHECK_STR(list.items[0].metadata.items[0].value, "v");
+  CHECK_INT(list.items[1].type, E2B_ENTRY_DIR);
+  CHECK_STR(list.items[1].symlink_target, "/target");
+  CHECK_INT(list.items[1].modified_time_ns, INT64_MAX);
+  CHECK_INT(list.items[2].type, E2B_ENTRY_UNKNOWN);
+  CHECK_INT(list.items[2].modified_time_ns, INT64_MIN);
+  e2b_mem_free(&list.mem);
+
+  opts.depth = 3;
+  opts.user = "bob";
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n", 0);
+  CHECK_INT(e2b_files_list(b.sandbox, "rel", &opts, &list, NULL), E2B_OK);
+  CHECK_INT(list.count, 0);
+  CHECK_HAS(peer_asked(&b.peer, 1), "authorization: Basic Ym9iOg==\r\n");
+  CHECK(memcmp(b.peer.requests[1] + b.peer.request_lens[1] - 7, "\x0a\x03rel\x10\x03", 7) == 0);
+  e2b_mem_free(&list.mem);
+
+  memset(&list, 0, sizeof list);
+  list.mem.ptr = storage;
+  list.mem.cap = sizeof storage;
+  list.mem.fixed = true;
+  files_say_message(&b.peer, &e2b__msg_list_dir_response, &response);
+  CHECK_INT(e2b_files_list(b.sandbox, "/d", NULL, &list, &b.err), E2B_ERR_BUFFER_TOO_SMALL);
+  CHECK(list.mem.len > 200 && list.count == 0 && list.items == NULL);
+
+  files_say_text(&b.peer, "404 Not Found\r\ncontent-type: application/json",
+                 "{\"code\":\"not_found\",\"message\":\"nothing there\"}", 0);
+  CHECK_INT(e2b_files_list(b.sandbox, "/d", NULL, &list, &b.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_FILE);
+  CHECK_INT(b.err.connect_code, E2B_CONNECT_NOT_FOUND);
+  CHECK_HAS(b.err.message, "nothing there");
+  files_end(&b);
+}
+
+static void test_files_rpcs(void) {
+  static const char proto[] = "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n";
+  files_bench b;
+  e2b__entry_response response;
+  e2b_entry_info info;
+  bool flag = true;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&info, 0, sizeof info);
+  memset(&response, 0, sizeof response);
+  response.has_entry = true;
+  files_make_entry(&response.entry, "/x");
+
+  files_say_message(&b.peer, &e2b__msg_entry_response, &response);
+  CHECK_INT(e2b_files_get_info(b.sandbox, "/x", NULL, &info, &b.err), E2B_OK);
+  CHECK_STR(info.path, "/x");
+  CHECK(strncmp(peer_asked(&b.peer, 0), "POST /filesystem.Filesystem/Stat HTTP/1.1\r\n", 43) == 0);
+  e2b_mem_free(&info.mem);
+  peer_say(&b.peer, proto, 0); /* no entry at all */
+  CHECK_INT(e2b_files_get_info(b.sandbox, "/x", NULL, &info, &b.err), E2B_ERR_PROTOCOL);
+  CHECK(info.path == NULL && info.mem.ptr == NULL);
+
+  peer_say(&b.peer, proto, 0);
+  CHECK_INT(e2b_files_exists(b.sandbox, "/x", NULL, &flag, &b.err), E2B_OK);
+  CHECK(flag);
+  files_say_text(&b.peer, "404 Not Found\r\ncontent-type: application/json",
+                 "{\"code\":\"not_found\",\"message\":\"m\"}", 0);
+  CHECK_INT(e2b_files_exists(b.sandbox, "/x", NULL, &flag, &b.err), E2B_OK);
+  CHECK(!flag);
+  files_say_text(&b.peer, "404 Not Found\r\ncontent-type: text/html", "<html>no page</html>", 0);
+  CHECK_INT(e2b_files_exists(b.sandbox, "/x", NULL, &flag, &b.err), E2B_ERR_SERVICE);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_NONE);
+  CHECK_INT(b.err.http_status, 404);
+  CHECK_HAS(b.err.message, "no page");
+  files_say_text(&b.peer, "404 Not Found\r\ncontent-type: application/json", "{\"code\":404,\"message\":\"reserved\"}",
+                 0);
+  CHECK_INT(e2b_files_exists(b.sandbox, "/x", NULL, &flag, &b.err), E2B_ERR_SERVICE);
+  files_say_text(&b.peer, "401 Unauthorized", "{\"code\":401,\"message\":\"bad token\"}", 0);
+  CHECK_INT(e2b_files_exists(b.sandbox, "/x", NULL, &flag, &b.err), E2B_ERR_UNAUTHENTICATED);
+  files_say_text(&b.peer, "200 OK\r\ncontent-type: text/html", "<html>hello</html>", 0);
+  CHECK_INT(e2b_files_exists(b.sandbox, "/x", NULL, &flag, &b.err), E2B_ERR_PROTOCOL);
+  CHECK(!flag);
+
+  peer_say(&b.peer, proto, 0);
+  CHECK_INT(e2b_files_make_dir(b.sandbox, "/x", NULL, &flag, &b.err), E2B_OK);
+  CHECK(flag);
+  files_say_text(&b.peer, "409 Conflict", "{\"code\":\"already_exists\"}", 0);
+  CHECK_INT(e2b_files_make_dir(b.sandbox, "/x", NULL, &flag, &b.err), E2B_OK);
+  CHECK(!flag);
+  peer_say(&b.peer, proto, 0);
+  CHECK_INT(e2b_files_make_dir(b.sandbox, "/x", NULL, NULL, NULL), E2B_OK);
+  files_say_text(&b.peer, "409 Conflict", "{\"code\":\"already_exists\"}", 0);
+  CHECK_INT(e2b_files_make_dir(b.sandbox, "/x", NULL, NULL, NULL), E2B_OK);
+
+  peer_clear(&b.peer);
+  files_say_message(&b.peer, &e2b__msg_entry_response, &response);
+  CHECK_INT(e2b_files_rename(b.sandbox, "/a", "/x", NULL, &info, &b.err), E2B_OK);
+  CHECK_STR(info.path, "/x");
+  e2b_mem_free(&info.mem);
+  CHECK_REQUEST(
+      &b.peer, 0,
+      "POST /filesystem.Filesystem/Move HTTP/1.1\r\nhost: HOST\r\nuser-agent: t\r\naccept: application/json\r\n"
+      "accept-encoding: identity\r\ne2b-sandbox-id: sbx\r\ne2b-sandbox-port: 49983\r\nx-access-token: tok\r\n"
+      "content-type: application/proto\r\nconnect-protocol-version: 1\r\ncontent-length: 8\r\n\r\n\x0a\x02/a\x12\x02/x");
+  files_say_message(&b.peer, &e2b__msg_entry_response, &response);
+  CHECK_INT(e2b_files_rename(b.sandbox, "/a", "/x", NULL, NULL, &b.err), E2B_OK);
+  files_say_text(&b.peer, "404 Not Found", "{\"code\":\"not_found\"}", 0);
+  CHECK_INT(e2b_files_rename(b.sandbox, "/a", "/x", NULL, &info, &b.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_FILE);
+
+  peer_say(&b.peer, proto, 0);
+  CHECK_INT(e2b_files_remove(b.sandbox, "/x", NULL, &b.err), E2B_OK);
+  files_say_text(&b.peer, "404 Not Found", "{\"code\":\"not_found\"}", 0);
+  CHECK_INT(e2b_files_remove(b.sandbox, "/x", NULL, &b.err), E2B_OK);
+  files_say_text(&b.peer, "404 Not Found", "gone fishing", 0);
+  CHECK_INT(e2b_files_remove(b.sandbox, "/x", NULL, &b.err), E2B_ERR_SERVICE);
+  files_end(&b);
+}
+
+static void test_files_arguments(void) {
+  files_bench b;
+  e2b_entry_list list;
+  e2b_entry_info info;
+  e2b_buf buf;
+  e2b_files_opts opts;
+  e2b_file_stream *stream = NULL;
+  e2b_kv header;
+  bool flag;
+  size_t got;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&list, 0, sizeof list);
+  memset(&info, 0, sizeof info);
+  memset(&buf, 0, sizeof buf);
+  memset(&opts, 0, sizeof opts);
+  CHECK_INT(e2b_files_list(b.sandbox, "", NULL, &list, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_OPTION);
+  CHECK_HAS(b.err.message, "path");
+  CHECK_INT(e2b_files_list(b.sandbox, NULL, NULL, &list, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_list(b.sandbox, "a\nb", NULL, &list, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_list(b.sandbox, "a", NULL, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_list(NULL, "a", NULL, &list, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_exists(b.sandbox, "", NULL, &flag, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_exists(b.sandbox, "a", NULL, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_get_info(b.sandbox, "", NULL, &info, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_make_dir(b.sandbox, "", NULL, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_remove(b.sandbox, "", NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_rename(b.sandbox, "", "x", NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "old_path");
+  CHECK_INT(e2b_files_rename(b.sandbox, "x", "", NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "new_path");
+  CHECK_INT(e2b_files_read(b.sandbox, "", NULL, &buf, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_read(b.sandbox, "x", NULL, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_write(b.sandbox, "", "x", 1, NULL, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_write(b.sandbox, "x", NULL, 1, NULL, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_download(b.sandbox, "x", NULL, NULL, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_upload(b.sandbox, "x", NULL, NULL, 1, NULL, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "", NULL, &stream, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "x", NULL, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "x", -2, NULL, &stream, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "x", INT64_MAX, NULL, &stream, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_file_stream_read(NULL, 0, &flag, 1, &got, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_file_stream_write(NULL, 0, &flag, 1, &got, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_file_stream_finish(NULL, 0, NULL, NULL), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_file_stream_size(NULL), -1);
+  e2b_file_stream_free(NULL);
+  opts.user = "a:b";
+  CHECK_INT(e2b_files_read(b.sandbox, "x", &opts, &buf, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "user");
+  CHECK_INT(e2b_files_list(b.sandbox, "x", &opts, &list, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  opts.user = NULL;
+  header.key = "x-a";
+  header.value = "a\r\nb";
+  opts.call.headers.items = &header;
+  opts.call.headers.count = 1;
+  CHECK_INT(e2b_files_read(b.sandbox, "x", &opts, &buf, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "x", 1, &opts, &stream, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(b.peer.accepted, 0);
+  files_end(&b);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* reading */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_files_read(void) {
+  files_bench b;
+  e2b_files_opts opts;
+  e2b_buf buf;
+  char storage[8];
+  files_begin(&b);
+  b.config.max_result_bytes = 1000;
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  memset(&buf, 0, sizeof buf);
+
+  files_say_text(&b.peer, "200 OK", "hello", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/a b+%&#\"?\xc3\xa9", NULL, &buf, &b.err), E2B_OK);
+  CHECK_REQUEST(
+      &b.peer, 0,
+      "GET /files?path=%2Fa%20b%2B%25%26%23%22%3F%C3%A9 HTTP/1.1\r\nhost: HOST\r\nuser-agent: t\r\naccept: application/json\r\n"
+      "accept-encoding: identity\r\ne2b-sandbox-id: sbx\r\ne2b-sandbox-port: 49983\r\nx-access-token: tok\r\n\r\n");
+  CHECK_INT(buf.len, 5);
+  CHECK_STR((char *)buf.data, "hello");
+  CHECK_INT(buf.mem.len, 6);
+  CHECK_INT(b.err.code, E2B_OK);
+  e2b_mem_free(&buf.mem);
+
+  opts.user = "bob";
+  files_say_text(&b.peer, "200 OK", "", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "x", &opts, &buf, NULL), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 1), "GET /files?path=x&username=bob HTTP/1.1\r\n");
+  CHECK(!strstr(peer_asked(&b.peer, 1), "authorization"));
+  CHECK(buf.len == 0 && buf.data && buf.data[0] == 0);
+  e2b_mem_free(&buf.mem);
+
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+            PEER_DRIBBLE);
+  CHECK_INT(e2b_files_read_text(b.sandbox, "x", NULL, &buf, NULL), E2B_OK);
+  CHECK_STR((char *)buf.data, "abcde");
+  e2b_mem_free(&buf.mem);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 0);
+  CHECK_INT(e2b_files_read_text(b.sandbox, "x", NULL, &buf, NULL), E2B_OK);
+  CHECK(buf.len == 0 && buf.data && buf.data[0] == 0);
+  e2b_mem_free(&buf.mem);
+
+  files_say_body(&b.peer, "200 OK", "a\0b", 3, PEER_REPEAT);
+  CHECK_INT(e2b_files_read(b.sandbox, "x", NULL, &buf, NULL), E2B_OK);
+  CHECK(buf.len == 3 && memcmp(buf.data, "a\0b", 4) == 0);
+  e2b_mem_free(&buf.mem);
+  CHECK_INT(e2b_files_read_text(b.sandbox, "x", NULL, &buf, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(b.err.message, "byte 1 ");
+  CHECK(!buf.data && !buf.mem.ptr);
+
+  memset(storage, 'z', sizeof storage);
+  buf.mem.ptr = storage;
+  buf.mem.cap = 4;
+  buf.mem.fixed = true;
+  CHECK_INT(e2b_files_read(b.sandbox, "x", NULL, &buf, &b.err), E2B_OK);
+  CHECK(buf.data == (uint8_t *)storage && buf.len == 3 && memcmp(storage, "a\0b\0zzzz", 8) == 0 && buf.mem.len == 4);
+  buf.mem.cap = 3;
+  CHECK_INT(e2b_files_read(b.sandbox, "x", NULL, &buf, &b.err), E2B_ERR_BUFFER_TOO_SMALL);
+  CHECK(buf.mem.len == 4 && buf.len == 0 && buf.data == NULL && buf.mem.ptr == storage && buf.mem.fixed);
+  CHECK_HAS(b.err.message, "needs 4 bytes, the storage given has 3");
+  files_end(&b);
+}
+
+static void test_files_read_limit(void) {
+  files_bench b;
+  e2b_buf buf;
+  uint8_t body[1001];
+  files_begin(&b);
+  b.config.max_result_bytes = 1000;
+  files_open(&b, NULL, NULL);
+  memset(&buf, 0, sizeof buf);
+  memset(body, 'x', sizeof body);
+  files_say_body(&b.peer, "200 OK", body, 1000, 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "x", NULL, &buf, &b.err), E2B_OK);
+  CHECK_INT(buf.len, 1000);
+  e2b_mem_free(&buf.mem);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-length: 1001\r\n\r\n", PEER_HANG); /* known from the head alone */
+  CHECK_INT(e2b_files_read(b.sandbox, "x", NULL, &buf, &b.err), E2B_ERR_LIMIT);
+  CHECK_HAS(b.err.message, "1001");
+  CHECK(!b.err.maybe_done && !buf.mem.ptr);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\n", PEER_HANG);
+  CHECK(e2b_files_read(b.sandbox, "x", NULL, &buf, &b.err) < 0);
+  {
+    char head[] = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3e9\r\n";
+    char all[sizeof head + sizeof body];
+    memcpy(all, head, sizeof head - 1);
+    memcpy(all + sizeof head - 1, body, sizeof body);
+    peer_say_n(&b.peer, all, sizeof head - 1 + sizeof body, PEER_HANG);
+  }
+  CHECK_INT(e2b_files_read(b.sandbox, "x", NULL, &buf, &b.err), E2B_ERR_LIMIT);
+  CHECK(!buf.mem.ptr);
+  files_end(&b);
+}
+
+static void test_files_read_errors(void) {
+  files_bench b;
+  e2b_buf buf;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&buf, 0, sizeof buf);
+  files_say_text(&b.peer, "404 Not Found\r\nx-request-id: r-1",
+                 "{\"code\":404,\"message\":\"path '/x' does not exist\"}\n", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_FILE);
+  CHECK_INT(b.err.http_status, 404);
+  CHECK_STR(b.err.request_id, "r-1");
+  CHECK_HAS(b.err.message, "path '/x' does not exist");
+  files_say_text(&b.peer, "404 Not Found", "404 page not found\n", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_ERR_SERVICE);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_NONE);
+  files_say_text(&b.peer, "400 Bad Request", "{\"code\":400,\"message\":\"path '/x' is a directory\"}\n", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "is a directory");
+  files_say_text(&b.peer, "401 Unauthorized", "{\"code\":401,\"message\":\"no token\"}\n", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_ERR_UNAUTHENTICATED);
+  files_say_text(&b.peer, "200 OK\r\ncontent-encoding: gzip", "\x1f\x8b", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(b.err.message, "compressed");
+  files_say_text(&b.peer, "200 OK\r\ncontent-encoding: Identity", "ok", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_OK);
+  e2b_mem_free(&buf.mem);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\n\r\nhello", PEER_CLOSE);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(b.err.message, "content-length");
+  peer_say(&b.peer, "HTTP/1.1 204 No Content\r\n\r\n", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_ERR_PROTOCOL);
+  /* an edge that knows no such sandbox, asked twice; a 502 of a sandbox that lives */
+  b.peer.health = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 68\r\n\r\n"
+                  "{\"sandboxId\":\"sbx\",\"message\":\"The sandbox was not found\",\"code\":502}";
+  files_say_text(&b.peer, "502 Bad Gateway", "<html>bad</html>", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_ERR_SANDBOX_GONE);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_SANDBOX);
+  b.peer.health = "HTTP/1.1 204 No Content\r\n\r\n";
+  files_say_text(&b.peer, "502 Bad Gateway", "<html>bad</html>", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_ERR_UNAVAILABLE);
+  /* 429 with Retry-After is waited for; the first body must not leak into the result */
+  files_say_text(&b.peer, "429 Too Many Requests\r\nretry-after: 1", "slow down", 0);
+  files_say_text(&b.peer, "200 OK", "content", 0);
+  CHECK_INT(e2b_files_read(b.sandbox, "/x", NULL, &buf, &b.err), E2B_OK);
+  CHECK_STR((char *)buf.data, "content");
+  e2b_mem_free(&buf.mem);
+  files_end(&b);
+}
+
+/* Cuts an answer at every offset: never a success, and the message counts. */
+static void files_cut(files_bench *b, const char *answer, size_t head, unsigned flags) {
+  size_t cut, len = strlen(answer);
+  for (cut = 0; cut < len; cut++) {
+    e2b_buf buf;
+    e2b_err code;
+    char words[32];
+    memset(&buf, 0, sizeof buf);
+    peer_say_n(&b->peer, answer, cut, flags | PEER_REPEAT); /* nothing at all on a reused connection is asked again */
+    code = e2b_files_read(b->sandbox, "/x", NULL, &buf, &b->err);
+    if (cut == 0)
+      CHECK(code == E2B_ERR_CLOSED || code == E2B_ERR_IO);
+    else
+      CHECK_INT(code, E2B_ERR_TRUNCATED);
+    if (code == E2B_OK) printf("cut at %d\n", (int)cut);
+    (void)snprintf(words, sizeof words, "after %d", head && cut >= head ? (int)(cut - head) : 0);
+    if (head && cut >= head) CHECK_HAS(b->err.message, words);
+    CHECK(!buf.data && !buf.mem.ptr);
+    peer_clear(&b->peer);
+  }
+}
+
+static void test_files_read_cut(void) {
+  static const char plain[] = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123456789";
+  static const char chunked[] =
+      "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n";
+  files_bench b;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  files_cut(&b, plain, sizeof plain - 11, PEER_CLOSE);
+  files_cut(&b, chunked, 0, PEER_CLOSE);
+  files_cut(&b, plain, 0, PEER_RESET);
+  files_end(&b);
+}
+
+typedef struct files_sink {
+  files_bench *bench;
+  e2b_op op;
+  uint8_t data[4096];
+  size_t len;
+  int calls;
+  int answer;  /* from the second call on: returned */
+  bool pause;  /* pauses in each call */
+  bool cancel; /* cancels its operation */
+  bool free_sandbox;
+  bool block;   /* tries a blocking call */
+  e2b_err done; /* E2B_PENDING until on_done */
+  e2b_error err;
+} files_sink;
+
+static int files_on_data(void *user, const char *data, size_t len) {
+  files_sink *sink = (files_sink *)user;
+  sink->calls++;
+  if (sink->len + len <= sizeof sink->data) memcpy(sink->data + sink->len, data, len);
+  sink->len += len;
+  if (sink->block) {
+    bool exists;
+    CHECK_INT(e2b_files_exists(sink->bench->sandbox, "/x", NULL, &exists, NULL), E2B_ERR_BAD_STATE);
+  }
+  if (sink->cancel) e2b_op_cancel(sink->bench->client, sink->op);
+  if (sink->free_sandbox) e2b_sandbox_free(sink->bench->sandbox);
+  if (sink->pause) return E2B_PAUSE;
+  return sink->answer;
+}
+
+static void files_on_done(void *user, const e2b_error *err) {
+  files_sink *sink = (files_sink *)user;
+  CHECK_INT(sink->done, E2B_PENDING);
+  sink->done = err->code;
+  sink->err = *err;
+}
+
+static void files_sink_init(files_sink *sink, files_bench *bench, e2b_files_opts *opts) {
+  memset(sink, 0, sizeof *sink);
+  memset(opts, 0, sizeof *opts);
+  sink->bench = bench;
+  sink->done = E2B_PENDING;
+  opts->call.op = &sink->op;
+  opts->call.on_done = files_on_done;
+  opts->call.user = sink;
+}
+
+static void test_files_download(void) {
+  files_bench b;
+  files_sink sink;
+  e2b_files_opts opts;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  files_sink_init(&sink, &b, &opts);
+  sink.block = true;
+  files_say_text(&b.peer, "200 OK", "hello world", PEER_DRIBBLE);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, NULL, &b.err), E2B_OK);
+  CHECK(sink.len == 11 && memcmp(sink.data, "hello world", 11) == 0);
+  CHECK_HAS(peer_asked(&b.peer, 0), "GET /files?path=%2Fx HTTP/1.1\r\n");
+
+  files_sink_init(&sink, &b, &opts); /* nothing for answers that are not the file */
+  files_say_text(&b.peer, "404 Not Found", "{\"message\":\"no\"}", 0);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, NULL, &b.err), E2B_ERR_NOT_FOUND);
+  files_say_text(&b.peer, "500 Oops", "no", PEER_DRIBBLE);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, NULL, &b.err), E2B_ERR_SERVICE);
+  CHECK_INT(sink.calls, 0);
+
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123", PEER_CLOSE);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, NULL, &b.err), E2B_ERR_TRUNCATED);
+  CHECK_HAS(b.err.message, "after 4 of 10 bytes");
+  CHECK_INT(sink.len, 4);
+
+  sink.answer = -1;
+  files_say_text(&b.peer, "200 OK", "hello", 0);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, NULL, &b.err), E2B_ERR_CANCELED);
+  CHECK_HAS(b.err.message, "sink");
+  sink.answer = 0;
+  sink.pause = true;
+  files_say_text(&b.peer, "200 OK", "hello", 0);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, NULL, &b.err), E2B_ERR_BAD_STATE);
+  CHECK_HAS(b.err.message, "E2B_PAUSE");
+
+  files_sink_init(&sink, &b, &opts); /* without a handle nobody could resume either */
+  opts.call.op = NULL;
+  sink.pause = true;
+  files_say_text(&b.peer, "200 OK", "hello", 0);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, &opts, &b.err), E2B_PENDING);
+  CHECK_INT(e2b_client_drain(b.client, 5000), E2B_OK);
+  CHECK_INT(sink.done, E2B_ERR_BAD_STATE);
+
+  files_sink_init(&sink, &b, &opts); /* each chunk pauses; the end waits for the rest */
+  sink.pause = true;
+  peer_say(&b.peer,
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n4\r\nfghi\r\n0\r\n\r\n", 0);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, &opts, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, sink.calls == 1);
+  files_drive(b.client, 30);
+  CHECK_INT(sink.calls, 1);
+  CHECK_INT(sink.len, 3);
+  CHECK_INT(sink.done, E2B_PENDING);
+  e2b_op_resume(b.client, sink.op);
+  FILES_UNTIL(b.client, sink.calls == 2);
+  e2b_op_resume(b.client, sink.op);
+  FILES_UNTIL(b.client, sink.done == E2B_OK);
+  CHECK(sink.len == 9 && memcmp(sink.data, "abcdefghi", 9) == 0);
+
+  files_sink_init(&sink, &b, &opts); /* canceled from inside */
+  sink.cancel = true;
+  files_say_text(&b.peer, "200 OK", "hello", PEER_DRIBBLE);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, &opts, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, sink.calls == 1);
+  files_drive(b.client, 30);
+  CHECK_INT(sink.calls, 1);
+  CHECK_INT(sink.done, E2B_PENDING);
+
+  files_sink_init(&sink, &b, &opts); /* paused, then canceled */
+  sink.pause = true;
+  files_say_text(&b.peer, "200 OK", "hello", 0);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, &opts, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, sink.calls == 1);
+  e2b_op_cancel(b.client, sink.op);
+  e2b_op_resume(b.client, sink.op);
+
+  files_sink_init(&sink, &b, &opts); /* the sandbox freed from inside */
+  sink.free_sandbox = true;
+  files_say_text(&b.peer, "200 OK", "hello", PEER_DRIBBLE);
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, &opts, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, sink.calls == 1);
+  files_drive(b.client, 30);
+  CHECK_INT(sink.calls, 1);
+  CHECK_INT(sink.done, E2B_ERR_CANCELED);
+  files_end(&b);
+}
+
+/* A paused download does not time out, holds its sender back in bounded memory, and goes on. */
+static void test_files_download_held(void) {
+  const size_t size = 4u << 20;
+  files_bench b;
+  files_sink sink;
+  e2b_files_opts opts;
+  e2b_client_stats stats;
+  uint8_t *body = (uint8_t *)malloc(size);
+  files_begin(&b);
+  b.config.idle_ms = 400;
+  files_open(&b, NULL, NULL);
+  files_pattern(body, 0, size);
+  files_say_body(&b.peer, "200 OK", body, size, 0);
+  files_sink_init(&sink, &b, &opts);
+  sink.pause = true;
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, &opts, &b.err), E2B_PENDING);
+  files_drive(b.client, 600);
+  CHECK_INT(sink.calls, 1);
+  CHECK_INT(sink.done, E2B_PENDING);
+  e2b_client_get_stats(b.client, &stats);
+  CHECK(stats.mem_now < 200000);
+  sink.pause = false;
+  e2b_op_resume(b.client, sink.op);
+  CHECK_INT(e2b_client_drain(b.client, 10000), E2B_OK);
+  CHECK_INT(sink.done, E2B_OK);
+  CHECK_INT(sink.len, size);
+  e2b_client_get_stats(b.client, &stats);
+  CHECK(stats.mem_peak < 200000);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123",
+            PEER_HANG); /* but a silent server does end it */
+  CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, NULL, &b.err), E2B_ERR_IDLE_TIMEOUT);
+  CHECK_HAS(b.err.message, "after 4 of 10 bytes");
+  free(body);
+  files_end(&b);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* writing */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+#define FILES_HEAD(query, rest)                                                                                        \
+  "POST /files?path=" query " HTTP/1.1\r\nhost: HOST\r\nuser-agent: t\r\naccept: application/json\r\n"                 \
+  "accept-encoding: identity\r\ne2b-sandbox-id: sbx\r\ne2b-sandbox-port: 49983\r\nx-access-token: tok\r\n" rest
+
+/* Takes a form apart: checks its frame and the file name, copies the content. Returns its length, -1 when malformed. */
+static long files_form_content(peer *p, int at, const char *filename, char *out, size_t cap) {
+  char boundary[64], head[512], tail[80];
+  char *request = (char *)peer_asked(p, at), *body = strstr(request, "\r\n\r\n"),
+       *end = request + p->request_lens[at % 64];
+  char *mark = strstr(request, "content-type: multipart/form-data; boundary="),
+       *length = strstr(request, "content-length: ");
+  size_t n;
+  if (!body || !mark || sscanf(mark + 44, "%63[^\r]", boundary) != 1) return -1;
+  body += 4;
+  if (length && strtoull(length + 16, NULL, 10) != (unsigned long long)(end - body)) return -1;
+  (void)snprintf(head, sizeof head,
+                 "--%s\r\nContent-Disposition: form-data; name=\"file\"; filename=\"%s\"\r\n"
+                 "Content-Type: application/octet-stream\r\n\r\n",
+                 boundary, filename);
+  (void)snprintf(tail, sizeof tail, "\r\n--%s--\r\n", boundary);
+  if ((size_t)(end - body) < strlen(head) + strlen(tail) || memcmp(body, head, strlen(head)) != 0) return -1;
+  if (memcmp(end - strlen(tail), tail, strlen(tail)) != 0) return -1;
+  body += strlen(head);
+  n = (size_t)(end - body) - strlen(tail);
+  if (n > cap) return -1;
+  memcpy(out, body, n);
+  return (long)n;
+}
+
+static void test_files_write(void) {
+  files_bench b;
+  e2b_write_info info;
+  e2b_files_opts opts;
+  char content[64], storage[4];
+  files_begin(&b);
+  files_open(&b, NULL, "0.5.7");
+  memset(&info, 0, sizeof info);
+  memset(&opts, 0, sizeof opts);
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "a\0b", 3, NULL, &info, &b.err), E2B_OK);
+  CHECK_REQUEST(&b.peer, 0,
+                FILES_HEAD("%2Ff", "content-type: application/octet-stream\r\ncontent-length: 3\r\n\r\na\0b"));
+  CHECK_STR(info.path, "/home/user/f");
+  CHECK_STR(info.name, "f");
+  CHECK_STR(info.type, "file");
+  e2b_mem_free(&info.mem);
+  opts.user = "bob";
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write_text(b.sandbox, "/f", "", &opts, NULL, NULL), E2B_OK);
+  CHECK_REQUEST(&b.peer, 1,
+                FILES_HEAD("%2Ff&username=bob", "content-type: application/octet-stream\r\ncontent-length: 0\r\n\r\n"));
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", NULL, 0, NULL, NULL, NULL), E2B_OK);
+  info.mem.ptr = storage;
+  info.mem.cap = sizeof storage;
+  info.mem.fixed = true;
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, NULL, &info, &b.err), E2B_ERR_BUFFER_TOO_SMALL);
+  CHECK(b.err.maybe_done && info.path == NULL && info.mem.len > 4);
+  files_close(&b);
+
+  peer_clear(&b.peer);
+  files_open(&b, NULL, "0.5.6");
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/a \"q\" \\ %41 \xc3\xa9.txt", "data\r\n--", 8, NULL, NULL, &b.err), E2B_OK);
+  CHECK_INT(files_form_content(&b.peer, 0, "a \\\"q\\\" \\\\ %41 \xc3\xa9.txt", content, sizeof content), 8);
+  CHECK(memcmp(content, "data\r\n--", 8) == 0);
+  CHECK_HAS(peer_asked(&b.peer, 0), "POST /files?path=%2Fd%2Fa%20%22q%22%20%5C%20%2541%20%C3%A9.txt HTTP/1.1\r\n");
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/", "", 0, NULL, NULL, &b.err), E2B_OK);
+  CHECK_INT(files_form_content(&b.peer, 1, "file", content, sizeof content), 0);
+  CHECK(memcmp(strstr(peer_asked(&b.peer, 0), "boundary="), strstr(peer_asked(&b.peer, 1), "boundary="), 40) != 0);
+  files_end(&b);
+}
+
+static void test_files_write_answers(void) {
+  static const char *const unproven[] = { "",
+                                          "[]",
+                                          "null",
+                                          "{}",
+                                          "[{}]",
+                                          "[{\"path\":\"\"}]",
+                                          "[{\"path\":7}]",
+                                          "[{\"path\":\"/x\"}",
+                                          "[{\"path\":\"/x\"}] trailing",
+                                          "<html></html>",
+                                          "ok",
+                                          "[1]",
+                                          "{\"path\":\"/x\"}" };
+  files_bench b;
+  e2b_write_info info;
+  size_t i, cut;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&info, 0, sizeof info);
+  for (i = 0; i < sizeof unproven / sizeof unproven[0]; i++) {
+    files_say_text(&b.peer, "200 OK", unproven[i], 0);
+    CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, NULL, &info, &b.err), E2B_ERR_PROTOCOL);
+    CHECK(b.err.maybe_done && b.err.http_status == 200 && !info.mem.ptr);
+    peer_clear(&b.peer);
+  }
+  for (cut = 0; cut < sizeof FILES_WRITTEN - 1; cut++) { /* a proxy's idea of a complete answer */
+    files_say_body(&b.peer, "200 OK", FILES_WRITTEN, cut, 0);
+    CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, NULL, &info, &b.err), E2B_ERR_PROTOCOL);
+    peer_clear(&b.peer);
+  }
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\n\r\n" FILES_WRITTEN, PEER_CLOSE); /* the JSON proves itself */
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, NULL, NULL, &b.err), E2B_OK);
+  peer_say(
+      &b.peer,
+      "HTTP/1.1 201 Created\r\ntransfer-encoding: chunked\r\n\r\n14\r\n[{\"path\":\"/x\",\"new\":\r\n4\r\n[]}]\r\n0\r\n\r\n",
+      PEER_DRIBBLE);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, NULL, &info, &b.err), E2B_OK);
+  CHECK_STR(info.path, "/x");
+  CHECK_STR(info.name, "");
+  e2b_mem_free(&info.mem);
+  files_say_text(&b.peer, "507 Insufficient Storage", "{\"code\":507,\"message\":\"not enough disk space available\"}",
+                 0);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, NULL, NULL, &b.err), E2B_ERR_NOT_ENOUGH_SPACE);
+  CHECK_HAS(b.err.message, "disk space");
+  files_say_text(&b.peer, "400 Bad Request", "{\"code\":400,\"message\":\"path is a directory: /f\"}", 0);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(b.peer.reply_next, b.peer.reply_count);
+  files_say_text(&b.peer, "404 Not Found", "nothing here", 0);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, NULL, NULL, &b.err), E2B_ERR_SERVICE);
+  files_end(&b);
+}
+
+/* A big body that the server refuses from its head alone: its answer counts, not the broken pipe. */
+static void test_files_write_early(void) {
+  const size_t size = 8u << 20;
+  files_bench b;
+  uint8_t *data = (uint8_t *)malloc(size);
+  int i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  files_pattern(data, 0, size);
+  for (i = 0; i < 3; i++) {
+    files_say_text(&b.peer, "507 Insufficient Storage", "{\"message\":\"full\"}", PEER_EARLY | PEER_HANG);
+    CHECK_INT(e2b_files_write(b.sandbox, "/f", data, size, NULL, NULL, &b.err), E2B_ERR_NOT_ENOUGH_SPACE);
+    files_say_text(&b.peer, "200 OK", FILES_WRITTEN, PEER_EARLY | PEER_HANG);
+    CHECK_INT(e2b_files_write(b.sandbox, "/f", data, size, NULL, NULL, &b.err), E2B_ERR_PROTOCOL);
+    CHECK(b.err.maybe_done);
+    CHECK_HAS(b.err.message, "before it had the whole file");
+  }
+  peer_say(&b.peer, "", PEER_EARLY | PEER_RESET);
+  CHECK(e2b_files_write(b.sandbox, "/f", data, size, NULL, NULL, &b.err) < 0);
+  CHECK(b.err.code == E2B_ERR_CLOSED || b.err.code == E2B_ERR_IO);
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", data, size, NULL, NULL, &b.err), E2B_OK);
+  i = b.peer.request_count - 1;
+  CHECK(b.peer.request_lens[i] > size && memcmp(b.peer.requests[i] + b.peer.request_lens[i] - size, data, size) == 0);
+  free(data);
+  files_end(&b);
+}
+
+static int files_const_source(void *user, void *buf, size_t cap) {
+  const char **text = (const char **)user;
+  size_t n = strlen(*text);
+  if (n > cap) n = cap;
+  memcpy(buf, *text, n);
+  *text += n;
+  return (int)n;
+}
+
+#define FILES_UNSUPPORTED                                                                                              \
+  "{\"code\":400,\"message\":\"unsupported content type: application/octet-stream, expected multipart/form-data\"}"
+
+static void test_files_form_fallback(void) {
+  files_bench b;
+  e2b_file_stream *stream = NULL;
+  const char *text = "abc";
+  char content[64];
+  size_t took;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  files_say_text(&b.peer, "400 Bad Request", FILES_UNSUPPORTED, 0);
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "hello", 5, NULL, NULL, &b.err), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 0), "content-type: application/octet-stream\r\n");
+  CHECK_INT(files_form_content(&b.peer, 1, "f", content, sizeof content), 5);
+  CHECK(memcmp(content, "hello", 5) == 0);
+  files_say_written(&b.peer); /* remembered */
+  CHECK_INT(e2b_files_upload(b.sandbox, "/d/f", files_const_source, &text, 3, NULL, NULL, &b.err), E2B_OK);
+  CHECK_INT(files_form_content(&b.peer, 2, "f", content, sizeof content), 3);
+  CHECK_INT(b.peer.request_count, 3);
+  files_say_text(&b.peer, "400 Bad Request", FILES_UNSUPPORTED, 0); /* said of a form too: no circle */
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "hello", 5, NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(b.peer.request_count, 4);
+  files_close(&b);
+
+  peer_clear(&b.peer); /* an older envd's words; a source cannot be asked twice */
+  files_open(&b, NULL, NULL);
+  text = "abc";
+  files_say_text(&b.peer, "500 Internal",
+                 "{\"message\":\"error parsing multipart form: request Content-Type isn't multipart/form-data\"}", 0);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/d/f", files_const_source, &text, -1, NULL, NULL, &b.err), E2B_ERR_SERVICE);
+  CHECK_HAS(b.err.message, "call again");
+  text = "abc";
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/d/f", files_const_source, &text, -1, NULL, NULL, &b.err), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 1), "transfer-encoding: chunked\r\n");
+  CHECK_HAS(peer_asked(&b.peer, 1), "\r\n000003\r\nabc\r\n");
+  CHECK_HAS(peer_asked(&b.peer, 1),
+            "filename=\"f\"\r\nContent-Type: application/octet-stream\r\n\r\n\r\n000003\r\nabc\r\n");
+  files_close(&b);
+
+  peer_clear(&b.peer);
+  files_open(&b, NULL, NULL);
+  files_say_text(&b.peer, "400 Bad Request", FILES_UNSUPPORTED, 0);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/d/f", 3, NULL, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_write(stream, -1, "abc", 3, &took, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_finish(stream, -1, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "call again");
+  e2b_file_stream_free(stream);
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/d/f", 3, NULL, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_write(stream, -1, "abc", 3, NULL, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_finish(stream, -1, NULL, &b.err), E2B_OK);
+  CHECK_INT(files_form_content(&b.peer, 1, "f", content, sizeof content), 3);
+  e2b_file_stream_free(stream);
+  files_end(&b);
+}
+
+/* The server closes idle connections without a word: a write that dies of it is sent again, once. */
+static void test_files_write_stale(void) {
+  files_bench b;
+  int i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (i = 0; i < 5; i++) {
+    peer_clear(&b.peer);
+    files_say_written(&b.peer);
+    peer_say(&b.peer, "", PEER_RESET); /* the next request on that connection dies */
+    files_say_written(&b.peer);
+    CHECK_INT(e2b_files_write(b.sandbox, "/f", "one", 3, NULL, NULL, &b.err), E2B_OK);
+    CHECK_INT(e2b_files_write(b.sandbox, "/f", "two", 3, NULL, NULL, &b.err), E2B_OK);
+    CHECK_INT(b.peer.request_count, 3);
+    CHECK_STR(peer_asked(&b.peer, 2) + b.peer.request_lens[2] - 3, "two");
+  }
+  files_end(&b);
+}
+
+typedef struct files_source {
+  files_bench *bench;
+  e2b_op op;
+  uint64_t at, size;
+  size_t most; /* per call; 0 = all there is room for */
+  int calls;
+  int pause_every; /* 0 = never */
+  int answer;      /* when set, returned instead of data in the second call */
+  bool cancel;
+  e2b_err done;
+} files_source;
+
+static int files_give(void *user, void *buf, size_t cap) {
+  files_source *source = (files_source *)user;
+  size_t n = (size_t)E2B__MIN(source->size - source->at, (uint64_t)cap);
+  source->calls++;
+  if (source->cancel) e2b_op_cancel(source->bench->client, source->op);
+  if (source->answer && source->calls == 2) return source->answer;
+  if (source->pause_every && source->calls % source->pause_every == 0) return E2B_PAUSE;
+  if (source->most && n > source->most) n = source->most;
+  files_pattern((uint8_t *)buf, source->at, n);
+  source->at += n;
+  return (int)n;
+}
+
+static void files_source_done(void *user, const e2b_error *err) {
+  ((files_source *)user)->done = err->code;
+}
+
+static void files_source_init(files_source *source, files_bench *bench, uint64_t size, e2b_files_opts *opts) {
+  memset(source, 0, sizeof *source);
+  memset(opts, 0, sizeof *opts);
+  source->bench = bench;
+  source->size = size;
+  source->done = E2B_PENDING;
+  opts->call.op = &source->op;
+  opts->call.on_done = files_source_done;
+  opts->call.user = source;
+}
+
+static void test_files_upload(void) {
+  files_bench b;
+  files_source source;
+  e2b_files_opts opts;
+  e2b_write_info info;
+  uint8_t data[100];
+  int i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&info, 0, sizeof info);
+  files_pattern(data, 0, sizeof data);
+  files_source_init(&source, &b, 100, &opts);
+  source.most = 7;
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/f", files_give, &source, 100, NULL, &info, &b.err), E2B_OK);
+  CHECK_STR(info.path, "/home/user/f");
+  e2b_mem_free(&info.mem);
+  CHECK_HAS(peer_asked(&b.peer, 0), "content-length: 100\r\n\r\n");
+  CHECK(memcmp(b.peer.requests[0] + b.peer.request_lens[0] - 100, data, 100) == 0);
+
+  files_source_init(&source, &b, 5, &opts);
+  source.most = 3;
+  memcpy(data, "\r\n000003\r\n...\r\n000002\r\n..\r\n0\r\n\r\n", 32);
+  files_pattern(data + 10, 0, 3);
+  files_pattern(data + 23, 3, 2);
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/f", files_give, &source, -1, NULL, NULL, &b.err), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 1), "transfer-encoding: chunked\r\n\r\n");
+  CHECK(memcmp(b.peer.requests[1] + b.peer.request_lens[1] - 32, data, 32) == 0);
+
+  files_source_init(&source, &b, 0, &opts);
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/f", files_give, &source, -1, NULL, NULL, &b.err), E2B_OK);
+  CHECK_STR(peer_asked(&b.peer, 2) + b.peer.request_lens[2] - 9, "\r\n\r\n0\r\n\r\n");
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/f", files_give, &source, 0, NULL, NULL, &b.err), E2B_OK);
+
+  files_source_init(&source, &b, 9, &opts); /* ends early */
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/f", files_give, &source, 10, NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "ended before");
+  CHECK(b.err.maybe_done);
+  peer_wait_asked(&b.peer, 5);
+  peer_clear(&b.peer);
+  files_source_init(&source, &b, 11, &opts); /* ends late */
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/f", files_give, &source, 10, NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "more bytes");
+  CHECK(b.err.maybe_done);
+  for (i = 0; i < 3; i++) { /* more than asked for, canceled, paused where nobody can resume */
+    static const int answers[] = { 1 << 20, -5, E2B_PAUSE };
+    static const e2b_err codes[] = { E2B_ERR_INVALID_ARGUMENT, E2B_ERR_CANCELED, E2B_ERR_BAD_STATE };
+    peer_clear(&b.peer);
+    files_source_init(&source, &b, 10, &opts);
+    source.most = 3;
+    source.answer = answers[i];
+    files_say_written(&b.peer);
+    CHECK_INT(e2b_files_upload(b.sandbox, "/f", files_give, &source, i == 1 ? -1 : 10, NULL, NULL, &b.err), codes[i]);
+    peer_wait_asked(&b.peer, 1);
+  }
+  CHECK_HAS(b.err.message, "E2B_PAUSE");
+
+  peer_clear(&b.peer);
+  files_source_init(&source, &b, 50, &opts); /* paused and resumed */
+  source.most = 10;
+  source.pause_every = 2;
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/f", files_give, &source, 50, &opts, &info, &b.err), E2B_PENDING);
+  for (i = 0; i < 200 && source.done == E2B_PENDING; i++) {
+    (void)e2b_client_poll(b.client, 5);
+    if (i % 4 == 3) e2b_op_resume(b.client, source.op);
+  }
+  CHECK_INT(source.done, E2B_OK);
+  files_pattern(data, 0, 50);
+  CHECK(memcmp(b.peer.requests[0] + b.peer.request_lens[0] - 50, data, 50) == 0);
+  e2b_mem_free(&info.mem);
+
+  peer_clear(&b.peer);
+  files_source_init(&source, &b, 50, &opts); /* canceled from inside */
+  source.cancel = true;
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/f", files_give, &source, 50, &opts, &info, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, source.calls == 1);
+  files_drive(b.client, 30);
+  CHECK_INT(source.calls, 1);
+  CHECK_INT(source.done, E2B_PENDING);
+  files_end(&b);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* streams */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_files_read_stream(void) {
+  static const size_t steps[] = { 1, 7, 997, 16384, 65537, 1u << 20 };
+  const size_t size = 300001;
+  files_bench b;
+  e2b_file_stream *stream = NULL;
+  uint8_t *body = (uint8_t *)malloc(size), *buf = (uint8_t *)malloc(1u << 20);
+  size_t i, got;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  files_pattern(body, 0, size);
+  for (i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+    size_t at = 0;
+    e2b_err code;
+    peer_clear(&b.peer);
+    files_say_body(&b.peer, "200 OK", body, size, 0);
+    CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_OK);
+    CHECK_INT(e2b_file_stream_size(stream), (int64_t)size);
+    while ((code = e2b_file_stream_read(stream, -1, buf, steps[i], &got, &b.err)) == E2B_OK) {
+      if (at + got > size || got == 0 || got > steps[i] || memcmp(buf, body + at, got) != 0) break;
+      at += got;
+    }
+    CHECK_INT(code, E2B_EOF);
+    CHECK_INT(at, size);
+    CHECK_INT(e2b_file_stream_read(stream, 0, buf, 1, &got, NULL), E2B_EOF);
+    CHECK_INT(got, 0);
+    CHECK_INT(e2b_file_stream_write(stream, 0, "x", 1, &got, NULL), E2B_ERR_BAD_STATE);
+    CHECK_INT(e2b_file_stream_finish(stream, 0, NULL, NULL), E2B_ERR_BAD_STATE);
+    e2b_file_stream_free(stream);
+  }
+  CHECK_INT(b.peer.accepted, 1); /* one connection did for all */
+
+  peer_clear(&b.peer); /* an empty file; one of unknown length */
+  files_say_text(&b.peer, "200 OK", "", 0);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_size(stream), 0);
+  CHECK_INT(e2b_file_stream_read(stream, -1, buf, 10, &got, &b.err), E2B_EOF);
+  e2b_file_stream_free(stream);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", PEER_DRIBBLE);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_size(stream), -1);
+  for (i = 0; i < 3; i++) {
+    CHECK_INT(e2b_file_stream_read(stream, 5000, buf, 1, &got, &b.err), E2B_OK);
+    CHECK_INT(buf[0], "abc"[i]);
+  }
+  CHECK_INT(e2b_file_stream_read(stream, 5000, buf, 10, &got, &b.err), E2B_EOF);
+  e2b_file_stream_free(stream);
+
+  files_say_text(&b.peer, "404 Not Found", "{\"message\":\"nope\"}", 0); /* what does not open */
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_ERR_NOT_FOUND);
+  CHECK(stream == NULL && b.err.subject == E2B_SUBJECT_FILE);
+  files_say_body(&b.peer, "500 Oops", body, size, 0); /* more than the buffer holds */
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_ERR_SERVICE);
+  files_say_text(&b.peer, "200 OK\r\ncontent-encoding: br", "xx", 0);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(b.err.message, "compressed");
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-le", PEER_CLOSE);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_ERR_TRUNCATED);
+  CHECK(stream == NULL);
+  b.peer.health = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 22\r\n\r\nsandbox not found: sbx";
+  files_say_text(&b.peer, "502 Bad Gateway", "x", 0);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_ERR_SANDBOX_GONE);
+  CHECK(stream == NULL);
+  free(body);
+  free(buf);
+  files_end(&b);
+}
+
+static void test_files_read_stream_cut(void) {
+  files_bench b;
+  e2b_file_stream *stream = NULL;
+  char buf[16];
+  size_t got, cut;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (cut = 0; cut < 10; cut++) { /* what arrived comes first, then the bad news, as often as one asks */
+    char answer[80];
+    size_t at = 0;
+    int n =
+        snprintf(answer, sizeof answer, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n%.*s", (int)cut, "0123456789");
+    e2b_err code;
+    peer_say_n(&b.peer, answer, (size_t)n, PEER_CLOSE);
+    CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_OK);
+    while ((code = e2b_file_stream_read(stream, -1, buf, 3, &got, &b.err)) == E2B_OK) {
+      CHECK(memcmp(buf, &"0123456789"[at], got) == 0);
+      at += got;
+    }
+    CHECK_INT(at, cut);
+    CHECK_INT(code, E2B_ERR_TRUNCATED);
+    (void)snprintf(answer, sizeof answer, "after %d of 10 bytes", (int)cut);
+    CHECK_HAS(b.err.message, answer);
+    CHECK_INT(e2b_file_stream_read(stream, 0, buf, 3, &got, &b.err), E2B_ERR_TRUNCATED);
+    e2b_file_stream_free(stream);
+    peer_clear(&b.peer);
+  }
+  files_end(&b);
+}
+
+static void files_nothing_done(void *user, const e2b_error *err) {
+  (void)err;
+  ++*(int *)user;
+}
+
+typedef struct files_inside {
+  files_bench *bench;
+  e2b_file_stream *stream;
+  int what;
+  int calls;
+} files_inside;
+
+/* Runs inside a turn. */
+static void files_inside_done(void *user, const e2b_error *err) {
+  files_inside *inside = (files_inside *)user;
+  e2b_file_stream *other = NULL;
+  char buf[4];
+  size_t got;
+  (void)err;
+  inside->calls++;
+  if (inside->what == 0) { /* what may and may not be done in a callback */
+    CHECK_INT(e2b_file_stream_read(inside->stream, -1, buf, 4, &got, NULL), E2B_ERR_BAD_STATE);
+    CHECK_INT(e2b_file_stream_read(inside->stream, 5, buf, 4, &got, NULL), E2B_ERR_BAD_STATE);
+    CHECK_INT(e2b_file_stream_read(inside->stream, 0, buf, 4, &got, NULL), E2B_OK);
+    CHECK_INT(got, 4);
+    CHECK_INT(e2b_files_read_stream(inside->bench->sandbox, "/x", NULL, &other, NULL), E2B_ERR_BAD_STATE);
+    CHECK_INT(e2b_files_write_stream(inside->bench->sandbox, "/x", 1, NULL, &other, NULL), E2B_ERR_BAD_STATE);
+  }
+  if (inside->what == 1) e2b_file_stream_free(inside->stream);
+  if (inside->what == 2) e2b_sandbox_free(inside->bench->sandbox);
+}
+
+static void test_files_read_stream_control(void) {
+  files_bench b;
+  e2b_file_stream *stream = NULL;
+  e2b_files_opts opts;
+  files_inside inside;
+  e2b_op op;
+  char buf[16];
+  size_t got;
+  uint64_t start;
+  int done = 0, i;
+  bool exists;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123", PEER_HANG); /* PENDING by time */
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_read(stream, 1000, buf, 16, &got, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_read(stream, 0, buf, 16, &got, &b.err), E2B_PENDING);
+  CHECK_INT(b.err.code, E2B_PENDING);
+  start = now_ms();
+  CHECK_INT(e2b_file_stream_read(stream, 60, buf, 16, &got, &b.err), E2B_PENDING);
+  CHECK(now_ms() - start >= 55 && now_ms() - start < 1000);
+  e2b_client_interrupt(b.client);
+  CHECK_INT(e2b_file_stream_read(stream, -1, buf, 16, &got, &b.err), E2B_ERR_CANCELED);
+  CHECK_INT(e2b_file_stream_read(stream, 0, buf, 16, &got, &b.err), E2B_PENDING);
+  e2b_file_stream_free(stream);
+  CHECK_INT(b.client->conn_count, 0);
+
+  peer_clear(&b.peer);
+  peer_say(&b.peer, "", PEER_HANG); /* timeouts and cancelling before the head */
+  opts.call.timeout_ms = 50;
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", &opts, &stream, &b.err), E2B_ERR_TIMEOUT);
+  CHECK(stream == NULL && b.sandbox->streams == NULL);
+  peer_wait_asked(&b.peer, 1);
+  peer_say(&b.peer, "", PEER_HANG);
+  memset(&opts, 0, sizeof opts);
+  opts.call.idle_ms = 50;
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", &opts, &stream, &b.err), E2B_ERR_IDLE_TIMEOUT);
+  CHECK(stream == NULL && b.sandbox->streams == NULL);
+  peer_wait_asked(&b.peer, 2);
+  peer_say(&b.peer, "", PEER_HANG);
+  memset(&opts, 0, sizeof opts);
+  opts.call.op = &op;
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", &opts, &stream, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, b.peer.request_count == 3);
+  e2b_op_cancel(b.client, op);
+  CHECK(stream == NULL && b.sandbox->streams == NULL && b.client->op_count == 0);
+
+  files_say_text(&b.peer, "200 OK", "0123456789", 0); /* opened with a handle, read from inside a callback */
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", &opts, &stream, &b.err), E2B_PENDING);
+  while (e2b_op_poll(b.client, op, &b.err) == E2B_PENDING) (void)e2b_client_poll(b.client, 100);
+  CHECK_INT(b.err.code, E2B_OK);
+  CHECK(stream != NULL);
+  files_drive(b.client, 30);
+  memset(&inside, 0, sizeof inside);
+  inside.bench = &b;
+  inside.stream = stream;
+  memset(&opts, 0, sizeof opts);
+  opts.call.on_done = files_inside_done;
+  opts.call.user = &inside;
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n", PEER_REPEAT);
+  CHECK_INT(e2b_files_exists(b.sandbox, "/x", &opts, &exists, &b.err), E2B_PENDING);
+  CHECK_INT(e2b_client_drain(b.client, 5000), E2B_OK);
+  CHECK_INT(inside.calls, 1);
+  CHECK_INT(e2b_file_stream_read(stream, 0, buf, 16, &got, &b.err), E2B_OK);
+  CHECK(got == 6 && memcmp(buf, "456789", 6) == 0);
+  CHECK_INT(e2b_file_stream_read(stream, 0, buf, 16, &got, &b.err), E2B_EOF);
+  e2b_file_stream_free(stream);
+
+  for (i = 1; i <= 2; i++) { /* freed by a callback while a read waits; with the sandbox */
+    peer_clear(&b.peer);
+    peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n", PEER_HANG);
+    peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n", PEER_REPEAT);
+    CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &inside.stream, &b.err), E2B_OK);
+    inside.what = i;
+    CHECK_INT(e2b_files_exists(b.sandbox, "/x", &opts, &exists, &b.err), E2B_PENDING);
+    CHECK_INT(e2b_file_stream_read(inside.stream, -1, buf, 16, &got, &b.err), E2B_ERR_CANCELED);
+    CHECK_HAS(b.err.message, "freed");
+  }
+  CHECK_INT(done, 0);
+  files_end(&b);
+}
+
+/* Deadlines bound the exchange, not how long the caller takes to look at what came. */
+static void test_files_read_stream_deadline(void) {
+  files_bench b;
+  e2b_file_stream *stream = NULL;
+  e2b_files_opts opts;
+  char buf[16];
+  size_t got;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  opts.call.timeout_ms = 400;
+  files_say_text(&b.peer, "200 OK", "0123456789", 0);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", &opts, &stream, &b.err), E2B_OK);
+  files_drive(b.client, 500);
+  CHECK_INT(e2b_file_stream_read(stream, -1, buf, 16, &got, &b.err), E2B_OK);
+  CHECK_INT(got, 10);
+  CHECK_INT(e2b_file_stream_read(stream, -1, buf, 16, &got, &b.err), E2B_EOF);
+  e2b_file_stream_free(stream);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123", PEER_HANG);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", &opts, &stream, &b.err), E2B_OK);
+  files_drive(b.client, 500);
+  CHECK_INT(e2b_file_stream_read(stream, -1, buf, 16, &got, &b.err), E2B_OK); /* what came before it is not lost */
+  CHECK_INT(got, 4);
+  CHECK_INT(e2b_file_stream_read(stream, -1, buf, 16, &got, &b.err), E2B_ERR_TIMEOUT);
+  e2b_file_stream_free(stream);
+  files_end(&b);
+}
+
+/* Not reading holds the sender back, in bounded memory and without an idle timeout. */
+static void test_files_read_stream_held(void) {
+  const size_t size = 8u << 20;
+  files_bench b;
+  e2b_file_stream *stream = NULL;
+  e2b_client_stats stats;
+  uint8_t *body = (uint8_t *)malloc(size), *buf = (uint8_t *)malloc(size);
+  size_t at = 0, got;
+  files_begin(&b);
+  b.config.idle_ms = 400;
+  files_open(&b, NULL, NULL);
+  files_pattern(body, 0, size);
+  files_say_body(&b.peer, "200 OK", body, size, 0);
+  CHECK_INT(e2b_files_read_stream(b.sandbox, "/x", NULL, &stream, &b.err), E2B_OK);
+  files_drive(b.client, 600);
+  while (e2b_file_stream_read(stream, 5000, buf + at, E2B__MIN((size_t)50000, size - at + 1), &got, &b.err) == E2B_OK)
+    at += got;
+  CHECK_INT(b.err.code, E2B_EOF);
+  CHECK(at == size && memcmp(buf, body, size) == 0);
+  e2b_client_get_stats(b.client, &stats);
+  CHECK(stats.mem_peak < 300000);
+  e2b_file_stream_free(stream);
+  free(body);
+  free(buf);
+  files_end(&b);
+}
+
+static void test_files_write_stream(void) {
+  static const size_t steps[] = { 1, 13, 4096, 65536, 100000 };
+  const size_t size = 200001;
+  files_bench b;
+  e2b_file_stream *stream = NULL;
+  e2b_write_info info;
+  uint8_t *data = (uint8_t *)malloc(size);
+  size_t i, took;
+  int known;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&info, 0, sizeof info);
+  files_pattern(data, 0, size);
+  for (known = 0; known < 2; known++) {
+    for (i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+      size_t at = 0;
+      peer_clear(&b.peer);
+      files_say_written(&b.peer);
+      CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", known ? (int64_t)size : -1, NULL, &stream, &b.err), E2B_OK);
+      CHECK_INT(e2b_file_stream_size(stream), known ? (int64_t)size : -1);
+      while (at < size) {
+        size_t n = E2B__MIN(steps[i], size - at);
+        if (e2b_file_stream_write(stream, -1, data + at, n, &took, &b.err) != E2B_OK || took == 0 || took > n) break;
+        at += took;
+      }
+      CHECK_INT(at, size);
+      CHECK_INT(e2b_file_stream_finish(stream, -1, &info, &b.err), E2B_OK);
+      CHECK_STR(info.path, "/home/user/f");
+      e2b_mem_free(&info.mem);
+      CHECK_INT(e2b_file_stream_finish(stream, 0, &info, &b.err), E2B_OK); /* the same again */
+      CHECK_STR(info.path, "/home/user/f");
+      e2b_mem_free(&info.mem);
+      CHECK_INT(e2b_file_stream_write(stream, 0, "x", known ? 0 : 1, &took, &b.err), E2B_ERR_BAD_STATE);
+      CHECK_INT(e2b_file_stream_read(stream, 0, &took, 1, &took, &b.err), E2B_ERR_BAD_STATE);
+      if (known) {
+        CHECK_HAS(peer_asked(&b.peer, 0), "content-length: 200001\r\n\r\n");
+        CHECK(memcmp(b.peer.requests[0] + b.peer.request_lens[0] - size, data, size) == 0);
+      } else { /* put the chunks together */
+        const char *in = strstr(peer_asked(&b.peer, 0), "transfer-encoding: chunked\r\n\r\n");
+        size_t sum = 0, n;
+        for (in = in ? in + 30 : "0"; (n = (size_t)strtoul(in, NULL, 16)) != 0; in += 10 + n) {
+          if (sum + n > size || memcmp(in + 8, data + sum, n) != 0) break;
+          sum += n;
+        }
+        CHECK_INT(sum, size);
+      }
+      e2b_file_stream_free(stream);
+    }
+  }
+  CHECK_INT(b.peer.accepted, 1);
+  free(data);
+  files_end(&b);
+}
+
+static void test_files_write_stream_control(void) {
+  files_bench b;
+  e2b_file_stream *stream = NULL;
+  e2b_files_opts opts;
+  e2b_op op;
+  uint8_t *data = (uint8_t *)malloc(1u << 20);
+  size_t took, sum;
+  int i, done = 0;
+  e2b_err code;
+  files_begin(&b);
+  b.config.stream_buffer_size = 4096;
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  files_pattern(data, 0, 1u << 20);
+
+  files_say_written(&b.peer); /* size promised and kept */
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", 10, NULL, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_write(stream, -1, data, 0, &took, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_write(stream, -1, data, 11, &took, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_file_stream_write(stream, -1, data, 4, NULL, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_finish(stream, -1, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "only 4 of the 10 bytes");
+  CHECK_INT(e2b_file_stream_write(stream, -1, data + 4, 6, NULL, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_finish(stream, 0, NULL, &b.err), E2B_PENDING);
+  while ((code = e2b_file_stream_finish(stream, 0, NULL, &b.err)) == E2B_PENDING) (void)e2b_client_poll(b.client, 20);
+  CHECK_INT(code, E2B_OK);
+  e2b_file_stream_free(stream);
+
+  peer_clear(&b.peer); /* nothing waits: took, PENDING, poll */
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", -1, NULL, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_write(stream, 0, data, 5000, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_file_stream_write(stream, 0, data, 3000, NULL, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_write(stream, 0, data + 3000, 3000, NULL, &b.err), E2B_PENDING);
+  for (sum = 3000; sum < 100000;) {
+    code = e2b_file_stream_write(stream, 0, data + sum, 100000 - sum, &took, &b.err);
+    if (code == E2B_OK)
+      sum += took;
+    else if (code == E2B_PENDING)
+      (void)e2b_client_poll(b.client, 20);
+    else
+      break;
+  }
+  CHECK_INT(sum, 100000);
+  CHECK_INT(e2b_file_stream_finish(stream, -1, NULL, &b.err), E2B_OK);
+  e2b_file_stream_free(stream);
+
+  peer_clear(&b.peer); /* an early refusal surfaces in a write */
+  files_say_text(&b.peer, "507 Insufficient Storage", "{\"message\":\"full\"}", PEER_EARLY | PEER_HANG);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", -1, NULL, &stream, &b.err), E2B_OK);
+  for (i = 0; i < 1000 && (code = e2b_file_stream_write(stream, -1, data, 1u << 20, NULL, &b.err)) == E2B_OK; i++)
+    continue;
+  CHECK_INT(code, E2B_ERR_NOT_ENOUGH_SPACE);
+  CHECK_INT(e2b_file_stream_write(stream, 0, data, 1, &took, &b.err), E2B_ERR_NOT_ENOUGH_SPACE);
+  CHECK_INT(e2b_file_stream_finish(stream, 0, NULL, &b.err), E2B_ERR_NOT_ENOUGH_SPACE);
+  e2b_file_stream_free(stream);
+  CHECK_INT(b.client->conn_count, 0);
+  files_say_text(&b.peer, "200 OK", FILES_WRITTEN, PEER_EARLY | PEER_HANG); /* and an early success is none */
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", 1u << 20, NULL, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_write(stream, 1000, data, 5, NULL, &b.err), E2B_OK);
+  FILES_UNTIL(b.client, stream->ended);
+  CHECK_INT(e2b_file_stream_finish(stream, -1, NULL, &b.err), E2B_ERR_PROTOCOL);
+  CHECK(b.err.maybe_done);
+  e2b_file_stream_free(stream);
+  peer_say(&b.peer, "", PEER_EARLY | PEER_RESET); /* a loss is looked into */
+  b.peer.health = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 22\r\n\r\nsandbox not found: sbx";
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", -1, NULL, &stream, &b.err), E2B_OK);
+  for (i = 0; i < 1000 && (code = e2b_file_stream_write(stream, -1, data, 1u << 20, NULL, &b.err)) == E2B_OK; i++)
+    continue;
+  CHECK_INT(code, E2B_ERR_SANDBOX_GONE);
+  e2b_file_stream_free(stream);
+  b.peer.health = ""; /* freed while that goes on */
+  peer_say(&b.peer, "", PEER_EARLY | PEER_RESET);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", 0, NULL, &stream, &b.err), E2B_OK);
+  FILES_UNTIL(b.client, stream->mourner.sandbox != NULL);
+  CHECK_INT(e2b_file_stream_finish(stream, 20, NULL, &b.err), E2B_PENDING);
+  CHECK(b.sandbox->probe != NULL);
+  e2b_file_stream_free(stream);
+  CHECK(b.sandbox->probe != NULL && b.sandbox->probe->mourners == NULL);
+  e2b__probe_end(b.sandbox->probe, E2B__VERDICT_UNKNOWN);
+  b.peer.health = "HTTP/1.1 204 No Content\r\n\r\n";
+
+  peer_say(&b.peer, "", PEER_EARLY | PEER_HANG); /* a peer that takes nothing */
+  opts.call.idle_ms = 100;
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", -1, &opts, &stream, &b.err), E2B_OK);
+  for (i = 0; i < 1000 && (code = e2b_file_stream_write(stream, -1, data, 1u << 20, &took, &b.err)) == E2B_OK; i++)
+    continue;
+  for (; i < 100000 && code == E2B_OK; i++) code = e2b_file_stream_write(stream, -1, data, 1u << 20, &took, &b.err);
+  CHECK_INT(code, E2B_ERR_IDLE_TIMEOUT);
+  e2b_file_stream_free(stream);
+  peer_say(&b.peer, "", PEER_EARLY | PEER_HANG); /* a part taken that the caller cannot know */
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", -1, NULL, &stream, &b.err), E2B_OK);
+  for (i = 0; i < 1000 && (code = e2b_file_stream_write(stream, 50, data, 1u << 20, NULL, &b.err)) == E2B_OK; i++)
+    continue;
+  CHECK_INT(code, E2B_ERR_TIMEOUT);
+  CHECK_INT(e2b_file_stream_write(stream, 50, data, 1, &took, &b.err), E2B_ERR_TIMEOUT);
+  e2b_file_stream_free(stream);
+  CHECK_INT(b.client->conn_count, 0);
+
+  memset(&opts, 0, sizeof opts); /* opened without blocking; freed before its report, and canceled */
+  opts.call.on_done = files_nothing_done;
+  opts.call.user = &done;
+  opts.call.op = &op;
+  peer_say(&b.peer, "", PEER_EARLY | PEER_HANG | PEER_REPEAT);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", -1, &opts, &stream, &b.err), E2B_PENDING);
+  CHECK_INT(done, 0);
+  (void)e2b_client_poll(b.client, 0);
+  CHECK_INT(done, 1);
+  CHECK(stream != NULL);
+  e2b_file_stream_free(stream);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", -1, &opts, &stream, &b.err), E2B_PENDING);
+  e2b_file_stream_free(stream);
+  (void)e2b_client_poll(b.client, 0);
+  CHECK_INT(done, 2);
+  CHECK(stream == NULL);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", -1, &opts, &stream, &b.err), E2B_PENDING);
+  e2b_op_cancel(b.client, op);
+  CHECK(stream == NULL && b.sandbox->streams == NULL);
+  (void)e2b_client_poll(b.client, 0);
+  CHECK_INT(done, 2);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", -1, NULL, &stream, &b.err), E2B_OK); /* left to the sandbox */
+  free(data);
+  files_end(&b);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* no memory */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+static e2b_err files_try_list(files_bench *b) {
+  e2b_entry_list list;
+  e2b_err code;
+  memset(&list, 0, sizeof list);
+  code = e2b_files_list(b->sandbox, "/d", NULL, &list, &b->err);
+  e2b_mem_free(&list.mem);
+  return code;
+}
+
+static e2b_err files_try_read(files_bench *b) {
+  e2b_buf buf;
+  e2b_err code;
+  memset(&buf, 0, sizeof buf);
+  code = e2b_files_read(b->sandbox, "/d", NULL, &buf, &b->err);
+  CHECK(code || (buf.len == 20 && buf.data[20] == 0));
+  e2b_mem_free(&buf.mem);
+  return code;
+}
+
+static e2b_err files_try_write(files_bench *b) {
+  e2b_write_info info;
+  e2b_err code;
+  memset(&info, 0, sizeof info);
+  code = e2b_files_write(b->sandbox, "/d", "x", 1, NULL, &info, &b->err);
+  e2b_mem_free(&info.mem);
+  return code;
+}
+
+static e2b_err files_try_read_stream(files_bench *b) {
+  e2b_file_stream *stream = NULL;
+  char buf[64];
+  size_t got, sum = 0;
+  e2b_err code = e2b_files_read_stream(b->sandbox, "/d", NULL, &stream, &b->err);
+  while (!code && (code = e2b_file_stream_read(stream, -1, buf, 3, &got, &b->err)) == E2B_OK) sum += got;
+  CHECK(code != E2B_EOF || sum == 20);
+  e2b_file_stream_free(stream);
+  return code == E2B_EOF ? E2B_OK : code;
+}
+
+static e2b_err files_try_write_stream(files_bench *b) {
+  e2b_file_stream *stream = NULL;
+  e2b_write_info info;
+  e2b_err code = e2b_files_write_stream(b->sandbox, "/d", -1, NULL, &stream, &b->err);
+  memset(&info, 0, sizeof info);
+  if (!code) code = e2b_file_stream_write(stream, -1, "abc", 3, NULL, &b->err);
+  if (!code) code = e2b_file_stream_finish(stream, -1, &info, &b->err);
+  e2b_mem_free(&info.mem);
+  e2b_file_stream_free(stream);
+  return code;
+}
+
+static void files_each_allocation(const char *version, e2b_err (*attempt)(files_bench *b), const char *answer,
+                                  size_t len) {
+  files_bench b;
+  long n;
+  bool reached = true;
+  files_begin(&b);
+  peer_say_n(&b.peer, answer, len, PEER_REPEAT);
+  for (n = 1; reached && n < 1000; n++) {
+    e2b_err code;
+    files_open(&b, NULL, version);
+    b.heap.fail_at = b.heap.calls + n;
+    code = attempt(&b);
+    reached = b.heap.calls >= b.heap.fail_at;
+    if (code != E2B_OK && code != E2B_ERR_NO_MEMORY)
+      printf("allocation %ld: %s: %s\n", n, e2b_err_name(code), b.err.message);
+    CHECK(code == E2B_ERR_NO_MEMORY || code == E2B_OK);
+    CHECK(reached || code == E2B_OK);
+    b.heap.fail_at = 0;
+    CHECK_INT(attempt(&b), E2B_OK); /* the client is as good as before */
+    files_close(&b);
+    memset(&b.heap, 0, sizeof b.heap);
+    memset(&b.err, 0, sizeof b.err);
+  }
+  CHECK(n > 10 && n < 1000);
+  peer_stop(&b.peer);
+}
+
+static void test_files_no_memory(void) {
+  static const char content[] = "HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n01234567890123456789";
+  static const char chunked[] =
+      "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nc\r\n012345678901\r\n8\r\n23456789\r\n0\r\n\r\n";
+  static const char written[] = "HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n" FILES_WRITTEN;
+  static const char listed[] =
+      "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 9\r\n\r\n\x0a\x07\x0a\x01"
+      "a\x1a\x02/a";
+  CHECK_INT(strlen(FILES_WRITTEN), 50);
+  files_each_allocation(NULL, files_try_list, listed, sizeof listed - 1);
+  files_each_allocation(NULL, files_try_read, content, sizeof content - 1);
+  files_each_allocation(NULL, files_try_read, chunked, sizeof chunked - 1);
+  files_each_allocation(NULL, files_try_write, written, sizeof written - 1);
+  files_each_allocation("0.2.10", files_try_write, written, sizeof written - 1);
+  files_each_allocation(NULL, files_try_read_stream, content, sizeof content - 1);
+  files_each_allocation(NULL, files_try_write_stream, written, sizeof written - 1);
+}
+
+/* ================================================================================================================== */
+/* >>>> hosts */
+/* ================================================================================================================== */
+
+/* What the end-to-end tests run against, each in turn: the local server over http and https, or an envd without a control
+ * plane. */
+typedef struct host {
+  const char *name;
+  bool tls, control_plane;
+  char url[128], ca_file[128]; /* "" = nothing to trust */
+  char why_not[200];           /* why it cannot be used; "" = it can */
+  pid_t pid;                   /* of the local server; 0 = not started */
+  int hold;                    /* the server lives as long as this is open */
+} host;
+
+static host hosts[] = {
+  { "http", false, true, "", "", "", 0, -1 },
+  { "https", true, true, "", "", "", 0, -1 },
+  { "envd", false, false, "", "", "", 0, -1 },
+};
+static host *the_host;                      /* of the test under way */
+static char server_path[512], work_dir[64]; /* the local server; where its files and ours go */
+
+#define HOST_KEY "test-key"
+
+static bool host_fail(host *h, const char *why) {
+  snprintf(h->why_not, sizeof h->why_not, "%s", why);
+  return false;
+}
+
+static void host_exec(const host *h, int stdin_fd, const char *port_file, const char *log_file) {
+  const char *args[16];
+  int n = 0, log = open(log_file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  args[n++] = server_path;
+  args[n++] = "--port-file";
+  args[n++] = port_file;
+  args[n++] = "--exit-with-stdin";
+  args[n++] = "--api-key";
+  args[n++] = HOST_KEY;
+  if (h->tls) {
+    args[n++] = "--tls";
+    args[n++] = "--ca-out";
+    args[n++] = h->ca_file;
+  }
+  args[n] = NULL;
+  dup2(stdin_fd, 0);
+  dup2(log, 1);
+  dup2(log, 2);
+  execv(server_path, (char *const *)args);
+  _exit(127);
+}
+
+/* Starts the local server once; the port file appears when it listens. */
+static bool host_start(host *h) {
+  char port_file[128], log_file[128], port[16] = "";
+  int ends[2], tries, fd;
+  if (h->pid || h->why_not[0]) return !h->why_not[0];
+  if (access(server_path, X_OK) != 0) return host_fail(h, "there is no local_server beside this program");
+  snprintf(port_file, sizeof port_file, "%s/%s.port", work_dir, h->name);
+  snprintf(log_file, sizeof log_file, "%s/%s.log", work_dir, h->name);
+  if (h->tls) snprintf(h->ca_file, sizeof h->ca_file, "%s/%s.pem", work_dir, h->name);
+  if (pipe(ends) != 0) return host_fail(h, "pipe failed");
+  fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+  h->pid = fork();
+  if (h->pid == 0) host_exec(h, ends[0], port_file, log_file);
+  close(ends[0]);
+  h->hold = ends[1];
+  for (tries = 0; tries < 1000 && !port[0]; tries++) {
+    if (waitpid(h->pid, NULL, WNOHANG) != 0) break;
+    fd = open(port_file, O_RDONLY);
+    if (fd >= 0) {
+      ssize_t n = read(fd, port, sizeof port - 1);
+      port[n > 0 ? (size_t)n : 0] = 0;
+      port[strcspn(port, "\r\n")] = 0;
+      close(fd);
+    }
+    if (!port[0]) sleep_ms(20);
+  }
+  if (!port[0]) return host_fail(h, "the local server did not start");
+  snprintf(h->url, sizeof h->url, "%s://localhost:%s", h->tls ? "https" : "http", port);
+  return true;
+}
+
+/* Stops what was started: a server ends by itself when its stdin does. Its log is kept when something failed. */
+static void hosts_stop(bool clean) {
+  static const char *const kinds[] = { "port", "log", "pem" };
+  char file[128];
+  size_t i, k;
+  int tries, status;
+  for (i = 0; i < E2B__COUNT(hosts); i++) {
+    if (hosts[i].pid <= 0) continue;
+    close(hosts[i].hold);
+    for (tries = 0; tries < 500 && waitpid(hosts[i].pid, &status, WNOHANG) == 0; tries++) sleep_ms(10);
+    if (tries == 500) {
+      printf("the local server (%s) did not end with its stdin\n", hosts[i].name);
+      kill(hosts[i].pid, SIGKILL);
+      waitpid(hosts[i].pid, &status, 0);
+    }
+    for (k = 0; clean && k < E2B__COUNT(kinds); k++) {
+      snprintf(file, sizeof file, "%s/%s.%s", work_dir, hosts[i].name, kinds[k]);
+      unlink(file);
+    }
+  }
+  if (rmdir(work_dir) != 0) printf("logs of the local servers: %s\n", work_dir);
+}
+
+static e2b_client_config host_config(const host *h) {
+  e2b_client_config config;
+  memset(&config, 0, sizeof config);
+  config.no_env = true;
+  config.api_key = HOST_KEY;
+  config.api_url = config.sandbox_url = h->url;
+  if (h->ca_file[0]) config.tls.ca_file = h->ca_file;
+  return config;
+}
+
+/* One client, one sandbox and one directory in it, for one test. */
+typedef struct fixture {
+  test_heap memory; /* of the client */
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  char dir[80];
+  unsigned paths;
+} fixture;
+
+static bool fixture_open(fixture *f) {
+  e2b_client_config config = host_config(the_host);
+  static unsigned dirs;
+  e2b_error err;
+  memset(f, 0, sizeof *f);
+  config.allocator = heap_allocator(&f->memory);
+  f->client = e2b_client_create(&config, &err);
+  if (!CHECK_OK(f->client ? E2B_OK : err.code)) return false;
+  snprintf(f->dir, sizeof f->dir, "/tmp/e2b-test-%ld-%u", (long)getpid(), ++dirs);
+  if (the_host->control_plane)
+    CHECK_OK(e2b_sandbox_create(f->client, NULL, NULL, &f->sandbox, &err));
+  else {
+    e2b_attach_opts opts;
+    memset(&opts, 0, sizeof opts);
+    opts.base_url = the_host->url;
+    opts.access_token = getenv("E2B_ENVD_TOKEN");
+    CHECK_OK(e2b_sandbox_attach(f->client, "test", &opts, &f->sandbox, &err));
+  }
+  return f->sandbox && CHECK_OK(e2b_files_make_dir(f->sandbox, f->dir, NULL, NULL, &err));
+}
+
+/* After every test the client must still work, and nothing may be left allocated. */
+static void fixture_close(fixture *f) {
+  e2b_error err;
+  if (f->sandbox) {
+    CHECK_OK(e2b_files_remove(f->sandbox, f->dir, NULL, &err));
+    if (the_host->control_plane)
+      CHECK_OK(e2b_sandbox_close(f->sandbox, NULL, &err));
+    else
+      e2b_sandbox_free(f->sandbox);
+  }
+  e2b_client_free(f->client);
+  HEAP_CHECK_EMPTY(&f->memory);
+}
+
+/* A path in the directory of the test; valid until four more were asked for. */
+static const char *in_dir(fixture *f, const char *name) {
+  static char paths[4][200];
+  char *path = paths[f->paths++ % 4];
+  snprintf(path, sizeof paths[0], "%s/%s", f->dir, name);
+  return path;
+}
+/* ================================================================================================================== */
+/* >>>> end to end */
+/* ================================================================================================================== */
+
+/* SHA-256, to compare with what sha256sum says in the sandbox. */
+typedef struct sha256 {
+  uint32_t state[8];
+  uint8_t block[64];
+  uint64_t len;
+} sha256;
+
+static void sha256_block(sha256 *s, const uint8_t *data) {
+  static const uint32_t k[64] = { 0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
+                                  0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
+                                  0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f,
+                                  0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
+                                  0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc,
+                                  0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+                                  0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116,
+                                  0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+                                  0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7,
+                                  0xc67178f2 };
+#define ROR(x, n) ((x) >> (n) | (x) << (32 - (n)))
+  uint32_t w[64], v[8], a, b;
+  int i;
+  for (i = 0; i < 16; i++, data += 4)
+    w[i] = (uint32_t)data[0] << 24 | (uint32_t)data[1] << 16 | (uint32_t)data[2] << 8 | data[3];
+  for (; i < 64; i++)
+    w[i] = w[i - 16] + w[i - 7] + (ROR(w[i - 15], 7) ^ ROR(w[i - 15], 18) ^ w[i - 15] >> 3) +
+           (ROR(w[i - 2], 17) ^ ROR(w[i - 2], 19) ^ w[i - 2] >> 10);
+  memcpy(v, s->state, sizeof v);
+  for (i = 0; i < 64; i++) {
+    a = v[7] + (ROR(v[4], 6) ^ ROR(v[4], 11) ^ ROR(v[4], 25)) + ((v[4] & v[5]) ^ (~v[4] & v[6])) + k[i] + w[i];
+    b = (ROR(v[0], 2) ^ ROR(v[0], 13) ^ ROR(v[0], 22)) + ((v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]));
+    memmove(v + 1, v, 7 * sizeof v[0]);
+    v[4] += a;
+    v[0] = a + b;
+  }
+  for (i = 0; i < 8; i++) s->state[i] += v[i];
+#undef ROR
+}
+
+static void sha256_start(sha256 *s) {
+  static const uint32_t initial[8] = { 0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                       0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19 };
+  memcpy(s->state, initial, sizeof initial);
+  s->len = 0;
+}
+
+static void sha256_add(sha256 *s, const void *data, size_t len) {
+  const uint8_t *at = (const uint8_t *)data;
+  while (len > 0) {
+    size_t have = (size_t)(s->len % 64), n = len < 64 - have ? len : 64 - have;
+    memcpy(s->block + have, at, n);
+    s->len += n;
+    at += n;
+    len -= n;
+    if (have + n == 64) sha256_block(s, s->block);
+  }
+}
+
+static void sha256_hex(sha256 *s, char out[65]) {
+  static const uint8_t padding[64] = { 0x80 };
+  uint64_t bits = s->len * 8;
+  uint8_t count[8];
+  int i;
+  for (i = 0; i < 8; i++) count[i] = (uint8_t)(bits >> (56 - 8 * i));
+  sha256_add(s, padding, (size_t)((119 - s->len % 64) % 64) + 1);
+  sha256_add(s, count, 8);
+  for (i = 0; i < 8; i++) snprintf(out + 8 * i, 9, "%08lx", (unsigned long)s->state[i]);
+}
+
+static void test_sha256(void) {
+  sha256 s;
+  char hex[65];
+  int i;
+  sha256_start(&s);
+  sha256_hex(&s, hex);
+  CHECK_STR(hex, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  sha256_start(&s);
+  for (i = 0; i < 1000; i++) sha256_add(&s, "0123456789", 10);
+  sha256_hex(&s, hex);
+  CHECK_STR(hex, "4c207598af7a20db0e3334dd044399a40e467cb81b37f7ba05a4f76dcbd8fd59");
+}
+
+/* What `seq 1 999999999` prints, to be compared with what arrives. */
+typedef struct sequence {
+  unsigned long number;
+  char line[24];
+  int at, len;
+  uint64_t total; /* bytes that agreed */
+  bool differs;
+  int pauses; /* E2B_PAUSE is still to be returned so often */
+} sequence;
+
+static int sequence_compare(void *user, const char *data, size_t len) {
+  sequence *s = (sequence *)user;
+  size_t i;
+  for (i = 0; i < len && !s->differs; i++) {
+    if (s->at == s->len) {
+      s->len = snprintf(s->line, sizeof s->line, "%lu\n", ++s->number);
+      s->at = 0;
+    }
+    if (data[i] != s->line[s->at++]) s->differs = true;
+  }
+  s->total += i;
+  if (s->pauses > 0) {
+    s->pauses--;
+    return E2B_PAUSE;
+  }
+  return 0;
+}
+
+static const char *sequence_command(uint64_t bytes) {
+  static char command[100];
+  snprintf(command, sizeof command, "seq 1 999999999 | head -c %lu", (unsigned long)bytes);
+  return command;
+}
+
+/* Bytes that no compression or repetition would reproduce; the same for the same seed. */
+static void noise(uint64_t *state, uint8_t *out, size_t len) {
+  while (len > 0) {
+    size_t n = len < 8 ? len : 8;
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    memcpy(out, state, n);
+    out += n;
+    len -= n;
+  }
+}
+
+#define MIB ((uint64_t)1 << 20)
+
+/* Counts completions. */
+typedef struct done {
+  int count;
+  e2b_error err;
+} done;
+
+static void on_done(void *user, const e2b_error *err) {
+  done *d = (done *)user;
+  d->count++;
+  d->err = *err;
+}
+
+static e2b_run_opts run_with(e2b_done_fn fn, void *user) {
+  e2b_run_opts opts;
+  memset(&opts, 0, sizeof opts);
+  opts.call.on_done = fn;
+  opts.call.user = user;
+  return opts;
+}
+
+/* Runs a command that must succeed; its output, valid until the next call. */
+static const char *output_of(fixture *f, const char *command) {
+  static char output[4096];
+  e2b_command_result result;
+  e2b_error err;
+  memset(&result, 0, sizeof result);
+  output[0] = 0;
+  if (CHECK_OK(e2b_commands_run(f->sandbox, command, NULL, &result, &err)))
+    snprintf(output, sizeof output, "%s", result.stdout_data.ptr);
+  e2b_mem_free(&result.mem);
+  return output;
+}
+
+static void check_works_at(fixture *f, int line) {
+  check_str_at(output_of(f, "echo still here"), "still here\n", line, "a command afterwards");
+}
+#define CHECK_WORKS(f) check_works_at(f, __LINE__)
+
+/* ---- commands ---------------------------------------------------------------------------------------------------- */
+
+static void e2e_run(fixture *f) {
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  CHECK_OK(e2b_commands_run(f->sandbox, "echo hello; echo oops >&2", NULL, &r, &err));
+  CHECK_STR(r.stdout_data.ptr, "hello\n");
+  CHECK_INT(r.stdout_data.len, 6);
+  CHECK_STR(r.stderr_data.ptr, "oops\n");
+  CHECK_INT(r.exit_code, 0);
+  CHECK(r.exited && !r.truncated);
+  CHECK_STR(r.error, "");
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_commands_run(f->sandbox, "true", NULL, NULL, &err));
+  CHECK_OK(e2b_commands_run(f->sandbox, "true", NULL, &r, NULL));
+  CHECK_STR(r.stdout_data.ptr, "");
+  e2b_mem_free(&r.mem);
+}
+
+static void e2e_run_binary(fixture *f) {
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  CHECK_OK(e2b_commands_run(f->sandbox, "printf 'a\\0b\\377\\303'; printf 'gr\xc3\xbc\xc3\x9f \"$HOME\" `' >&2", NULL,
+                            &r, &err));
+  CHECK(r.stdout_data.len == 5 && memcmp(r.stdout_data.ptr, "a\0b\xff\xc3", 6) == 0);
+  CHECK_STR(r.stderr_data.ptr, "gr\xc3\xbc\xc3\x9f \"$HOME\" `");
+  e2b_mem_free(&r.mem);
+}
+
+static void e2e_run_exit_code(fixture *f) {
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  CHECK_RC(e2b_commands_run(f->sandbox, "echo out; echo err >&2; exit 3", NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK_INT(err.code, E2B_COMMAND_EXIT);
+  CHECK_INT(err.exit_code, 3);
+  CHECK_INT(r.exit_code, 3);
+  CHECK(r.exited);
+  CHECK_STR(r.stdout_data.ptr, "out\n");
+  CHECK_STR(r.stderr_data.ptr, "err\n");
+  CHECK_STR(r.error, "exit status 3");
+  e2b_mem_free(&r.mem);
+  CHECK_RC(e2b_commands_run(f->sandbox, "no_such_command_here", NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK_INT(r.exit_code, 127);
+  e2b_mem_free(&r.mem);
+}
+
+static void e2e_run_signal(fixture *f) {
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  CHECK_RC(e2b_commands_run(f->sandbox, "echo out; kill -9 $$", NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK(!r.exited);
+  CHECK_INT(r.exit_code, -1);
+  CHECK_STR(r.stdout_data.ptr, "out\n");
+  CHECK_STR(r.error, "signal: killed");
+  e2b_mem_free(&r.mem);
+}
+
+static void e2e_run_where_and_with(fixture *f) {
+  static const e2b_kv pairs[] = { { "ONE", "1 \"quoted\" $x" }, { "EMPTY", "" } };
+  e2b_run_opts opts = { 0 };
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  char want[200];
+  opts.cwd = f->dir;
+  opts.envs.items = pairs;
+  opts.envs.count = 2;
+  CHECK_OK(e2b_commands_run(f->sandbox, "pwd; echo \"$ONE ${EMPTY-unset}\"", &opts, &r, &err));
+  snprintf(want, sizeof want, "%s\n1 \"quoted\" $x \n", f->dir);
+  CHECK_STR(r.stdout_data.ptr, want);
+  e2b_mem_free(&r.mem);
+
+  opts.cwd = in_dir(f, "missing");
+  CHECK_RC(e2b_commands_run(f->sandbox, "true", &opts, &r, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK(strstr(err.message, "missing"));
+  e2b_mem_free(&r.mem);
+  memset(&opts, 0, sizeof opts);
+  opts.user = "no-such-user";
+  CHECK_RC(e2b_commands_run(f->sandbox, "true", &opts, &r, &err), E2B_ERR_UNAUTHENTICATED);
+  e2b_mem_free(&r.mem);
+  CHECK_WORKS(f);
+}
+
+static void e2e_run_deadlines(fixture *f) {
+  e2b_run_opts opts = { 0 };
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  uint64_t from = now_ms(), took;
+  opts.call.timeout_ms = 400;
+  CHECK_RC(e2b_commands_run(f->sandbox, "echo begun; sleep 3", &opts, &r, &err), E2B_ERR_TIMEOUT);
+  took = now_ms() - from;
+  CHECK(took >= 400 && took < 500);
+  CHECK_STR(r.stdout_data.ptr, "begun\n");
+  CHECK(err.maybe_done);
+  e2b_mem_free(&r.mem);
+
+  memset(&opts, 0, sizeof opts);
+  opts.run_timeout_ms = 400;
+  from = now_ms();
+  CHECK_RC(e2b_commands_run(f->sandbox, "sleep 30", &opts, &r, &err), E2B_ERR_TIMEOUT);
+  took = now_ms() - from;
+  CHECK(took >= 390 && took < 3000);
+  e2b_mem_free(&r.mem);
+  CHECK_WORKS(f);
+}
+
+static void e2e_run_stdin_is_closed(fixture *f) {
+  CHECK_STR(output_of(f, "cat; echo end"), "end\n");
+}
+
+static void e2e_run_max_collect(fixture *f) {
+  e2b_run_opts opts = { 0 };
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  char store[512];
+  e2b_mem fixed = E2B_MEM_FIXED(store);
+  opts.max_collect = 1000;
+  CHECK_OK(e2b_commands_run(f->sandbox, sequence_command(100000), &opts, &r, &err));
+  CHECK(r.truncated);
+  CHECK_INT(r.stdout_data.len, 1000);
+  CHECK(r.stdout_data.ptr && strncmp(r.stdout_data.ptr, "1\n2\n3\n", 6) == 0 && r.stdout_data.ptr[1000] == 0);
+  e2b_mem_free(&r.mem);
+  opts.max_collect = 0;
+  opts.no_collect = true;
+  CHECK_OK(e2b_commands_run(f->sandbox, "echo hello", &opts, &r, &err));
+  CHECK_STR(r.stdout_data.ptr, "");
+  e2b_mem_free(&r.mem);
+
+  r.mem = fixed;
+  CHECK_OK(e2b_commands_run(f->sandbox, "echo hello", NULL, &r, &err));
+  CHECK_STR(r.stdout_data.ptr, "hello\n");
+  CHECK(r.stdout_data.ptr >= store && r.stdout_data.ptr < store + sizeof store);
+  e2b_mem_free(&r.mem);
+  r.mem = fixed;
+  CHECK_RC(e2b_commands_run(f->sandbox, sequence_command(1000), NULL, &r, &err), E2B_ERR_BUFFER_TOO_SMALL);
+  CHECK(r.mem.len > 1000 && r.mem.len < 1500);
+  CHECK_WORKS(f);
+}
+
+/* 64 MiB pushed to a callback, then pulled; in constant memory. */
+static void e2e_stream_output(fixture *f) {
+  uint64_t size = quick ? 4 * MIB : 64 * MIB;
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle;
+  e2b_command_event event;
+  e2b_client_stats stats;
+  e2b_error err;
+  sequence s;
+  e2b_err rc;
+  bool exited = false;
+  memset(&s, 0, sizeof s);
+  opts.on_stdout = sequence_compare;
+  opts.output_user = &s;
+  opts.no_collect = true;
+  CHECK_OK(e2b_commands_run(f->sandbox, sequence_command(size), &opts, NULL, &err));
+  CHECK_INT(s.total, size);
+  CHECK(!s.differs);
+
+  memset(&s, 0, sizeof s);
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, sequence_command(size), NULL, &handle, &err))) return;
+  while ((rc = e2b_command_handle_next(handle, -1, &event, &err)) == E2B_OK) {
+    if (event.kind == E2B_EVENT_STDOUT) sequence_compare(&s, event.data, event.len);
+    if (event.kind == E2B_EVENT_EXIT) exited = CHECK_INT(event.exit_code, 0) && CHECK(event.exited);
+  }
+  CHECK_RC(rc, E2B_EOF);
+  CHECK(exited);
+  CHECK_INT(s.total, size);
+  CHECK(!s.differs);
+  e2b_command_handle_free(handle);
+  e2b_client_get_stats(f->client, &stats);
+  CHECK(stats.mem_peak < MIB);
+}
+
+/* Output nobody takes is held back at its source, and nothing of it is lost. */
+static void e2e_stream_backpressure(fixture *f) {
+  uint64_t size = quick ? 4 * MIB : 32 * MIB, until;
+  e2b_command_handle *handle;
+  e2b_command_event event;
+  e2b_client_stats stats;
+  e2b_error err;
+  sequence s;
+  e2b_err rc;
+  memset(&s, 0, sizeof s);
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, sequence_command(size), NULL, &handle, &err))) return;
+  for (until = now_ms() + 300; now_ms() < until;) e2b_client_poll(f->client, 20);
+  e2b_client_get_stats(f->client, &stats);
+  CHECK(stats.mem_now < MIB);
+  CHECK(stats.bytes_rx < size / 2);
+  CHECK_WORKS(f); /* the others are not held up */
+  while ((rc = e2b_command_handle_next(handle, 1000, &event, &err)) == E2B_OK || rc == E2B_PENDING)
+    if (rc == E2B_OK && event.kind == E2B_EVENT_STDOUT) sequence_compare(&s, event.data, event.len);
+  CHECK_RC(rc, E2B_EOF);
+  CHECK_INT(s.total, size);
+  CHECK(!s.differs);
+  e2b_command_handle_free(handle);
+}
+
+static void e2e_stream_pause(fixture *f) {
+  uint64_t size = 2 * MIB, until, had;
+  e2b_run_opts opts;
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  e2b_op op = { 0 };
+  sequence s;
+  done d = { 0 };
+  memset(&s, 0, sizeof s);
+  s.pauses = 3;
+  opts = run_with(on_done, &d);
+  opts.call.op = &op;
+  opts.on_stdout = sequence_compare;
+  opts.output_user = &s;
+  opts.no_collect = true;
+  CHECK_RC(e2b_commands_run(f->sandbox, sequence_command(size), &opts, &r, &err), E2B_PENDING);
+  while (s.pauses > 0 && !d.count) {
+    had = s.total;
+    while (s.total == had && !d.count) e2b_client_poll(f->client, 100);
+    had = s.total;
+    for (until = now_ms() + 50; now_ms() < until;) e2b_client_poll(f->client, 10);
+    CHECK_INT(s.total, had); /* paused is paused */
+    e2b_op_resume(f->client, op);
+  }
+  while (!d.count) e2b_client_poll(f->client, 100);
+  CHECK_OK(d.err.code);
+  CHECK_INT(s.total, size);
+  e2b_mem_free(&r.mem);
+
+  memset(&s, 0, sizeof s);
+  s.pauses = 1;
+  memset(&opts, 0, sizeof opts);
+  opts.on_stdout = sequence_compare;
+  opts.output_user = &s;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, sequence_command(size), &opts, &handle, &err))) return;
+  while (s.pauses > 0) e2b_client_poll(f->client, 100);
+  had = s.total;
+  for (until = now_ms() + 50; now_ms() < until;) e2b_client_poll(f->client, 10);
+  CHECK_INT(s.total, had);
+  e2b_command_handle_resume(handle);
+  CHECK_OK(e2b_command_handle_wait(handle, NULL, NULL, &err));
+  CHECK_INT(s.total, size);
+  CHECK(!s.differs);
+  e2b_command_handle_free(handle);
+}
+
+static void e2e_stdin(fixture *f) {
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  uint64_t seed = 7;
+  uint8_t *data = (uint8_t *)malloc(100000);
+  uint32_t pid;
+  opts.stdin_open = true;
+  noise(&seed, data, 100000);
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "cat", &opts, &handle, &err))) return;
+  pid = e2b_command_handle_pid(handle);
+  CHECK(pid > 0);
+  CHECK_OK(e2b_commands_send_stdin(f->sandbox, pid, data, 60000, NULL, &err));
+  CHECK_OK(e2b_command_handle_send_stdin(handle, data + 60000, 40000, NULL, &err));
+  CHECK_OK(e2b_command_handle_send_stdin(handle, "", 0, NULL, &err));
+  CHECK_OK(e2b_commands_close_stdin(f->sandbox, pid, NULL, &err));
+  CHECK_OK(e2b_command_handle_wait(handle, NULL, &r, &err));
+  CHECK(r.stdout_data.len == 100000 && memcmp(r.stdout_data.ptr, data, 100000) == 0);
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_command_handle_wait(handle, NULL, &r, &err)); /* the same again */
+  CHECK_INT(r.stdout_data.len, 100000);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  free(data);
+  CHECK_RC(e2b_commands_send_stdin(f->sandbox, pid, "x", 1, NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_PROCESS);
+
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "sleep 2", NULL, &handle, &err))) return;
+  CHECK_RC(e2b_command_handle_send_stdin(handle, "x", 1, NULL, &err), E2B_ERR_BAD_STATE);
+  CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+  e2b_command_handle_free(handle);
+}
+
+static void e2e_kill(fixture *f) {
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  bool killed = false;
+  uint32_t pid;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "echo up; exec sleep 100", NULL, &handle, &err))) return;
+  pid = e2b_command_handle_pid(handle);
+  CHECK_OK(e2b_commands_kill(f->sandbox, pid, NULL, &killed, &err));
+  CHECK(killed);
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK(!r.exited);
+  CHECK_INT(r.exit_code, -1);
+  CHECK_STR(r.error, "signal: killed");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  CHECK_OK(e2b_commands_kill(f->sandbox, pid, NULL, &killed, &err));
+  CHECK(!killed);
+  CHECK_OK(e2b_commands_kill(f->sandbox, 4000000, NULL, &killed, &err));
+  CHECK(!killed);
+}
+
+static void e2e_reconnect(fixture *f) {
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle, *again;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  uint32_t pid;
+  opts.stdin_open = true;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "read word; echo got $word; exit 7", &opts, &handle, &err))) return;
+  pid = e2b_command_handle_pid(handle);
+  e2b_command_handle_disconnect(handle);
+  CHECK_INT(e2b_command_handle_pid(handle), pid);
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, NULL, &err), E2B_ERR_BAD_STATE);
+  e2b_command_handle_free(handle);
+
+  if (!CHECK_OK(e2b_commands_connect_to_process(f->sandbox, pid, NULL, &again, &err))) return;
+  CHECK_INT(e2b_command_handle_pid(again), pid);
+  CHECK_OK(e2b_command_handle_send_stdin(again, "it\n", 3, NULL, &err));
+  CHECK_RC(e2b_command_handle_wait(again, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK_STR(r.stdout_data.ptr, "got it\n");
+  CHECK_INT(r.exit_code, 7);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(again);
+
+  if (CHECK_OK(
+          e2b_commands_connect_to_process(f->sandbox, pid, NULL, &again, &err))) { /* its exit code is kept a while */
+    CHECK_RC(e2b_command_handle_wait(again, NULL, &r, &err), E2B_COMMAND_EXIT);
+    CHECK_INT(r.exit_code, 7);
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(again);
+  }
+  CHECK_RC(e2b_commands_connect_to_process(f->sandbox, 4000000, NULL, &again, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_PROCESS);
+  CHECK(!again);
+}
+
+static void e2e_process_list(fixture *f) {
+  static const e2b_kv pair = { "KEY", "value" };
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle;
+  e2b_process_list list = { { 0 }, NULL, 0 };
+  e2b_error err;
+  size_t i, found = 0;
+  opts.tag = "a tag";
+  opts.cwd = f->dir;
+  opts.envs.items = &pair;
+  opts.envs.count = 1;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "sleep 100", &opts, &handle, &err))) return;
+  CHECK_OK(e2b_commands_list(f->sandbox, NULL, &list, &err));
+  for (i = 0; i < list.count; i++) {
+    const e2b_process_info *p = &list.items[i];
+    if (p->pid != e2b_command_handle_pid(handle)) continue;
+    found++;
+    CHECK_STR(p->tag, "a tag");
+    CHECK_STR(p->cmd, "/bin/bash");
+    CHECK_STR(p->cwd, f->dir);
+    CHECK(p->args.count == 3 && strcmp(p->args.items[0], "-l") == 0 && strcmp(p->args.items[2], "sleep 100") == 0);
+    CHECK(p->envs.count == 1 && strcmp(p->envs.items[0].key, "KEY") == 0 &&
+          strcmp(p->envs.items[0].value, "value") == 0);
+  }
+  CHECK_INT(found, 1);
+  e2b_mem_free(&list.mem);
+  CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+  e2b_command_handle_free(handle);
+}
+
+/* ---- files ------------------------------------------------------------------------------------------------------- */
+
+static void e2e_write_and_read(fixture *f) {
+  static const char *const names[] = { "plain", "with blank", "gr\xc3\xbc\xc3\x9f", "50%&?=#+;'\"", "sub/dir/deep" };
+  e2b_write_info info = { { 0 }, NULL, NULL, NULL };
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_error err;
+  uint8_t data[5000];
+  uint64_t seed = 3;
+  size_t i;
+  noise(&seed, data, sizeof data);
+  for (i = 0; i < E2B__COUNT(names); i++) {
+    const char *path = in_dir(f, names[i]);
+    CHECK_OK(e2b_files_write(f->sandbox, path, data, sizeof data - i, NULL, &info, &err));
+    CHECK_STR(info.path, path);
+    e2b_mem_free(&info.mem);
+    CHECK_OK(e2b_files_read(f->sandbox, path, NULL, &buf, &err));
+    CHECK(buf.len == sizeof data - i && memcmp(buf.data, data, buf.len) == 0 && buf.data[buf.len] == 0);
+    e2b_mem_free(&buf.mem);
+  }
+  CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "plain"), "", 0, NULL, NULL, &err)); /* replaces */
+  CHECK_OK(e2b_files_read(f->sandbox, in_dir(f, "plain"), NULL, &buf, &err));
+  CHECK(buf.len == 0 && buf.data && buf.data[0] == 0);
+  e2b_mem_free(&buf.mem);
+
+  CHECK_OK(e2b_files_write_text(f->sandbox, in_dir(f, "text"), "one\r\ntwo\n", NULL, NULL, &err));
+  CHECK_OK(e2b_files_read_text(f->sandbox, in_dir(f, "text"), NULL, &buf, &err));
+  CHECK_STR((const char *)buf.data, "one\r\ntwo\n");
+  e2b_mem_free(&buf.mem);
+  CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "nul"), "a\0b", 3, NULL, NULL, &err));
+  CHECK_RC(e2b_files_read_text(f->sandbox, in_dir(f, "nul"), NULL, &buf, &err), E2B_ERR_PROTOCOL);
+  e2b_mem_free(&buf.mem);
+}
+
+static void e2e_missing_files(fixture *f) {
+  const char *none = in_dir(f, "none");
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_entry_info info;
+  e2b_entry_list list = { { 0 }, NULL, 0 };
+  e2b_file_stream *stream;
+  e2b_error err;
+  bool exists = true;
+  memset(&info, 0, sizeof info);
+  CHECK_RC(e2b_files_get_info(f->sandbox, none, NULL, &info, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_FILE);
+  CHECK_RC(e2b_files_read(f->sandbox, none, NULL, &buf, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_FILE);
+  CHECK_RC(e2b_files_list(f->sandbox, none, NULL, &list, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_FILE);
+  CHECK_RC(e2b_files_rename(f->sandbox, none, in_dir(f, "other"), NULL, NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_FILE);
+  CHECK_RC(e2b_files_read_stream(f->sandbox, none, NULL, &stream, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_FILE);
+  CHECK(!stream);
+  CHECK_RC(e2b_files_read(f->sandbox, f->dir, NULL, &buf, &err), E2B_ERR_INVALID_ARGUMENT); /* a directory */
+  CHECK_OK(e2b_files_exists(f->sandbox, none, NULL, &exists, &err));
+  CHECK(!exists);
+  CHECK_OK(e2b_files_remove(f->sandbox, none, NULL, &err));
+  CHECK_WORKS(f);
+}
+
+static void e2e_directories(fixture *f) {
+  e2b_files_opts opts = { 0 };
+  e2b_entry_list list = { { 0 }, NULL, 0 };
+  e2b_entry_info info;
+  e2b_error err;
+  bool created = false, exists = false;
+  char want[200];
+  memset(&info, 0, sizeof info);
+  CHECK_OK(e2b_files_make_dir(f->sandbox, in_dir(f, "a/b/c"), NULL, &created, &err));
+  CHECK(created);
+  CHECK_OK(e2b_files_make_dir(f->sandbox, in_dir(f, "a/b/c"), NULL, &created, &err));
+  CHECK(!created);
+  CHECK_OK(e2b_files_write_text(f->sandbox, in_dir(f, "a/file"), "12345", NULL, NULL, &err));
+  CHECK_RC(e2b_files_make_dir(f->sandbox, in_dir(f, "a/file"), NULL, &created, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_RC(e2b_files_list(f->sandbox, in_dir(f, "a/file"), NULL, &list, &err), E2B_ERR_INVALID_ARGUMENT);
+  output_of(
+      f, (snprintf(want, sizeof want, "ln -s b %s && chmod 640 %s", in_dir(f, "a/link"), in_dir(f, "a/file")), want));
+
+  CHECK_OK(e2b_files_list(f->sandbox, in_dir(f, "a"), NULL, &list, &err));
+  CHECK_INT(list.count, 3);
+  e2b_mem_free(&list.mem);
+  opts.depth = 3;
+  CHECK_OK(e2b_files_list(f->sandbox, f->dir, &opts, &list, &err));
+  CHECK_INT(list.count, 5);
+  e2b_mem_free(&list.mem);
+
+  CHECK_OK(e2b_files_get_info(f->sandbox, in_dir(f, "a/file"), NULL, &info, &err));
+  CHECK_STR(info.name, "file");
+  CHECK_STR(info.path, in_dir(f, "a/file"));
+  CHECK_INT(info.type, E2B_ENTRY_FILE);
+  CHECK_INT(info.size, 5);
+  CHECK_INT(info.mode, 0640);
+  CHECK_STR(info.permissions, "-rw-r-----");
+  CHECK(info.owner[0] && info.group[0] && !info.symlink_target);
+  CHECK(info.modified_time_ns / 1000000000 > 1600000000);
+  e2b_mem_free(&info.mem);
+  CHECK_OK(e2b_files_get_info(f->sandbox, in_dir(f, "a/link"), NULL, &info, &err));
+  CHECK_INT(info.type, E2B_ENTRY_DIR); /* of its target */
+  CHECK(info.symlink_target && strstr(info.symlink_target, "b"));
+  e2b_mem_free(&info.mem);
+
+  CHECK_OK(e2b_files_rename(f->sandbox, in_dir(f, "a/file"), in_dir(f, "a/renamed"), NULL, &info, &err));
+  CHECK_STR(info.path, in_dir(f, "a/renamed"));
+  e2b_mem_free(&info.mem);
+  CHECK_OK(e2b_files_exists(f->sandbox, in_dir(f, "a/renamed"), NULL, &exists, &err));
+  CHECK(exists);
+  CHECK_OK(e2b_files_exists(f->sandbox, in_dir(f, "a/file"), NULL, &exists, &err));
+  CHECK(!exists);
+  CHECK_OK(e2b_files_remove(f->sandbox, in_dir(f, "a"), NULL, &err));
+  CHECK_OK(e2b_files_exists(f->sandbox, in_dir(f, "a"), NULL, &exists, &err));
+  CHECK(!exists);
+}
+
+/* 256 MiB up and down in constant memory, the content told apart by its hash. */
+static void e2e_big_file(fixture *f) {
+  uint64_t size = quick ? 16 * MIB : 256 * MIB, left, seed = 11;
+  const char *path = in_dir(f, "big");
+  static uint8_t block[100000];
+  char hex[65], again[65], command[300];
+  e2b_file_stream *stream;
+  e2b_client_stats stats;
+  e2b_error err;
+  size_t got;
+  sha256 sent, received;
+  e2b_err rc = E2B_OK;
+  sha256_start(&sent);
+  sha256_start(&received);
+  if (!CHECK_OK(e2b_files_write_stream(f->sandbox, path, (int64_t)size, NULL, &stream, &err))) return;
+  for (left = size; left > 0 && rc == E2B_OK; left -= got) {
+    got = left < sizeof block ? (size_t)left : sizeof block;
+    noise(&seed, block, got);
+    sha256_add(&sent, block, got);
+    rc = e2b_file_stream_write(stream, -1, block, got, NULL, &err);
+  }
+  CHECK_OK(rc);
+  CHECK_OK(e2b_file_stream_finish(stream, -1, NULL, &err));
+  e2b_file_stream_free(stream);
+  sha256_hex(&sent, hex);
+  snprintf(command, sizeof command, "sha256sum < %s | head -c 64", path);
+  CHECK_STR(output_of(f, command), hex);
+
+  if (!CHECK_OK(e2b_files_read_stream(f->sandbox, path, NULL, &stream, &err))) return;
+  CHECK(e2b_file_stream_size(stream) == (int64_t)size || e2b_file_stream_size(stream) == -1);
+  while ((rc = e2b_file_stream_read(stream, -1, block, sizeof block, &got, &err)) == E2B_OK) {
+    CHECK(got > 0);
+    sha256_add(&received, block, got);
+  }
+  CHECK_RC(rc, E2B_EOF);
+  CHECK_INT(received.len, size);
+  sha256_hex(&received, again);
+  CHECK_STR(again, hex);
+  e2b_file_stream_free(stream);
+  e2b_client_get_stats(f->client, &stats);
+  CHECK(stats.mem_peak < MIB);
+}
+
+typedef struct transfer {
+  uint64_t seed, left, total;
+  int pauses;
+  sha256 hash;
+} transfer;
+
+static int transfer_source(void *user, void *buf, size_t cap) {
+  transfer *t = (transfer *)user;
+  size_t n = t->left < cap ? (size_t)t->left : cap;
+  if (t->pauses-- > 0) return E2B_PAUSE;
+  noise(&t->seed, (uint8_t *)buf, n);
+  sha256_add(&t->hash, buf, n);
+  t->left -= n;
+  return (int)n;
+}
+
+static int transfer_sink(void *user, const char *data, size_t len) {
+  transfer *t = (transfer *)user;
+  sha256_add(&t->hash, data, len);
+  t->total += len;
+  return t->pauses-- > 0 ? E2B_PAUSE : 0;
+}
+
+static void e2e_upload_and_download(fixture *f) {
+  static const int64_t sizes[] = { 3 * 1048576 + 17, -1, 0, 1 };
+  e2b_files_opts opts = { 0 };
+  const char *path = in_dir(f, "pushed");
+  transfer up, down;
+  e2b_error err;
+  e2b_op op;
+  done d = { 0 };
+  char sent[65], received[65];
+  size_t i;
+  for (i = 0; i < E2B__COUNT(sizes); i++) {
+    memset(&up, 0, sizeof up);
+    memset(&down, 0, sizeof down);
+    sha256_start(&up.hash);
+    sha256_start(&down.hash);
+    up.seed = 5 + i;
+    up.left = sizes[i] < 0 ? 1234567 : (uint64_t)sizes[i];
+    CHECK_OK(e2b_files_upload(f->sandbox, path, transfer_source, &up, sizes[i], NULL, NULL, &err));
+    CHECK_OK(e2b_files_download(f->sandbox, path, transfer_sink, &down, NULL, &err));
+    sha256_hex(&up.hash, sent);
+    sha256_hex(&down.hash, received);
+    CHECK_STR(received, sent);
+  }
+  up.left = 10; /* less than it promises */
+  up.pauses = 0;
+  CHECK_RC(e2b_files_upload(f->sandbox, path, transfer_source, &up, 100, NULL, NULL, &err), E2B_ERR_INVALID_ARGUMENT);
+
+  memset(&up, 0, sizeof up); /* both ends pause */
+  memset(&down, 0, sizeof down);
+  sha256_start(&up.hash);
+  sha256_start(&down.hash);
+  up.seed = 9;
+  up.left = MIB;
+  up.pauses = down.pauses = 1;
+  opts.call.op = &op;
+  opts.call.on_done = on_done;
+  opts.call.user = &d;
+  CHECK_RC(e2b_files_upload(f->sandbox, path, transfer_source, &up, (int64_t)MIB, &opts, NULL, &err), E2B_PENDING);
+  while (!d.count) {
+    e2b_client_poll(f->client, 20);
+    e2b_op_resume(f->client, op);
+  }
+  CHECK_OK(d.err.code);
+  d.count = 0;
+  CHECK_RC(e2b_files_download(f->sandbox, path, transfer_sink, &down, &opts, &err), E2B_PENDING);
+  while (!d.count) {
+    e2b_client_poll(f->client, 20);
+    e2b_op_resume(f->client, op);
+  }
+  CHECK_OK(d.err.code);
+  CHECK_INT(down.total, MIB);
+}
+
+static void e2e_streams_given_up(fixture *f) {
+  const char *path = in_dir(f, "half");
+  e2b_file_stream *stream;
+  e2b_error err;
+  char buf[1000];
+  size_t got;
+  if (CHECK_OK(e2b_files_write_stream(f->sandbox, path, 1000000, NULL, &stream, &err))) {
+    CHECK_OK(e2b_file_stream_write(stream, -1, "half", 4, NULL, &err));
+    CHECK_RC(e2b_file_stream_finish(stream, -1, NULL, &err), E2B_ERR_INVALID_ARGUMENT); /* too little */
+    e2b_file_stream_free(stream);
+  }
+  if (CHECK_OK(e2b_files_write_stream(f->sandbox, path, -1, NULL, &stream, &err))) {
+    CHECK_OK(e2b_file_stream_write(stream, -1, "half", 4, NULL, &err));
+    e2b_file_stream_free(stream); /* aborts */
+  }
+  output_of(f, (snprintf(buf, sizeof buf, "head -c 10000000 /dev/zero > %s", path), buf));
+  if (CHECK_OK(e2b_files_read_stream(f->sandbox, path, NULL, &stream, &err))) {
+    CHECK_OK(e2b_file_stream_read(stream, -1, buf, sizeof buf, &got, &err));
+    e2b_file_stream_free(stream);
+  }
+  CHECK_WORKS(f);
+}
+
+/* ---- more of files ------------------------------------------------------------------------------------------------ */
+
+static const char *files_dir; /* of the fixture: everything happens below it */
+
+static const char *files_path(const char *name) {
+  static char path[256];
+  (void)snprintf(path, sizeof path, "%s/%s", files_dir, name);
+  return path;
+}
+
+static void files_on_host_content(files_bench *b, bool form) {
+  static const size_t sizes[] = { 0, 1, 16384, 65537, 5u << 20, 100 };
+  static const char *const names[] = { "plain",
+                                       "with space",
+                                       "plus+and%41",
+                                       "amp&eq=1",
+                                       "hash#q?x",
+                                       "quote\"s'",
+                                       "back\\slash",
+                                       "\xc3\xbcn\xc3\xaf"
+                                       "c\xc3\xb6"
+                                       "de \xe2\x82\xac \xf0\x9f\x98\x80",
+                                       "tab\there",
+                                       "semi;colon",
+                                       "a/new/dir/x" };
+  uint8_t *data = (uint8_t *)malloc(5u << 20);
+  e2b_write_info info;
+  e2b_buf buf;
+  size_t i;
+  memset(&info, 0, sizeof info);
+  memset(&buf, 0, sizeof buf);
+  files_pattern(data, 0, 5u << 20);
+  b->sandbox->files_as_form = form;
+  for (i = 0; i < sizeof sizes / sizeof sizes[0]; i++) { /* each overwrites the one before, the last one with less */
+    CHECK_INT(e2b_files_write(b->sandbox, files_path("f"), data, sizes[i], NULL, &info, &b->err), E2B_OK);
+    CHECK_STR(info.path, files_path("f"));
+    e2b_mem_free(&info.mem);
+    CHECK_INT(e2b_files_read(b->sandbox, files_path("f"), NULL, &buf, &b->err), E2B_OK);
+    CHECK(buf.len == sizes[i] && memcmp(buf.data, data, sizes[i]) == 0 && buf.data[buf.len] == 0);
+    e2b_mem_free(&buf.mem);
+  }
+  for (i = 0; i < sizeof names / sizeof names[0]; i++) {
+    bool exists = false;
+    CHECK_INT(e2b_files_write_text(b->sandbox, files_path(names[i]), names[i], NULL, &info, &b->err), E2B_OK);
+    CHECK_STR(info.path ? info.path : "", files_path(names[i]));
+    e2b_mem_free(&info.mem);
+    CHECK_INT(e2b_files_read_text(b->sandbox, files_path(names[i]), NULL, &buf, &b->err), E2B_OK);
+    CHECK_STR(buf.data ? (char *)buf.data : "", names[i]);
+    e2b_mem_free(&buf.mem);
+    CHECK_INT(e2b_files_exists(b->sandbox, files_path(names[i]), NULL, &exists, &b->err), E2B_OK);
+    CHECK(exists);
+    CHECK_INT(e2b_files_remove(b->sandbox, files_path(names[i]), NULL, &b->err), E2B_OK);
+  }
+  CHECK_INT(e2b_files_read(b->sandbox, files_path("none"), NULL, &buf, &b->err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(b->err.subject, E2B_SUBJECT_FILE);
+  CHECK_INT(e2b_files_read(b->sandbox, files_dir, NULL, &buf, &b->err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_write(b->sandbox, files_dir, "x", 1, NULL, NULL, &b->err), E2B_ERR_INVALID_ARGUMENT);
+  b->sandbox->files_as_form = false;
+  free(data);
+}
+
+typedef struct files_verify {
+  uint64_t at;
+  bool wrong;
+} files_verify;
+
+static int files_verify_sink(void *user, const char *data, size_t len) {
+  static uint8_t expected[1u << 16];
+  files_verify *verify = (files_verify *)user;
+  if (len > sizeof expected) return -1;
+  files_pattern(expected, verify->at, len);
+  if (memcmp(expected, data, len) != 0) verify->wrong = true;
+  verify->at += len;
+  return 0;
+}
+
+static long files_rss_peak;
+
+/* Notes what of the process is in memory now. */
+static long files_rss_look(void) {
+  FILE *file = fopen("/proc/self/statm", "r");
+  long total = 0, pages = 0, kib;
+  if (file && fscanf(file, "%ld %ld", &total, &pages) != 2) pages = 0;
+  if (file) fclose(file);
+  kib = pages * (sysconf(_SC_PAGESIZE) / 1024);
+  if (kib > files_rss_peak) files_rss_peak = kib;
+  return kib;
+}
+
+static int files_bulk_give(void *user, void *buf, size_t cap) {
+  if (((files_source *)user)->calls % 256 == 0) (void)files_rss_look();
+  return files_give(user, buf, cap);
+}
+
+static int files_bulk_take(void *user, const char *data, size_t len) {
+  if (((files_verify *)user)->at % 4194304 < len) (void)files_rss_look();
+  return files_verify_sink(user, data, len);
+}
+
+static void files_on_host_bulk(files_bench *b) {
+  const uint64_t size = (quick ? 16 : 256) * MIB;
+  files_source source;
+  files_verify verify;
+  e2b_files_opts opts;
+  e2b_client_stats stats;
+  e2b_entry_info info;
+  long before = files_rss_look();
+  int known;
+  files_rss_peak = 0;
+  memset(&info, 0, sizeof info);
+  for (known = 1; known >= 0; known--) {
+    files_source_init(&source, b, size, &opts);
+    CHECK_INT(e2b_files_upload(b->sandbox, files_path("big"), files_bulk_give, &source, known ? (int64_t)size : -1,
+                               NULL, NULL, &b->err),
+              E2B_OK);
+    CHECK_INT(e2b_files_get_info(b->sandbox, files_path("big"), NULL, &info, &b->err), E2B_OK);
+    CHECK_INT(info.size, size);
+    e2b_mem_free(&info.mem);
+    memset(&verify, 0, sizeof verify);
+    CHECK_INT(e2b_files_download(b->sandbox, files_path("big"), files_bulk_take, &verify, NULL, &b->err), E2B_OK);
+    CHECK(verify.at == size && !verify.wrong);
+    CHECK_INT(e2b_files_remove(b->sandbox, files_path("big"), NULL, &b->err), E2B_OK);
+  }
+  e2b_client_get_stats(b->client, &stats);
+  CHECK(stats.mem_now < 100000);
+#if !defined(__SANITIZE_ADDRESS__)
+  CHECK(files_rss_peak - before < 1024);
+#endif
+  if (verbose) printf("  resident memory grew by %ld KiB\n", files_rss_peak - before);
+}
+
+static void files_on_host_streams(files_bench *b) {
+  static const size_t steps[] = { 1, 3, 1021, 65536, 200000 };
+  const size_t size = 700001;
+  e2b_file_stream *stream = NULL;
+  uint8_t *data = (uint8_t *)malloc(size), *back = (uint8_t *)malloc(size + 1);
+  size_t i, n;
+  files_pattern(data, 0, size);
+  for (i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+    size_t at = 0, len = steps[i] < 16 ? 100001 : size;
+    CHECK_INT(e2b_files_write_stream(b->sandbox, files_path("s"), i % 2 ? (int64_t)len : -1, NULL, &stream, &b->err),
+              E2B_OK);
+    while (at < len &&
+           e2b_file_stream_write(stream, -1, data + at, E2B__MIN(steps[i], len - at), &n, &b->err) == E2B_OK)
+      at += n;
+    CHECK_INT(at, len);
+    CHECK_INT(e2b_file_stream_finish(stream, -1, NULL, &b->err), E2B_OK);
+    e2b_file_stream_free(stream);
+    CHECK_INT(e2b_files_read_stream(b->sandbox, files_path("s"), NULL, &stream, &b->err), E2B_OK);
+    CHECK_INT(e2b_file_stream_size(stream), len);
+    for (at = 0; e2b_file_stream_read(stream, -1, back + at, E2B__MIN(steps[i], size + 1 - at), &n, &b->err) == E2B_OK;)
+      at += n;
+    CHECK_INT(b->err.code, E2B_EOF);
+    CHECK(at == len && memcmp(back, data, len) == 0);
+    e2b_file_stream_free(stream);
+  }
+  CHECK_INT(e2b_files_read_stream(b->sandbox, files_path("none"), NULL, &stream, &b->err), E2B_ERR_NOT_FOUND);
+  free(data);
+  free(back);
+}
+
+/* Aborts in the middle, of every kind, leave nothing behind. */
+static void files_on_host_aborts(files_bench *b) {
+  const uint64_t size = (uint64_t)8 << 20;
+  files_source source;
+  files_sink sink;
+  e2b_files_opts opts;
+  e2b_file_stream *stream = NULL;
+  uint8_t buf[1000];
+  size_t n;
+  bool exists;
+  int i, fds;
+  files_source_init(&source, b, size, &opts);
+  CHECK_INT(e2b_files_upload(b->sandbox, files_path("big"), files_give, &source, (int64_t)size, NULL, NULL, &b->err),
+            E2B_OK);
+  fds = open_fds();
+  for (i = 0; i < 50; i++) {
+    CHECK_INT(e2b_files_read_stream(b->sandbox, files_path("big"), NULL, &stream, &b->err), E2B_OK);
+    CHECK_INT(e2b_file_stream_read(stream, -1, buf, sizeof buf, &n, &b->err), E2B_OK);
+    e2b_file_stream_free(stream);
+    CHECK_INT(e2b_files_write_stream(b->sandbox, files_path("cut"), i % 2 ? -1 : 5000, NULL, &stream, &b->err), E2B_OK);
+    CHECK_INT(e2b_file_stream_write(stream, -1, buf, sizeof buf, NULL, &b->err), E2B_OK);
+    for (n = 0; n < (size_t)(i % 5); n++) (void)e2b_client_poll(b->client, 1);
+    e2b_file_stream_free(stream);
+    files_sink_init(&sink, b, &opts);
+    sink.answer = -1;
+    CHECK_INT(e2b_files_download(b->sandbox, files_path("big"), files_on_data, &sink, NULL, &b->err), E2B_ERR_CANCELED);
+    files_sink_init(&sink, b, &opts);
+    sink.cancel = true;
+    CHECK_INT(e2b_files_download(b->sandbox, files_path("big"), files_on_data, &sink, &opts, &b->err), E2B_PENDING);
+    while (!sink.calls) (void)e2b_client_poll(b->client, 100);
+    files_source_init(&source, b, size, &opts);
+    source.answer = -1;
+    CHECK_INT(e2b_files_upload(b->sandbox, files_path("cut"), files_give, &source, (int64_t)size, NULL, NULL, &b->err),
+              E2B_ERR_CANCELED);
+    CHECK_INT(e2b_files_exists(b->sandbox, files_path("big"), NULL, &exists, &b->err), E2B_OK);
+    CHECK(exists);
+  }
+  CHECK(open_fds() <= fds + 1);
+  CHECK(b->client->conn_count <= 2);
+  CHECK_INT(b->client->reqs == NULL, 1);
+}
+
+static files_bench files_on_fixture(fixture *f) {
+  files_bench b;
+  memset(&b, 0, sizeof b);
+  b.client = f->client;
+  b.sandbox = f->sandbox;
+  files_dir = f->dir;
+  return b;
+}
+
+static void e2e_files_content(fixture *f) {
+  files_bench b = files_on_fixture(f);
+  files_on_host_content(&b, false);
+}
+
+static void e2e_files_content_as_form(fixture *f) {
+  files_bench b = files_on_fixture(f);
+  files_on_host_content(&b, true);
+}
+
+static void e2e_files_streams(fixture *f) {
+  files_bench b = files_on_fixture(f);
+  files_on_host_streams(&b);
+}
+
+static void e2e_files_aborts(fixture *f) {
+  files_bench b = files_on_fixture(f);
+  files_on_host_aborts(&b);
+}
+
+static void e2e_files_bulk(fixture *f) {
+  files_bench b = files_on_fixture(f);
+  files_on_host_bulk(&b);
+}
+
+/* ---- without blocking -------------------------------------------------------------------------------------------- */
+
+static void e2e_op_poll(fixture *f) {
+  e2b_run_opts opts = { 0 };
+  e2b_files_opts files = { 0 };
+  e2b_command_result r = { 0 };
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_error err;
+  e2b_op run_op = { 0 }, write_op = { 0 };
+  e2b_err rc;
+  opts.call.op = &run_op;
+  files.call.op = &write_op;
+  CHECK_RC(e2b_commands_run(f->sandbox, "echo hello; exit 5", &opts, &r, &err), E2B_PENDING);
+  CHECK_RC(e2b_files_write_text(f->sandbox, in_dir(f, "op"), "text", &files, NULL, &err), E2B_PENDING);
+  CHECK_RC(e2b_op_poll(f->client, run_op, &err), E2B_PENDING);
+  while ((rc = e2b_op_poll(f->client, run_op, &err)) == E2B_PENDING) e2b_client_poll(f->client, 100);
+  CHECK_RC(rc, E2B_COMMAND_EXIT);
+  CHECK_STR(r.stdout_data.ptr, "hello\n");
+  CHECK_INT(r.exit_code, 5);
+  e2b_mem_free(&r.mem);
+  CHECK_RC(e2b_op_poll(f->client, run_op, &err), E2B_ERR_BAD_STATE); /* once */
+  while ((rc = e2b_op_poll(f->client, write_op, &err)) == E2B_PENDING) e2b_client_poll(f->client, 100);
+  CHECK_OK(rc);
+  CHECK_RC(e2b_files_read(f->sandbox, in_dir(f, "op"), &files, &buf, &err), E2B_PENDING);
+  CHECK_OK(e2b_client_drain(f->client, 10000));
+  CHECK_OK(e2b_op_poll(f->client, write_op, &err));
+  CHECK_STR((const char *)buf.data, "text");
+  e2b_mem_free(&buf.mem);
+}
+
+/* Every call of the data plane, started together and finished by one of the three ways to drive a client. */
+typedef struct everything {
+  done done[8];
+  e2b_command_result run;
+  e2b_command_handle *handle;
+  e2b_process_list processes;
+  e2b_entry_list entries;
+  e2b_entry_info info;
+  e2b_buf buf;
+  e2b_file_stream *stream;
+  bool created, exists;
+} everything;
+
+static void start_everything(fixture *f, everything *e) {
+  e2b_run_opts run = run_with(on_done, NULL);
+  e2b_files_opts files;
+  e2b_error err;
+  int i;
+  memset(e, 0, sizeof *e);
+  memset(&files, 0, sizeof files);
+  files.call.on_done = on_done;
+  run.call.user = &e->done[0];
+  CHECK_RC(e2b_commands_run(f->sandbox, "sleep 0.1; echo done", &run, &e->run, &err), E2B_PENDING);
+  run.call.user = &e->done[1];
+  CHECK_RC(e2b_commands_start(f->sandbox, "exit 9", &run, &e->handle, &err), E2B_PENDING);
+  run.call.user = &e->done[2];
+  CHECK_RC(e2b_commands_list(f->sandbox, &run.call, &e->processes, &err), E2B_PENDING);
+  files.call.user = &e->done[3];
+  CHECK_RC(e2b_files_list(f->sandbox, f->dir, &files, &e->entries, &err), E2B_PENDING);
+  files.call.user = &e->done[4];
+  CHECK_RC(e2b_files_get_info(f->sandbox, f->dir, &files, &e->info, &err), E2B_PENDING);
+  files.call.user = &e->done[5];
+  CHECK_RC(e2b_files_read(f->sandbox, in_dir(f, "none"), &files, &e->buf, &err), E2B_PENDING);
+  files.call.user = &e->done[6];
+  CHECK_RC(e2b_files_exists(f->sandbox, f->dir, &files, &e->exists, &err), E2B_PENDING);
+  files.call.user = &e->done[7];
+  CHECK_RC(e2b_files_make_dir(f->sandbox, in_dir(f, "made"), &files, &e->created, &err), E2B_PENDING);
+  for (i = 0; i < 8; i++) CHECK_INT(e->done[i].count, 0); /* never before the function returned */
+}
+
+static bool everything_done(const everything *e) {
+  int i, n = 0;
+  for (i = 0; i < 8; i++) n += e->done[i].count > 0;
+  return n == 8;
+}
+
+static void check_everything(everything *e) {
+  e2b_error err;
+  int i;
+  for (i = 0; i < 8; i++) {
+    CHECK_INT(e->done[i].count, 1);
+    err = e->done[i].err;
+    CHECK_RC(err.code, i == 5 ? E2B_ERR_NOT_FOUND : E2B_OK);
+  }
+  CHECK_STR(e->run.stdout_data.ptr, "done\n");
+  CHECK(e->created && e->exists);
+  CHECK_INT(e->info.type, E2B_ENTRY_DIR);
+  CHECK_RC(e2b_command_handle_wait(e->handle, NULL, NULL, &err), E2B_COMMAND_EXIT);
+  CHECK_INT(err.exit_code, 9);
+  e2b_command_handle_free(e->handle);
+  e2b_mem_free(&e->run.mem);
+  e2b_mem_free(&e->processes.mem);
+  e2b_mem_free(&e->entries.mem);
+  e2b_mem_free(&e->info.mem);
+}
+
+static void e2e_drive_by_poll(fixture *f) {
+  everything e;
+  int completed = 0;
+  start_everything(f, &e);
+  while (!everything_done(&e)) completed += e2b_client_poll(f->client, 1000);
+  CHECK_INT(completed, 8);
+  check_everything(&e);
+}
+
+static void e2e_drive_by_pump(fixture *f) {
+  everything e;
+  start_everything(f, &e);
+  while (!everything_done(&e))
+    if (!e2b_client_pump(f->client, 500)) sleep_ms(1);
+  check_everything(&e);
+}
+
+static void e2e_drive_by_own_loop(fixture *f) {
+  everything e;
+  int turns = 0;
+  start_everything(f, &e);
+  while (!everything_done(&e) && CHECK(++turns < 10000)) {
+    e2b_pollfd wanted[64];
+    struct pollfd fds[64];
+    size_t count = e2b_client_fds(f->client, wanted, 64), i;
+    if (!CHECK(count <= 64)) return;
+    for (i = 0; i < count; i++) {
+      fds[i].fd = (int)wanted[i].fd;
+      fds[i].events =
+          (short)((wanted[i].events & E2B_FD_READ ? POLLIN : 0) | (wanted[i].events & E2B_FD_WRITE ? POLLOUT : 0));
+      fds[i].revents = 0;
+    }
+    poll(fds, (nfds_t)count, e2b_client_next_timeout(f->client));
+    for (i = 0; i < count; i++)
+      wanted[i].revents = (fds[i].revents & (POLLIN | POLLHUP | POLLERR) ? E2B_FD_READ : 0) |
+                          (fds[i].revents & POLLOUT ? E2B_FD_WRITE : 0);
+    CHECK(e2b_client_process(f->client, wanted, count, 0) >= 0);
+  }
+  check_everything(&e);
+  CHECK(turns < 1000); /* it waits, it does not spin */
+}
+
+#define CROWD 200
+
+static void e2e_parallel_commands(fixture *f) {
+  static e2b_command_result results[CROWD];
+  static done dones[CROWD];
+  e2b_run_opts opts;
+  e2b_error err;
+  char text[40];
+  int i;
+  memset(results, 0, sizeof results);
+  memset(dones, 0, sizeof dones);
+  for (i = 0; i < CROWD; i++) {
+    opts = run_with(on_done, &dones[i]);
+    snprintf(text, sizeof text, "echo number %d", i);
+    CHECK_RC(e2b_commands_run(f->sandbox, text, &opts, &results[i], &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 120000));
+  for (i = 0; i < CROWD; i++) {
+    snprintf(text, sizeof text, "number %d\n", i);
+    CHECK_INT(dones[i].count, 1);
+    err = dones[i].err;
+    CHECK_OK(err.code);
+    CHECK_STR(results[i].stdout_data.ptr, text);
+    e2b_mem_free(&results[i].mem);
+  }
+}
+
+static void e2e_cancel(fixture *f) {
+  e2b_command_result r = { 0 };
+  e2b_client_stats stats;
+  e2b_error err;
+  e2b_op op = { 0 };
+  done d = { 0 };
+  int i;
+  for (i = 0; i < 3; i++) { /* at once; after the head; in the middle of the output */
+    e2b_run_opts opts = run_with(on_done, &d);
+    uint64_t until = now_ms() + (uint64_t)(i * 60);
+    opts.call.op = &op;
+    CHECK_RC(e2b_commands_run(f->sandbox, "for i in $(seq 30); do echo $i; sleep 0.02; done", &opts, &r, &err),
+             E2B_PENDING);
+    while (now_ms() < until) e2b_client_poll(f->client, 10);
+    e2b_op_cancel(f->client, op);
+    e2b_op_cancel(f->client, op); /* stale: nothing */
+    e2b_op_resume(f->client, op);
+    CHECK_RC(e2b_op_poll(f->client, op, &err), E2B_ERR_BAD_STATE);
+    CHECK_WORKS(f);
+  }
+  CHECK_INT(d.count, 0);
+  CHECK(!r.mem.ptr);
+  e2b_client_get_stats(f->client, &stats);
+  CHECK_INT(stats.ops_active, 0);
+}
+
+typedef struct other_thread {
+  e2b_client *client;
+  void (*call)(e2b_client *client);
+} other_thread;
+
+static void *call_later(void *arg) {
+  other_thread *o = (other_thread *)arg;
+  sleep_ms(200);
+  o->call(o->client);
+  return NULL;
+}
+
+static void e2e_wake_and_interrupt(fixture *f) {
+  e2b_run_opts opts;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  other_thread other;
+  pthread_t thread;
+  done d = { 0 };
+  uint64_t from;
+  other.client = f->client;
+  opts = run_with(on_done, &d);
+  CHECK_RC(e2b_commands_run(f->sandbox, "sleep 1.5", &opts, &r, &err), E2B_PENDING);
+  for (from = now_ms(); now_ms() < from + 300;) e2b_client_poll(f->client, 20);
+  other.call = e2b_client_wake;
+  if (!CHECK(pthread_create(&thread, NULL, call_later, &other) == 0)) return;
+  from = now_ms();
+  e2b_client_poll(f->client, 20000);
+  CHECK(now_ms() - from < 1000);
+  CHECK_INT(d.count, 0);
+  pthread_join(thread, NULL);
+  CHECK_OK(e2b_client_drain(f->client, 10000));
+  e2b_mem_free(&r.mem);
+
+  other.call = e2b_client_interrupt;
+  if (!CHECK(pthread_create(&thread, NULL, call_later, &other) == 0)) return;
+  from = now_ms();
+  CHECK_RC(e2b_commands_run(f->sandbox, "sleep 5", NULL, &r, &err), E2B_ERR_CANCELED);
+  CHECK(now_ms() - from < 1000);
+  pthread_join(thread, NULL);
+  e2b_mem_free(&r.mem);
+  e2b_client_interrupt(f->client); /* none under way: the next one */
+  CHECK_RC(e2b_commands_run(f->sandbox, "true", NULL, NULL, &err), E2B_ERR_CANCELED);
+  CHECK_WORKS(f);
+}
+
+/* ---- callbacks --------------------------------------------------------------------------------------------------- */
+
+typedef struct inside {
+  fixture *f;
+  e2b_command_handle *handle;
+  e2b_err blocking, polling, started;
+  e2b_error err;
+  done done;
+  e2b_command_result result;
+  int calls;
+} inside;
+
+static int call_inside(void *user, const char *data, size_t len) {
+  inside *in = (inside *)user;
+  e2b_run_opts opts = run_with(on_done, &in->done);
+  (void)data;
+  (void)len;
+  if (in->calls++) return 0;
+  in->blocking = e2b_commands_run(in->f->sandbox, "true", NULL, NULL, &in->err);
+  in->polling = (e2b_err)e2b_client_poll(in->f->client, 0);
+  e2b_client_free(in->f->client); /* refused */
+  in->started = e2b_commands_run(in->f->sandbox, "echo from inside", &opts, &in->result, NULL);
+  return 0;
+}
+
+static int cancel_inside(void *user, const char *data, size_t len) {
+  (void)data;
+  (void)len;
+  ++*(int *)user;
+  return -1;
+}
+
+static int free_inside(void *user, const char *data, size_t len) {
+  inside *in = (inside *)user;
+  (void)data;
+  (void)len;
+  in->calls++;
+  e2b_command_handle_free(in->handle);
+  return 0;
+}
+
+static void e2e_inside_callbacks(fixture *f) {
+  e2b_run_opts opts = { 0 };
+  e2b_error err;
+  inside in;
+  int calls = 0, i;
+  memset(&in, 0, sizeof in);
+  in.f = f;
+  opts.on_stdout = call_inside;
+  opts.output_user = &in;
+  CHECK_OK(e2b_commands_run(f->sandbox, "echo one", &opts, NULL, &err));
+  CHECK_INT(in.blocking, E2B_ERR_BAD_STATE);
+  CHECK(strlen(in.err.message) > 8);
+  CHECK_INT(in.polling, E2B_ERR_BAD_STATE);
+  CHECK_INT(in.started, E2B_PENDING);
+  CHECK_OK(e2b_client_drain(f->client, 10000));
+  CHECK_INT(in.done.count, 1);
+  CHECK_STR(in.result.stdout_data.ptr, "from inside\n");
+  e2b_mem_free(&in.result.mem);
+
+  opts.on_stdout = cancel_inside;
+  opts.output_user = &calls;
+  CHECK_RC(e2b_commands_run(f->sandbox, "echo one; sleep 0.1; echo two; sleep 0.1; echo three", &opts, NULL, &err),
+           E2B_ERR_CANCELED);
+  CHECK_INT(calls, 1);
+
+  memset(&in, 0, sizeof in);
+  opts.on_stdout = free_inside;
+  opts.output_user = &in;
+  CHECK_OK(e2b_commands_start(f->sandbox, "sleep 0.1; echo one; sleep 0.1; echo two", &opts, &in.handle, &err));
+  for (i = 0; i < 40; i++) {
+    e2b_client_poll(f->client, 10);
+    sleep_ms(5);
+  }
+  CHECK_INT(in.calls, 1);
+  CHECK_WORKS(f);
+}
+
+/* Handles and operations that are still open when their sandbox goes. */
+static void e2e_free_with_things_open(fixture *f) {
+  e2b_command_handle *handle;
+  e2b_file_stream *stream;
+  e2b_run_opts opts;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  e2b_attach_opts attach;
+  e2b_sandbox *second = NULL;
+  done d = { 0 };
+  memset(&attach, 0, sizeof attach);
+  attach.access_token = e2b_sandbox_access_token(f->sandbox);
+  attach.base_url = e2b_sandbox_runtime_url(f->sandbox);
+  if (!CHECK_OK(e2b_sandbox_attach(f->client, e2b_sandbox_id(f->sandbox), &attach, &second, &err))) return;
+  opts = run_with(on_done, &d);
+  CHECK_RC(e2b_commands_run(second, "sleep 1", &opts, &r, &err), E2B_PENDING);
+  CHECK_OK(e2b_commands_start(second, "sleep 1", NULL, &handle, &err));
+  CHECK_OK(e2b_files_write_stream(second, in_dir(f, "open"), -1, NULL, &stream, &err));
+  e2b_sandbox_free(second);
+  CHECK_OK(e2b_client_drain(f->client, 1000));
+  CHECK_INT(d.count, 1);
+  CHECK_INT(d.err.code, E2B_ERR_CANCELED);
+  CHECK_WORKS(f);
+}
+
+/* Two clients side by side on one thread. */
+static void e2e_two_clients(fixture *f) {
+  fixture other;
+  e2b_run_opts opts;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  done d = { 0 };
+  if (fixture_open(&other)) {
+    opts = run_with(on_done, &d);
+    CHECK_RC(e2b_commands_run(other.sandbox, "echo other", &opts, &r, &err), E2B_PENDING);
+    CHECK_WORKS(f);
+    CHECK_OK(e2b_client_drain(other.client, 10000));
+    CHECK_INT(d.count, 1);
+    CHECK_STR(r.stdout_data.ptr, "other\n");
+    e2b_mem_free(&r.mem);
+  }
+  fixture_close(&other);
+}
+
+/* ---- sandboxes --------------------------------------------------------------------------------------------------- */
+
+/* examples/quickstart.c, as a test. */
+static void e2e_quickstart(fixture *f) {
+  e2b_sandbox *sandbox;
+  e2b_command_result r = { 0 };
+  e2b_sandbox_info info;
+  e2b_error err;
+  char id[100];
+  bool created;
+  memset(&info, 0, sizeof info);
+  if (!CHECK_OK(e2b_sandbox_create(f->client, "code-interpreter", NULL, &sandbox, &err))) return;
+  snprintf(id, sizeof id, "%s", e2b_sandbox_id(sandbox));
+  CHECK_STR(e2b_sandbox_template_id(sandbox), "code-interpreter");
+  CHECK(e2b_sandbox_access_token(sandbox)[0]); /* secure unless told otherwise */
+  CHECK_OK(e2b_commands_run(sandbox, "echo hello", NULL, &r, &err));
+  CHECK_STR(r.stdout_data.ptr, "hello\n");
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_files_make_dir(sandbox, in_dir(f, "demo"), NULL, &created, &err));
+  CHECK(created);
+  CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+  CHECK_RC(e2b_api_get_info(f->client, id, NULL, &info, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_SANDBOX);
+}
+
+static void e2e_sandbox_options(fixture *f) {
+  static const e2b_kv metadata[] = { { "team", "a&b" }, { "r\xc3\xbcn", "7 %" } },
+                      vars[] = { { "FROM_CREATE", "yes" } };
+  e2b_sandbox_opts opts = { 0 };
+  e2b_sandbox *sandbox;
+  e2b_command_result r = { 0 };
+  e2b_sandbox_info info;
+  e2b_error err;
+  int64_t end;
+  size_t i, found = 0;
+  memset(&info, 0, sizeof info);
+  opts.timeout_s = 100;
+  opts.metadata.items = metadata;
+  opts.metadata.count = 2;
+  opts.env_vars.items = vars;
+  opts.env_vars.count = 1;
+  if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &sandbox, &err))) return;
+  CHECK_OK(e2b_commands_run(sandbox, "echo $FROM_CREATE", NULL, &r, &err));
+  CHECK_STR(r.stdout_data.ptr, "yes\n");
+  e2b_mem_free(&r.mem);
+
+  CHECK_OK(e2b_sandbox_get_info(sandbox, NULL, &info, &err));
+  CHECK_STR(info.sandbox_id, e2b_sandbox_id(sandbox));
+  CHECK_STR(info.template_id, e2b_sandbox_template_id(sandbox));
+  CHECK_STR(info.envd_version, e2b_sandbox_envd_version(sandbox));
+  CHECK_INT(info.state, E2B_STATE_RUNNING);
+  CHECK(info.started_at_ms > 1600000000000 && info.end_at_ms - info.started_at_ms > 95000 &&
+        info.end_at_ms - info.started_at_ms < 105000);
+  for (i = 0; i < info.metadata.count; i++) {
+    if (strcmp(info.metadata.items[i].key, "team") == 0) found += CHECK_STR(info.metadata.items[i].value, "a&b");
+    if (strcmp(info.metadata.items[i].key, "r\xc3\xbcn") == 0) found += CHECK_STR(info.metadata.items[i].value, "7 %");
+    if (strcmp(info.metadata.items[i].key, "e2b.h/nonce") == 0) found++;
+  }
+  CHECK_INT(found, 3);
+  end = info.end_at_ms;
+  e2b_mem_free(&info.mem);
+  CHECK_OK(e2b_sandbox_set_timeout(sandbox, 1000, NULL, &err));
+  CHECK_OK(e2b_sandbox_get_info(sandbox, NULL, &info, &err));
+  CHECK(info.end_at_ms - end > 800000 && info.end_at_ms - end < 1000000);
+  e2b_mem_free(&info.mem);
+  CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+}
+
+static void e2e_sandbox_list(fixture *f) {
+  static const e2b_kv marks[] = { { "mark", "list & more" } };
+  e2b_sandbox_opts opts = { 0 };
+  e2b_list_opts list = { 0 };
+  e2b_sandbox_list page = { { 0 }, NULL, 0, NULL };
+  e2b_sandbox *sandboxes[5];
+  e2b_error err;
+  char token[500] = "";
+  size_t i, seen = 0, pages = 0;
+  opts.metadata.items = marks;
+  opts.metadata.count = 1;
+  memset(sandboxes, 0, sizeof sandboxes);
+  for (i = 0; i < 5; i++) CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &sandboxes[i], &err));
+  list.metadata = opts.metadata;
+  list.limit = 2;
+  do {
+    list.next_token = token;
+    if (!CHECK_OK(e2b_api_list(f->client, &list, &page, &err))) break;
+    CHECK(page.count <= 2);
+    seen += page.count;
+    pages++;
+    snprintf(token, sizeof token, "%s", page.next_token ? page.next_token : "");
+    e2b_mem_free(&page.mem);
+  } while (token[0] && pages < 10);
+  CHECK_INT(seen, 5);
+  CHECK_INT(pages, 3);
+  list.next_token = NULL;
+  list.limit = 0;
+  list.states = E2B_STATE_PAUSED;
+  CHECK_OK(e2b_sandbox_pause(sandboxes[0], NULL, &err));
+  if (CHECK_OK(e2b_api_list(f->client, &list, &page, &err)) && CHECK_INT(page.count, 1)) {
+    CHECK_STR(page.items[0].sandbox_id, e2b_sandbox_id(sandboxes[0]));
+    CHECK_INT(page.items[0].state, E2B_STATE_PAUSED);
+  }
+  e2b_mem_free(&page.mem);
+  for (i = 0; i < 5; i++) CHECK_OK(e2b_sandbox_close(sandboxes[i], NULL, &err));
+  list.states = 0;
+  CHECK_OK(e2b_api_list(f->client, &list, &page, &err));
+  CHECK_INT(page.count, 0);
+  e2b_mem_free(&page.mem);
+}
+
+static void e2e_pause_and_connect(fixture *f) {
+  e2b_sandbox *sandbox, *again;
+  e2b_error err;
+  bool running = true;
+  if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, NULL, &sandbox, &err))) return;
+  CHECK_OK(e2b_files_write_text(sandbox, in_dir(f, "kept"), "kept", NULL, NULL, &err));
+  CHECK_OK(e2b_sandbox_pause(sandbox, NULL, &err));
+  CHECK_OK(e2b_sandbox_pause(sandbox, NULL, &err)); /* already paused */
+  CHECK_RC(e2b_commands_run(sandbox, "true", NULL, NULL, &err), E2B_ERR_SANDBOX_PAUSED);
+  CHECK_OK(e2b_sandbox_is_running(sandbox, NULL, &running, &err));
+  CHECK(!running);
+  if (CHECK_OK(e2b_sandbox_connect(f->client, e2b_sandbox_id(sandbox), NULL, &again, &err))) {
+    e2b_buf buf = { { 0 }, NULL, 0 };
+    CHECK_OK(e2b_files_read_text(again, in_dir(f, "kept"), NULL, &buf, &err));
+    CHECK_STR((const char *)buf.data, "kept");
+    e2b_mem_free(&buf.mem);
+    CHECK_OK(e2b_commands_run(sandbox, "true", NULL, NULL, &err)); /* the old handle works again */
+    CHECK_OK(e2b_sandbox_is_running(sandbox, NULL, &running, &err));
+    CHECK(running);
+    e2b_sandbox_free(again);
+  }
+  CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+  CHECK_RC(e2b_sandbox_connect(f->client, "no-such-sandbox", NULL, &again, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_SANDBOX);
+}
+
+static void e2e_dead_sandbox(fixture *f) {
+  e2b_sandbox *sandbox;
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_error err;
+  bool killed = false, running = true, exists;
+  if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, NULL, &sandbox, &err))) return;
+  CHECK_OK(e2b_commands_start(sandbox, "echo begun; sleep 100", NULL, &handle, &err));
+  CHECK_OK(e2b_sandbox_kill(sandbox, NULL, &killed, &err));
+  CHECK(killed);
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_ERR_SANDBOX_GONE); /* with its output so far */
+  CHECK_STR(r.stdout_data.ptr, "begun\n");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  CHECK_RC(e2b_commands_run(sandbox, "true", NULL, NULL, &err), E2B_ERR_SANDBOX_GONE);
+  CHECK_RC(e2b_commands_list(sandbox, NULL, (e2b_process_list *)&r, &err), E2B_ERR_SANDBOX_GONE);
+  CHECK_RC(e2b_files_read(sandbox, "/etc/hostname", NULL, &buf, &err), E2B_ERR_SANDBOX_GONE);
+  CHECK_RC(e2b_files_write(sandbox, "x", "x", 1, NULL, NULL, &err), E2B_ERR_SANDBOX_GONE);
+  CHECK_RC(e2b_files_exists(sandbox, "x", NULL, &exists, &err), E2B_ERR_SANDBOX_GONE);
+  CHECK_OK(e2b_sandbox_is_running(sandbox, NULL, &running, &err));
+  CHECK(!running);
+  CHECK_OK(e2b_sandbox_kill(sandbox, NULL, &killed, &err));
+  CHECK(!killed);
+  CHECK_RC(e2b_sandbox_set_timeout(sandbox, 100, NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+  CHECK_WORKS(f);
+}
+
+static void e2e_api_by_id(fixture *f) {
+  e2b_create_response created;
+  e2b_sandbox_info info;
+  e2b_error err;
+  bool killed = false;
+  char id[100];
+  memset(&created, 0, sizeof created);
+  memset(&info, 0, sizeof info);
+  if (!CHECK_OK(e2b_api_create_sandbox(f->client, NULL, NULL, &created, &err))) return;
+  snprintf(id, sizeof id, "%s", created.sandbox_id);
+  CHECK_STR(created.template_id, "code-interpreter");
+  CHECK(created.envd_version[0] && created.envd_access_token[0]);
+  e2b_mem_free(&created.mem);
+  CHECK_OK(e2b_api_set_timeout(f->client, id, 500, NULL, &err));
+  CHECK_OK(e2b_api_get_info(f->client, id, NULL, &info, &err));
+  CHECK(info.end_at_ms - info.started_at_ms > 490000);
+  e2b_mem_free(&info.mem);
+  CHECK_OK(e2b_api_pause(f->client, id, NULL, &err));
+  CHECK_OK(e2b_api_connect_sandbox(f->client, id, 100, NULL, &created, &err));
+  CHECK_STR(created.sandbox_id, id);
+  e2b_mem_free(&created.mem);
+  CHECK_OK(e2b_api_kill(f->client, id, NULL, &killed, &err));
+  CHECK(killed);
+  CHECK_OK(e2b_api_kill(f->client, id, NULL, &killed, &err));
+  CHECK(!killed);
+  CHECK_RC(e2b_api_set_timeout(f->client, id, 500, NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_SANDBOX);
+  CHECK_RC(e2b_api_pause(f->client, id, NULL, &err), E2B_ERR_NOT_FOUND);
+}
+
+static void e2e_refused_by_the_api(fixture *f) {
+  e2b_client_config config = host_config(the_host);
+  e2b_sandbox_opts opts = { 0 };
+  e2b_sandbox *sandbox;
+  e2b_client *client;
+  e2b_error err;
+  CHECK_RC(e2b_sandbox_create(f->client, "no-such-template", NULL, &sandbox, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_TEMPLATE);
+  CHECK(!sandbox && !err.maybe_done);
+  opts.timeout_s = 2000000000;
+  CHECK_RC(e2b_sandbox_create(f->client, NULL, &opts, &sandbox, &err), E2B_ERR_INVALID_ARGUMENT);
+  config.api_key = "wrong-key-0123456789";
+  client = e2b_client_create(&config, &err);
+  if (CHECK(client != NULL)) {
+    CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), E2B_ERR_UNAUTHENTICATED);
+    CHECK_INT(err.http_status, 401);
+    CHECK(!strstr(err.message, "0123456789")); /* never a secret */
+  }
+  e2b_client_free(client);
+  config.api_key = NULL;
+  client = e2b_client_create(&config, &err);
+  if (CHECK(client != NULL)) CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), E2B_ERR_UNAUTHENTICATED);
+  e2b_client_free(client);
+  CHECK_WORKS(f);
+}
+
+static void e2e_wrong_access_token(fixture *f) {
+  e2b_attach_opts attach;
+  e2b_sandbox *second;
+  e2b_error err;
+  memset(&attach, 0, sizeof attach);
+  attach.base_url = e2b_sandbox_runtime_url(f->sandbox);
+  attach.access_token = "wrong";
+  if (!CHECK_OK(e2b_sandbox_attach(f->client, e2b_sandbox_id(f->sandbox), &attach, &second, &err))) return;
+  CHECK_RC(e2b_commands_run(second, "true", NULL, NULL, &err), E2B_ERR_UNAUTHENTICATED);
+  CHECK_RC(e2b_files_write(second, "x", "x", 1, NULL, NULL, &err), E2B_ERR_UNAUTHENTICATED);
+  e2b_sandbox_free(second);
+  CHECK_WORKS(f);
+}
+
+/* The same server by host names and by path prefix. */
+static void e2e_routes(fixture *f) {
+  static const e2b_protocol protocols[] = { E2B_PROTOCOL_NATIVE, E2B_PROTOCOL_PRIVATE };
+  e2b_client_config config = host_config(the_host);
+  const char *authority = strstr(the_host->url, "//") + 2;
+  fixture other;
+  e2b_error err;
+  size_t i;
+  (void)f;
+  for (i = 0; i < 2; i++) {
+    memset(&other, 0, sizeof other);
+    config.api_url = config.sandbox_url = NULL;
+    config.scheme = the_host->tls ? "https" : "http";
+    config.domain = authority;
+    config.protocol = protocols[i];
+    config.allocator = heap_allocator(&other.memory);
+    other.client = e2b_client_create(&config, &err);
+    if (!CHECK(other.client != NULL)) continue;
+    if (CHECK_OK(e2b_sandbox_create(other.client, NULL, NULL, &other.sandbox, &err))) {
+      if (i == 0) CHECK(strstr(e2b_sandbox_runtime_url(other.sandbox), e2b_sandbox_id(other.sandbox)));
+      CHECK_WORKS(&other);
+      CHECK_OK(e2b_sandbox_close(other.sandbox, NULL, &err));
+    }
+    e2b_client_free(other.client);
+    HEAP_CHECK_EMPTY(&other.memory);
+  }
+}
+
+static void e2e_many_sandboxes(fixture *f) {
+  enum { COUNT = 50 };
+  static e2b_sandbox *sandboxes[COUNT];
+  static e2b_command_result results[COUNT];
+  static done dones[COUNT];
+  e2b_sandbox_opts opts = { 0 };
+  e2b_run_opts run;
+  e2b_call kill_call = { 0 };
+  e2b_error err;
+  int i;
+  memset(sandboxes, 0, sizeof sandboxes);
+  memset(results, 0, sizeof results);
+  memset(dones, 0, sizeof dones);
+  opts.call.on_done = kill_call.on_done = on_done;
+  for (i = 0; i < COUNT; i++) {
+    opts.call.user = &dones[i];
+    CHECK_RC(e2b_sandbox_create(f->client, NULL, &opts, &sandboxes[i], &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 60000));
+  for (i = 0; i < COUNT; i++) {
+    if (!CHECK(sandboxes[i] != NULL)) return;
+    run = run_with(on_done, &dones[i]);
+    CHECK_RC(e2b_commands_run(sandboxes[i], "echo hello", &run, &results[i], &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 60000));
+  for (i = 0; i < COUNT; i++) {
+    CHECK_STR(results[i].stdout_data.ptr, "hello\n");
+    e2b_mem_free(&results[i].mem);
+    kill_call.user = &dones[i];
+    CHECK_RC(e2b_sandbox_close(sandboxes[i], &kill_call, &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 60000));
+  for (i = 0; i < COUNT; i++) {
+    CHECK_INT(dones[i].count, 3);
+    CHECK_INT(dones[i].err.code, E2B_OK);
+  }
+}
+
+static e2b_err quickstart_without_memory(test_heap *h, const char *dir, e2b_error *err) {
+  e2b_client_config config = host_config(the_host);
+  e2b_command_result r = { 0 };
+  e2b_sandbox *sandbox = NULL;
+  e2b_client *client;
+  e2b_err rc;
+  size_t fail_at = h->fail_at;
+  bool fail_after = h->fail_after;
+  config.allocator = heap_allocator(h);
+  h->fail_at = fail_at;
+  h->fail_after = fail_after;
+  client = e2b_client_create(&config, err);
+  if (!client) return err->code;
+  rc = e2b_sandbox_create(client, NULL, NULL, &sandbox, err);
+  if (rc == E2B_OK) rc = e2b_commands_run(sandbox, "echo hello", NULL, &r, err);
+  e2b_mem_free(&r.mem);
+  if (rc == E2B_OK) rc = e2b_files_make_dir(sandbox, dir, NULL, NULL, err);
+  h->fail_at = 0;
+  if (sandbox) e2b_sandbox_close(sandbox, NULL, NULL); /* the client still works */
+  e2b_client_free(client);
+  return rc;
+}
+
+/* Each allocation of the quick start fails in turn, alone and with all after it. */
+static void e2e_no_memory(fixture *f) {
+  e2b_error err;
+  test_heap h;
+  size_t n;
+  int after;
+  for (after = 0; after < 2; after++) {
+    e2b_err rc = E2B_ERR_NO_MEMORY;
+    for (n = 1; rc != E2B_OK && n < 3000; n++) {
+      memset(&h, 0, sizeof h);
+      h.fail_at = n;
+      h.fail_after = after;
+      rc = quickstart_without_memory(&h, f->dir, &err);
+      if (rc != E2B_OK && !CHECK_RC(rc, E2B_ERR_NO_MEMORY)) break;
+      if (!CHECK_INT(h.live, 0)) break;
+    }
+    CHECK_INT(rc, E2B_OK);
+  }
+}
+
+/* ---- TLS --------------------------------------------------------------------------------------------------------- */
+
+static void count_warnings(void *user, e2b_log_level level, const char *message) {
+  (void)message;
+  if (level <= E2B_LOG_WARN) ++*(int *)user;
+}
+
+/* Not the authority that signed for it; not the name; no verification, but with a warning. */
+static void e2e_certificates(fixture *f) {
+  e2b_client_config config = host_config(the_host);
+  const char *port = strrchr(the_host->url, ':');
+  e2b_attach_opts attach;
+  e2b_sandbox *sandbox;
+  e2b_client *client;
+  e2b_error err;
+  char url[128];
+  int warnings = 0;
+  if (!the_host->tls) return;
+  memset(&attach, 0, sizeof attach);
+  config.tls.ca_file = NULL; /* the system's authorities */
+  client = e2b_client_create(&config, &err);
+  if (CHECK(client != NULL)) {
+    CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), E2B_ERR_TLS_CERTIFICATE);
+    CHECK(!err.maybe_done && err.tls_code != 0);
+    CHECK_INT(err.phase, E2B_PHASE_TLS);
+  }
+  e2b_client_free(client);
+
+  snprintf(url, sizeof url, "https://not.in.it.localhost%s", port);
+  attach.base_url = url;
+  attach.access_token = e2b_sandbox_access_token(f->sandbox);
+  if (CHECK_OK(e2b_sandbox_attach(f->client, e2b_sandbox_id(f->sandbox), &attach, &sandbox, &err))) {
+    CHECK_RC(e2b_commands_run(sandbox, "true", NULL, NULL, &err), E2B_ERR_TLS_CERTIFICATE);
+    CHECK(strstr(err.message, "not.in.it.localhost"));
+    e2b_sandbox_free(sandbox);
+  }
+
+  config.tls.insecure_skip_verify = true;
+  config.logger.func = count_warnings;
+  config.logger.user = &warnings;
+  client = e2b_client_create(&config, &err);
+  if (CHECK(client != NULL) && CHECK_OK(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err)))
+    CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+  CHECK(warnings > 0);
+  e2b_client_free(client);
+  CHECK_WORKS(f);
+}
+/* ================================================================================================================== */
+/* >>>> bad input */
+/* ================================================================================================================== */
+
+#define JSON_HEAD "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+typedef struct bad_answer {
+  const char *answer;
+  unsigned then;
+  e2b_err want;
+  int status;
+} bad_answer;
+
+/* What a create may meet. Then the same client must get a good answer. */
+static const bad_answer bad_answers[] = {
+  { "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_SERVICE,
+    302 },
+  { "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 26\r\n\r\n<html>Welcome, log in</html>", PEER_CLOSE,
+    E2B_ERR_PROTOCOL, 200 },
+  { "HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 24\r\n\r\n<html>Bad Gateway</html>",
+    PEER_CLOSE, E2B_ERR_UNAVAILABLE, 502 },
+  { "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_UNAVAILABLE, 503 },
+  { "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_SERVICE, 500 },
+  { "HTTP/1.1 400 Bad Request\r\nContent-Length: 34\r\n\r\n{\"code\":400,\"message\":\"not a word\"}", PEER_CLOSE,
+    E2B_ERR_INVALID_ARGUMENT, 400 },
+  { "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_UNAUTHENTICATED, 401 },
+  { "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_PERMISSION, 403 },
+  { "HTTP/1.1 409 Conflict\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_CONFLICT, 409 },
+  { "HTTP/1.1 429 Slow Down\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_RATE_LIMITED, 429 },
+  { JSON_HEAD "Content-Length: 100\r\n\r\n{\"sandboxID\":", PEER_CLOSE, E2B_ERR_TRUNCATED, 200 },
+  { JSON_HEAD "Content-Length: 100\r\n\r\n{\"sandboxID\":", PEER_RESET, E2B_ERR_TRUNCATED, 200 },
+  { JSON_HEAD "Transfer-Encoding: chunked\r\n\r\nd\r\n{\"sandboxID\":\r\n", PEER_CLOSE, E2B_ERR_TRUNCATED, 200 },
+  { JSON_HEAD "Content-Length: 13\r\n\r\n{\"sandboxID\":", PEER_CLOSE, E2B_ERR_PROTOCOL, 200 },
+  { JSON_HEAD "Content-Length: 2\r\n\r\n{}", PEER_CLOSE, E2B_ERR_PROTOCOL, 200 },
+  { JSON_HEAD "Content-Length: 4\r\n\r\nnull", PEER_CLOSE, E2B_ERR_PROTOCOL, 200 },
+  { JSON_HEAD "Content-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_PROTOCOL, 200 },
+  { "HTTP/1.1 204 No Content\r\n\r\n", PEER_CLOSE, E2B_ERR_PROTOCOL, 204 },
+  { JSON_HEAD "Content-Length: 16\r\n\r\n{\"sandboxID\":17}", PEER_CLOSE, E2B_ERR_PROTOCOL, 200 },
+  { "HTTP/1.1 200 OK\r\nContent-", PEER_CLOSE, E2B_ERR_TRUNCATED, 0 },
+  { "SSH-2.0-OpenSSH_9.2\r\n", PEER_CLOSE, E2B_ERR_PROTOCOL, 0 },
+  { "\x15\x03\x01\x00\x02\x02\x16", PEER_CLOSE, E2B_ERR_PROTOCOL, 0 },
+  { "", PEER_CLOSE, E2B_ERR_CLOSED, 0 },
+  { "", PEER_RESET, E2B_ERR_CLOSED, 0 },
+  { "", PEER_HANG, E2B_ERR_TIMEOUT, 0 },
+};
+
+#define GOOD_LIST JSON_HEAD "Content-Length: 2\r\n\r\n[]"
+
+static e2b_client_config peer_config(const peer *p) {
+  e2b_client_config config;
+  memset(&config, 0, sizeof config);
+  config.no_env = true;
+  config.api_key = "key";
+  config.api_url = config.sandbox_url = p->url;
+  return config;
+}
+
+static void check_bad_answer(const bad_answer *bad) {
+  e2b_sandbox_opts opts = { 0 };
+  e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+  e2b_sandbox *sandbox;
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_error err;
+  test_heap h;
+  peer p;
+  peer_start(&p);
+  peer_say_n(&p, bad->answer, bad->answer[0] == 0x15 ? 7 : strlen(bad->answer), bad->then);
+  peer_say(&p, GOOD_LIST, PEER_CLOSE);
+  config = peer_config(&p);
+  config.allocator = heap_allocator(&h);
+  client = e2b_client_create(&config, &err);
+  opts.call.timeout_ms = bad->want == E2B_ERR_TIMEOUT ? 200 : 5000;
+  CHECK_RC(e2b_sandbox_create(client, NULL, &opts, &sandbox, &err), bad->want);
+  CHECK_INT(err.http_status, bad->status);
+  CHECK(!sandbox);
+  if (bad->status == 0 || bad->want == E2B_ERR_TRUNCATED) CHECK(err.maybe_done);
+  if (bad->status == 401 || bad->status == 400) CHECK(!err.maybe_done);
+  if (bad->status == 429) CHECK_INT(err.retry_after_ms, 3600000);
+  CHECK_OK(e2b_api_list(client, NULL, &list, &err));
+  e2b_mem_free(&list.mem);
+  CHECK(strncmp(peer_asked(&p, 0), "POST /sandboxes HTTP/1.1\r\n", 26) == 0);
+  CHECK(strncmp(peer_asked(&p, 1), "GET /v2/sandboxes HTTP/1.1\r\n", 28) == 0); /* the create was sent once */
+  e2b_client_free(client);
+  peer_stop(&p);
+  HEAP_CHECK_EMPTY(&h);
+}
+
+static void test_bad_answers(void) {
+  size_t i;
+  for (i = 0; i < E2B__COUNT(bad_answers); i++) {
+    int failures = check_failures;
+    check_bad_answer(&bad_answers[i]);
+    if (check_failures != failures) printf("  answer: %.60s\n", bad_answers[i].answer);
+  }
+}
+
+static void test_endless_answers(void) {
+  static const struct {
+    const char *answer;
+    unsigned flags;
+    e2b_err want;
+  } rows[] = {
+    /* the last 64 bytes are what is repeated */
+    { "HTTP/1.1 200 OK\r\nX-More: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", PEER_ENDLESS,
+      E2B_ERR_LIMIT },
+    { JSON_HEAD
+      "Transfer-Encoding: chunked\r\n\r\n3a\r\n[{},                                                      \r\n",
+      PEER_ENDLESS, E2B_ERR_LIMIT },
+    { "HTTP/1.1 200 OK\r\nX-More: a", PEER_HANG | PEER_DRIBBLE, E2B_ERR_TIMEOUT },
+  };
+  e2b_sandbox_opts opts = { 0 };
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+    e2b_client_stats stats;
+    e2b_client_config config;
+    e2b_client *client;
+    uint64_t from;
+    peer p;
+    peer_start(&p);
+    peer_say(&p, rows[i].answer, rows[i].flags);
+    peer_say(&p, GOOD_LIST, PEER_CLOSE);
+    config = peer_config(&p);
+    config.max_message_bytes = 100000;
+    client = e2b_client_create(&config, &err);
+    opts.call.timeout_ms = rows[i].want == E2B_ERR_TIMEOUT ? 150 : 10000;
+    from = now_ms();
+    CHECK_RC(e2b_sandbox_create(client, NULL, &opts, &sandbox, &err), rows[i].want);
+    CHECK(now_ms() - from < (rows[i].want == E2B_ERR_TIMEOUT ? 250u : 5000u));
+    e2b_client_get_stats(client, &stats);
+    CHECK(stats.mem_peak < 600000);
+    CHECK_OK(e2b_api_list(client, NULL, &list, &err));
+    e2b_mem_free(&list.mem);
+    e2b_client_free(client);
+    peer_stop(&p);
+  }
+}
+
+static void test_unreachable(void) {
+  e2b_client_config config;
+  e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+  e2b_client *client;
+  e2b_error err;
+  char url[64], port_text[16];
+  uint16_t port = 0;
+  int fd;
+  port = dead_port();
+  snprintf(url, sizeof url, "http://127.0.0.1:%u", (unsigned)port);
+  snprintf(port_text, sizeof port_text, "%u", (unsigned)port);
+  memset(&config, 0, sizeof config);
+  config.no_env = true;
+  config.api_key = "key";
+  config.api_url = url;
+  client = e2b_client_create(&config, &err);
+  CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_CONNECT);
+  CHECK(strstr(err.message, port_text) && err.sys_code == ECONNREFUSED && !err.maybe_done);
+  e2b_client_free(client);
+
+  config.api_url = "http://no-such-host.invalid";
+  config.connect_timeout_ms = 5000;
+  client = e2b_client_create(&config, &err);
+  CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_RESOLVE);
+  CHECK(strstr(err.message, "no-such-host.invalid") && !err.maybe_done);
+  e2b_client_free(client);
+
+  /* the listener is full or silent: the connection or the handshake hangs */
+  fd = listen_somewhere(&port);
+  snprintf(url, sizeof url, "https://127.0.0.1:%u", (unsigned)port);
+  config.api_url = url;
+  config.connect_timeout_ms = 200;
+  client = e2b_client_create(&config, &err);
+  CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_TIMEOUT);
+  CHECK_INT(err.phase, E2B_PHASE_TLS);
+  e2b_client_free(client);
+  close(fd);
+}
+
+#define REFUSED(call) CHECK_RC(call, E2B_ERR_INVALID_ARGUMENT)
+
+/* Every public function with nothing at all, and with an object but nothing else. No I/O happens. */
+static void test_null_arguments(void) {
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_sandbox *sandbox = NULL, *out = NULL;
+  e2b_command_handle *handle = NULL;
+  e2b_file_stream *stream = NULL;
+  e2b_command_result result = { 0 };
+  e2b_process_list processes = { { 0 }, NULL, 0 };
+  e2b_entry_list entries = { { 0 }, NULL, 0 };
+  e2b_sandbox_list sandboxes = { { 0 }, NULL, 0, NULL };
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_entry_info entry;
+  e2b_sandbox_info info;
+  e2b_create_response created;
+  e2b_command_event event;
+  e2b_client_stats stats;
+  e2b_pollfd fds[4];
+  e2b_error err;
+  e2b_op none = { 0 };
+  bool flag;
+  char text[8];
+  size_t got;
+  int i;
+  memset(&config, 0, sizeof config);
+  memset(&entry, 0, sizeof entry);
+  memset(&info, 0, sizeof info);
+  memset(&created, 0, sizeof created);
+  config.no_env = true;
+  config.api_key = "key";
+  config.api_url = config.sandbox_url = "http://127.0.0.1:1";
+  client = e2b_client_create(&config, NULL);
+  if (!CHECK(client != NULL) || !CHECK_OK(e2b_sandbox_attach(client, "id", NULL, &sandbox, &err))) return;
+
+  CHECK_STR(e2b_err_name((e2b_err)12345), e2b_err_name((e2b_err)-12345));
+  CHECK(e2b_connect_code_name((e2b_connect_code)99) && e2b_phase_name((e2b_phase)99));
+  e2b_mem_free(NULL);
+  e2b_mem_free(&result.mem);
+  e2b_client_free(NULL);
+  e2b_sandbox_free(NULL);
+  e2b_command_handle_free(NULL);
+  e2b_file_stream_free(NULL);
+  e2b_client_get_stats(NULL, &stats);
+  e2b_client_get_stats(client, NULL);
+  e2b_client_wake(NULL);
+  e2b_client_interrupt(NULL);
+  e2b_op_cancel(NULL, none);
+  e2b_op_cancel(client, none);
+  e2b_op_resume(NULL, none);
+  e2b_op_resume(client, none);
+  e2b_command_handle_resume(NULL);
+  e2b_command_handle_disconnect(NULL);
+  e2b_command_handle_set_output(NULL, NULL, NULL, NULL);
+  CHECK_INT(e2b_command_handle_pid(NULL), 0);
+  CHECK_INT(e2b_file_stream_size(NULL), -1);
+  CHECK_INT(e2b_client_api_url(NULL, text, sizeof text), 0);
+  CHECK_STR(text, "");
+  CHECK_INT(e2b_client_api_url(client, NULL, 0), 18);
+  CHECK_INT(e2b_client_api_url(client, text, sizeof text), 18);
+  CHECK_STR(text, "http://");
+  CHECK_INT(e2b_client_sandbox_url(NULL, NULL, NULL, 0), 0);
+  CHECK_INT(e2b_client_sandbox_url(client, "id", text, sizeof text), 18);
+  CHECK_INT(e2b_sandbox_host(NULL, 1, text, sizeof text), 0);
+  CHECK(e2b_sandbox_host(sandbox, 1, NULL, 0) > 0);
+  CHECK(!e2b_sandbox_client(NULL) && e2b_sandbox_client(sandbox) == client);
+  CHECK_STR(e2b_sandbox_id(NULL), "");
+  CHECK_STR(e2b_sandbox_template_id(NULL), "");
+  CHECK_STR(e2b_sandbox_envd_version(NULL), "");
+  CHECK_STR(e2b_sandbox_access_token(NULL), "");
+  CHECK_STR(e2b_sandbox_traffic_access_token(NULL), "");
+  CHECK_STR(e2b_sandbox_runtime_url(NULL), "");
+  CHECK_STR(e2b_sandbox_id(sandbox), "id");
+  CHECK(e2b_client_poll(NULL, 0) <= 0 && e2b_client_poll(client, -1) == 0); /* nothing is under way */
+  CHECK(!e2b_client_pump(NULL, 0) && !e2b_client_pump(client, 500));
+  CHECK_INT(e2b_client_fds(NULL, fds, 4), 0);
+  e2b_client_fds(client, NULL, 0);
+  CHECK_INT(e2b_client_next_timeout(NULL), -1);
+  CHECK_INT(e2b_client_next_timeout(client), -1);
+  CHECK(e2b_client_process(NULL, NULL, 0, 0) <= 0 && e2b_client_process(client, NULL, 0, 0) == 0);
+  CHECK_OK(e2b_client_drain(client, -1));
+  CHECK(e2b_client_drain(NULL, -1) != E2B_PENDING);
+  CHECK_RC(e2b_op_poll(client, none, &err), E2B_ERR_BAD_STATE);
+  CHECK(e2b_op_poll(NULL, none, &err) < 0);
+  CHECK_OK(e2b_sandbox_close(NULL, NULL, &err));
+
+  for (i = 0; i < 2; i++) {
+    e2b_client *c = i ? client : NULL;
+    e2b_sandbox *s = i ? sandbox : NULL;
+    const char *missing = i ? "" : NULL; /* with an object, "" is as bad as NULL */
+    if (!i) {
+      REFUSED(e2b_sandbox_create(c, NULL, NULL, &out, &err));
+      REFUSED(e2b_api_list(c, NULL, &sandboxes, &err));
+      REFUSED(e2b_api_create_sandbox(c, NULL, NULL, &created, &err));
+      REFUSED(e2b_sandbox_get_info(s, NULL, &info, &err));
+      REFUSED(e2b_sandbox_set_timeout(s, 1, NULL, &err));
+      REFUSED(e2b_sandbox_pause(s, NULL, &err));
+      REFUSED(e2b_sandbox_kill(s, NULL, &flag, &err));
+      REFUSED(e2b_sandbox_is_running(s, NULL, &flag, &err));
+      REFUSED(e2b_commands_list(s, NULL, &processes, &err));
+    }
+    REFUSED(e2b_sandbox_create(c, NULL, NULL, NULL, &err));
+    REFUSED(e2b_sandbox_connect(c, missing, NULL, &out, &err));
+    REFUSED(e2b_sandbox_connect(c, "id", NULL, NULL, &err));
+    REFUSED(e2b_sandbox_attach(c, missing, NULL, &out, &err));
+    REFUSED(e2b_sandbox_attach(c, "id", NULL, NULL, &err));
+    REFUSED(e2b_sandbox_get_info(s, NULL, NULL, &err));
+    REFUSED(e2b_sandbox_is_running(s, NULL, NULL, &err));
+    REFUSED(e2b_api_list(c, NULL, NULL, &err));
+    REFUSED(e2b_api_get_info(c, missing, NULL, &info, &err));
+    REFUSED(e2b_api_get_info(c, "id", NULL, NULL, &err));
+    REFUSED(e2b_api_kill(c, missing, NULL, &flag, &err));
+    REFUSED(e2b_api_set_timeout(c, missing, 1, NULL, &err));
+    REFUSED(e2b_api_pause(c, missing, NULL, &err));
+    REFUSED(e2b_api_create_sandbox(c, NULL, NULL, NULL, &err));
+    REFUSED(e2b_api_connect_sandbox(c, missing, 1, NULL, &created, &err));
+    REFUSED(e2b_api_connect_sandbox(c, "id", 1, NULL, NULL, &err));
+    REFUSED(e2b_commands_run(s, missing, NULL, &result, &err));
+    REFUSED(e2b_commands_start(s, missing, NULL, &handle, &err));
+    REFUSED(e2b_commands_start(s, "true", NULL, NULL, &err));
+    REFUSED(e2b_commands_connect_to_process(s, 0, NULL, &handle, &err));
+    REFUSED(e2b_commands_connect_to_process(s, 1, NULL, NULL, &err));
+    REFUSED(e2b_commands_list(s, NULL, NULL, &err));
+    REFUSED(e2b_commands_kill(s, 0, NULL, &flag, &err));
+    REFUSED(e2b_commands_send_stdin(s, 0, "x", 1, NULL, &err));
+    REFUSED(e2b_commands_send_stdin(s, 1, NULL, 1, NULL, &err));
+    REFUSED(e2b_commands_close_stdin(s, 0, NULL, &err));
+    REFUSED(e2b_files_list(s, missing, NULL, &entries, &err));
+    REFUSED(e2b_files_list(s, "/", NULL, NULL, &err));
+    REFUSED(e2b_files_exists(s, missing, NULL, &flag, &err));
+    REFUSED(e2b_files_exists(s, "/", NULL, NULL, &err));
+    REFUSED(e2b_files_get_info(s, missing, NULL, &entry, &err));
+    REFUSED(e2b_files_get_info(s, "/", NULL, NULL, &err));
+    REFUSED(e2b_files_make_dir(s, missing, NULL, &flag, &err));
+    REFUSED(e2b_files_rename(s, missing, "b", NULL, NULL, &err));
+    REFUSED(e2b_files_rename(s, "a", missing, NULL, NULL, &err));
+    REFUSED(e2b_files_remove(s, missing, NULL, &err));
+    REFUSED(e2b_files_read(s, missing, NULL, &buf, &err));
+    REFUSED(e2b_files_read(s, "a", NULL, NULL, &err));
+    REFUSED(e2b_files_read_text(s, missing, NULL, &buf, &err));
+    REFUSED(e2b_files_read_text(s, "a", NULL, NULL, &err));
+    REFUSED(e2b_files_write(s, missing, "x", 1, NULL, NULL, &err));
+    REFUSED(e2b_files_write(s, "a", NULL, 1, NULL, NULL, &err));
+    REFUSED(e2b_files_write_text(s, missing, "x", NULL, NULL, &err));
+    REFUSED(e2b_files_download(s, missing, transfer_sink, NULL, NULL, &err));
+    REFUSED(e2b_files_download(s, "a", NULL, NULL, NULL, &err));
+    REFUSED(e2b_files_upload(s, missing, transfer_source, NULL, 1, NULL, NULL, &err));
+    REFUSED(e2b_files_upload(s, "a", NULL, NULL, 1, NULL, NULL, &err));
+    REFUSED(e2b_files_read_stream(s, missing, NULL, &stream, &err));
+    REFUSED(e2b_files_read_stream(s, "a", NULL, NULL, &err));
+    REFUSED(e2b_files_write_stream(s, missing, 1, NULL, &stream, &err));
+    REFUSED(e2b_files_write_stream(s, "a", 1, NULL, NULL, &err));
+    REFUSED(e2b_files_write_stream(s, missing, -2, NULL, &stream, &err));
+  }
+  REFUSED(e2b_command_handle_next(NULL, 0, &event, &err));
+  REFUSED(e2b_command_handle_wait(NULL, NULL, &result, &err));
+  REFUSED(e2b_command_handle_kill(NULL, NULL, &flag, &err));
+  REFUSED(e2b_command_handle_send_stdin(NULL, "x", 1, NULL, &err));
+  REFUSED(e2b_command_handle_close_stdin(NULL, NULL, &err));
+  REFUSED(e2b_file_stream_read(NULL, 0, text, sizeof text, &got, &err));
+  REFUSED(e2b_file_stream_write(NULL, 0, text, sizeof text, &got, &err));
+  REFUSED(e2b_file_stream_finish(NULL, 0, NULL, &err));
+  CHECK(!out && !handle && !stream && !result.mem.ptr && !buf.mem.ptr);
+  e2b_client_get_stats(client, &stats);
+  CHECK_INT(stats.ops_active + stats.connections_made, 0);
+  e2b_sandbox_free(sandbox);
+  e2b_client_free(client);
+}
+
+/* CR, LF and other controls in any string that becomes a header, a path or a name: refused, no I/O. */
+static void test_injection(void) {
+  static const char *const evil[] = { "a\r\nX-Evil: 1", "a\nb", "a\rb" };
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_sandbox *sandbox = NULL, *out;
+  e2b_command_handle *handle;
+  e2b_file_stream *stream;
+  e2b_command_result result = { 0 };
+  e2b_entry_list entries = { { 0 }, NULL, 0 };
+  e2b_sandbox_list sandboxes = { { 0 }, NULL, 0, NULL };
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_entry_info entry;
+  e2b_sandbox_info info;
+  e2b_create_response created;
+  e2b_client_stats stats;
+  e2b_error err;
+  bool flag;
+  size_t i;
+  memset(&config, 0, sizeof config);
+  memset(&entry, 0, sizeof entry);
+  memset(&info, 0, sizeof info);
+  memset(&created, 0, sizeof created);
+  config.no_env = true;
+  config.api_key = "key";
+  config.api_url = config.sandbox_url = "http://127.0.0.1:1";
+  client = e2b_client_create(&config, &err);
+  if (!CHECK(client != NULL) || !CHECK_OK(e2b_sandbox_attach(client, "id", NULL, &sandbox, &err))) return;
+  for (i = 0; i < E2B__COUNT(evil); i++) {
+    e2b_kv pair;
+    e2b_call call = { 0 };
+    e2b_sandbox_opts opts = { 0 };
+    e2b_attach_opts attach;
+    e2b_run_opts run = { 0 };
+    e2b_files_opts files = { 0 };
+    e2b_list_opts list = { 0 };
+    pair.key = "X-Header";
+    pair.value = evil[i];
+    call.headers.items = &pair;
+    call.headers.count = 1;
+    memset(&attach, 0, sizeof attach);
+    REFUSED(e2b_sandbox_create(client, evil[i], NULL, &out, &err));
+    opts.call = call;
+    REFUSED(e2b_sandbox_create(client, NULL, &opts, &out, &err));
+    REFUSED(e2b_sandbox_connect(client, evil[i], NULL, &out, &err));
+    REFUSED(e2b_sandbox_attach(client, evil[i], NULL, &out, &err));
+    attach.access_token = evil[i];
+    REFUSED(e2b_sandbox_attach(client, "id", &attach, &out, &err));
+    attach.access_token = NULL;
+    attach.traffic_access_token = evil[i];
+    REFUSED(e2b_sandbox_attach(client, "id", &attach, &out, &err));
+    attach.traffic_access_token = NULL;
+    attach.base_url = evil[i];
+    REFUSED(e2b_sandbox_attach(client, "id", &attach, &out, &err));
+    attach.base_url = NULL;
+    attach.domain = evil[i];
+    REFUSED(e2b_sandbox_attach(client, "id", &attach, &out, &err));
+    REFUSED(e2b_sandbox_get_info(sandbox, &call, &info, &err));
+    REFUSED(e2b_sandbox_kill(sandbox, &call, &flag, &err));
+    REFUSED(e2b_sandbox_is_running(sandbox, &call, &flag, &err));
+    list.call = call;
+    REFUSED(e2b_api_list(client, &list, &sandboxes, &err));
+    REFUSED(e2b_api_get_info(client, evil[i], NULL, &info, &err));
+    REFUSED(e2b_api_kill(client, evil[i], NULL, &flag, &err));
+    REFUSED(e2b_api_set_timeout(client, evil[i], 1, NULL, &err));
+    REFUSED(e2b_api_pause(client, evil[i], NULL, &err));
+    REFUSED(e2b_api_connect_sandbox(client, evil[i], 1, NULL, &created, &err));
+    run.user = evil[i];
+    REFUSED(e2b_commands_run(sandbox, "true", &run, &result, &err));
+    REFUSED(e2b_commands_start(sandbox, "true", &run, &handle, &err));
+    run.user = NULL;
+    run.call = call;
+    REFUSED(e2b_commands_run(sandbox, "true", &run, &result, &err));
+    REFUSED(e2b_commands_kill(sandbox, 1, &call, &flag, &err));
+    files.user = evil[i];
+    REFUSED(e2b_files_list(sandbox, "/", &files, &entries, &err));
+    REFUSED(e2b_files_read(sandbox, "/a", &files, &buf, &err));
+    REFUSED(e2b_files_write(sandbox, "/a", "x", 1, &files, NULL, &err));
+    REFUSED(e2b_files_read_stream(sandbox, "/a", &files, &stream, &err));
+    files.user = NULL;
+    files.call = call;
+    REFUSED(e2b_files_get_info(sandbox, "/a", &files, &entry, &err));
+    REFUSED(e2b_files_read(sandbox, "/a", &files, &buf, &err));
+    REFUSED(e2b_files_write_stream(sandbox, "/a", 1, &files, &stream, &err));
+  }
+  e2b_client_get_stats(client, &stats);
+  CHECK_INT(stats.ops_active + stats.connections_made, 0);
+  e2b_sandbox_free(sandbox);
+  e2b_client_free(client);
+}
+/* ================================================================================================================== */
+/* >>>> table */
+/* ================================================================================================================== */
+
+typedef enum test_needs {
+  NEEDS_NOTHING = 0,
+  NEEDS_HOST,  /* a sandbox: runs on every host */
+  NEEDS_SERVER /* a control plane too: runs on every host that has one */
+} test_needs;
+
+typedef struct test {
+  const char *name;
+  void (*unit)(void);
+  void (*end_to_end)(fixture *f);
+  test_needs needs;
+} test;
+
+#define UNIT(function) { #function, test_##function, NULL, NEEDS_NOTHING }
+#define HOST(function) { #function, NULL, e2e_##function, NEEDS_HOST }
+#define SERVER(function) { #function, NULL, e2e_##function, NEEDS_SERVER }
+
+static const test tests[] = {
+  UNIT(codec_vectors), UNIT(codec_truncated), UNIT(codec_damaged), UNIT(codec_order_and_noise),
+  UNIT(codec_no_memory), UNIT(codec_limits), UNIT(pb_malformed), UNIT(pb_rules), UNIT(pb_long), UNIT(json_grammar),
+  UNIT(json_depth), UNIT(json_strings), UNIT(json_integers), UNIT(json_writer), UNIT(json_times), UNIT(json_base64),
+  UNIT(json_rules), UNIT(json_rest), UNIT(json_connect_end), UNIT(messages_tables),
+  UNIT(url_parse), UNIT(url_ip), UNIT(url_escape), UNIT(url_metadata), UNIT(version_compare), UNIT(header_validity),
+  UNIT(retry_after), UNIT(headers), UNIT(headers_injection), UNIT(http1_write_head), UNIT(http1_responses),
+  UNIT(http1_fields), UNIT(http1_details), UNIT(http1_reuse), UNIT(http1_events_abort), UNIT(http1_limits),
+  UNIT(http1_no_memory), UNIT(http1_fuzz),
+  UNIT(net_clock_random), UNIT(net_wake), UNIT(net_poll), UNIT(dns_names), UNIT(dns_known), UNIT(dns_thread),
+  UNIT(dns_interleave), UNIT(dns_cache), UNIT(link_plain), UNIT(link_refused), UNIT(link_dual_stack),
+  UNIT(link_resolving), UNIT(link_reset), UNIT(link_many_fds), UNIT(link_happy_eyeballs), UNIT(link_custom),
+  UNIT(tls_ok), UNIT(tls_resume), UNIT(tls_resume_corrupt), UNIT(tls_session_slots), UNIT(tls_certificates),
+  UNIT(tls_address_names), UNIT(tls_unknown_ca), UNIT(tls_ca), UNIT(tls_not_tls), UNIT(tls_alpn_mismatch),
+#if defined(MBEDTLS_SSL_PROTO_TLS1)
+  UNIT(tls_old_server),
+#endif
+  UNIT(tls_eof), UNIT(tls_idle_tickets), UNIT(tls_one_byte), UNIT(tls_cut), UNIT(tls_no_memory), UNIT(tls_signals),
+  UNIT(sandbox_names), UNIT(client_defaults), UNIT(client_precedence), UNIT(client_environment), UNIT(client_urls),
+  UNIT(client_refuses), UNIT(client_copies), UNIT(sandbox_create_minimal), UNIT(sandbox_create_everything),
+  UNIT(sandbox_golden_requests), UNIT(sandbox_private_protocol), UNIT(sandbox_answer_domain), UNIT(sandbox_attach),
+  UNIT(sandbox_arguments), UNIT(sandbox_error_mapping), UNIT(sandbox_kill_and_pause), UNIT(sandbox_no_key),
+  UNIT(sandbox_strange_answers), UNIT(sandbox_lost_connections), UNIT(sandbox_timeouts), UNIT(sandbox_info),
+  UNIT(sandbox_list_pages), UNIT(sandbox_fixed_storage), UNIT(sandbox_is_running),
+  UNIT(sandbox_secrets_stay_in_their_plane), UNIT(sandbox_non_blocking), UNIT(sandbox_cancel),
+  UNIT(sandbox_inside_callbacks), UNIT(sandbox_close_non_blocking), UNIT(sandbox_free_cancels),
+  UNIT(client_free_in_flight), UNIT(sandbox_debug), UNIT(sandbox_no_memory), UNIT(sandbox_many_lives),
+  UNIT(files_arguments), UNIT(files_list), UNIT(files_rpcs), UNIT(files_read), UNIT(files_read_limit),
+  UNIT(files_read_errors), UNIT(files_read_cut), UNIT(files_download), UNIT(files_download_held), UNIT(files_write),
+  UNIT(files_write_answers), UNIT(files_write_early), UNIT(files_form_fallback), UNIT(files_write_stale),
+  UNIT(files_upload), UNIT(files_read_stream), UNIT(files_read_stream_cut), UNIT(files_read_stream_control),
+  UNIT(files_read_stream_deadline), UNIT(files_read_stream_held), UNIT(files_write_stream),
+  UNIT(files_write_stream_control), UNIT(files_no_memory),
+  UNIT(bad_answers), UNIT(endless_answers), UNIT(unreachable), UNIT(null_arguments), UNIT(injection),
+
+  UNIT(sha256),
+
+  HOST(run), HOST(run_binary), HOST(run_exit_code), HOST(run_signal), HOST(run_where_and_with), HOST(run_deadlines),
+  HOST(run_stdin_is_closed), HOST(run_max_collect), HOST(stream_output), HOST(stream_backpressure), HOST(stream_pause),
+  HOST(stdin), HOST(kill), HOST(reconnect), HOST(process_list),
+  HOST(write_and_read), HOST(missing_files), HOST(directories), HOST(big_file), HOST(upload_and_download),
+  HOST(streams_given_up), HOST(files_content), HOST(files_content_as_form), HOST(files_streams), HOST(files_aborts), HOST(files_bulk),
+  HOST(op_poll), HOST(drive_by_poll), HOST(drive_by_pump), HOST(drive_by_own_loop), HOST(parallel_commands), HOST(cancel),
+  HOST(wake_and_interrupt), HOST(inside_callbacks), HOST(free_with_things_open), HOST(two_clients),
+  SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),
+  SERVER(api_by_id), SERVER(refused_by_the_api), SERVER(wrong_access_token), SERVER(routes), SERVER(many_sandboxes),
+  SERVER(no_memory), SERVER(certificates),
+};
+
+static int passed, failed, skipped;
+
+static bool wanted(const char *name, int count, char **filters) {
+  int i;
+  for (i = 0; i < count; i++)
+    if (strncmp(name, filters[i], strlen(filters[i])) == 0) return true;
+  return count == 0;
+}
+
+static void run_test(const test *t, const char *name) {
+  int failures = check_failures, checks = check_count;
+  uint64_t from = now_ms();
+  fixture f;
+  check_test = name;
+  if (verbose) {
+    printf("%s\n", name);
+    fflush(stdout);
+  }
+  if (t->unit)
+    t->unit();
+  else {
+    if (fixture_open(&f)) t->end_to_end(&f);
+    fixture_close(&f);
+  }
+  if (verbose) printf("  %d checks, %lu ms\n", check_count - checks, (unsigned long)(now_ms() - from));
+  fflush(stdout);
+  if (check_failures == failures)
+    passed++;
+  else
+    failed++;
+}
+
+/* All tests on one host, or those that need none. */
+static void run_tests(host *h, bool list, int count, char **filters) {
+  char name[100];
+  size_t i;
+  the_host = h;
+  for (i = 0; i < E2B__COUNT(tests); i++) {
+    const test *t = &tests[i];
+    if (h ? t->needs == NEEDS_NOTHING || (t->needs == NEEDS_SERVER && !h->control_plane) : t->needs != NEEDS_NOTHING) continue;
+    snprintf(name, sizeof name, "%s%s%s", h ? h->name : "", h ? "/" : "", t->name);
+    if (!wanted(name, count, filters)) continue;
+    if (list)
+      printf("%s\n", name);
+    else if (h && h->control_plane && !host_start(h)) {
+      printf("%s: %s (%s)\n", h->pid ? "failed" : "skipped", name, h->why_not);
+      if (h->pid)
+        failed++;
+      else
+        skipped++;
+    } else
+      run_test(t, name);
+  }
+}
+
+/* The local server lies in the directory of this program. */
+static void find_server(const char *program) {
+  const char *slash = strrchr(program, '/');
+  int len = slash ? (int)(slash - program + 1) : 0;
+  snprintf(server_path, sizeof server_path, "%.*slocal_server", len, program);
+}
+
+int main(int argc, char **argv) {
+  static const char *const variables[] = { "E2B_API_KEY", "E2B_DOMAIN", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DEBUG",
+                                           "X_API_KEY",   "X_ACCESS_TOKEN", "SCHEME",  "PROTOCOL" };
+  const char *envd = getenv("E2B_ENVD_URL");
+  bool list = false;
+  size_t i;
+  int option;
+  while ((option = getopt(argc, argv, "lvq")) != -1) {
+    if (option == 'l') list = true;
+    if (option == 'v') verbose = true;
+    if (option == 'q') quick = true;
+    if (option == '?') return 2;
+  }
+  argc -= optind;
+  for (i = 0; i < E2B__COUNT(variables); i++) unsetenv(variables[i]);
+  find_server(argv[0]);
+  argv += optind;
+  snprintf(work_dir, sizeof work_dir, "/tmp/e2b-test-XXXXXX");
+  if (!list && !mkdtemp(work_dir)) return 2;
+
+  if (envd && *envd) {
+    snprintf(hosts[2].url, sizeof hosts[2].url, "%s", envd);
+    run_tests(&hosts[2], list, argc, argv);
+  } else {
+    net_pki_open();
+    run_tests(NULL, list, argc, argv);
+    net_pki_close();
+    run_tests(&hosts[0], list, argc, argv);
+    run_tests(&hosts[1], list, argc, argv);
+  }
+  if (list) return 0;
+  hosts_stop(failed == 0);
+  printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
+  return failed ? 1 : 0;
+}
