@@ -9195,12 +9195,17 @@ static void e2b__command_result_fill(e2b__pack *pack, const void *from, void *ou
   result->truncated = handle->truncated;
 }
 
+/* A handle and its operation forget each other. Until then each can find the other, whichever is freed first. */
+static void e2b__command_part(e2b__command_op *op) {
+  op->handle->op = NULL;
+  op->handle = NULL;
+}
+
 /* The result of a settled stream, for run and wait. */
 static void e2b__command_op_finish(e2b__command_op *op) {
   e2b_command_handle *handle = op->handle;
   e2b_error err = handle->error, failed;
   e2b_err code = err.code;
-  handle->op = NULL;
   if (op->out && (handle->ended || handle->started)) {
     code = e2b__result_fill(op->op.client, e2b__command_result_fill, handle, op->out, &failed);
     if (code && !err.code) err = failed;
@@ -9210,6 +9215,7 @@ static void e2b__command_op_finish(e2b__command_op *op) {
     e2b__error_say(&err, E2B_COMMAND_EXIT, "the command failed: %.*s", (int)E2B__MIN(handle->status.len, (size_t)160),
                    handle->status.len ? (const char *)handle->status.data : "");
   }
+  if (!op->owns_handle) e2b__command_part(op);
   e2b__op_finish(&op->op, &err);
 }
 
@@ -9219,12 +9225,8 @@ static void e2b__command_settle(e2b_command_handle *handle, const e2b_error *err
   handle->settled = true;
   handle->error = *err;
   if (!op) return;
-  if (!op->out_handle) {
-    e2b__command_op_finish(op);
-    return;
-  }
-  handle->op = NULL; /* a start that failed: its handle dies with the operation */
-  e2b__op_finish(&op->op, err);
+  if (op->out_handle) e2b__op_finish(&op->op, err); /* a start that failed: its handle dies with the operation */
+  else e2b__command_op_finish(op);
 }
 
 static void e2b__command_verdict(e2b__mourner *mourner) {
@@ -9266,7 +9268,7 @@ static void e2b__command_started(e2b_command_handle *handle, uint32_t pid) {
   memset(&ok, 0, sizeof ok);
   *op->out_handle = handle;
   op->owns_handle = false;
-  handle->op = NULL;
+  e2b__command_part(op);
   e2b__op_finish(&op->op, &ok);
 }
 
@@ -9364,16 +9366,11 @@ static void e2b__command_on_end(e2b__req *req, const e2b_error *end) {
 
 static const e2b__req_events e2b__command_events = { NULL, e2b__command_on_body, NULL, e2b__command_on_end };
 
-static void e2b__command_drop(e2b_command_handle *handle) {
-  e2b__mourn_no_more(&handle->mourner);
-  e2b__req_abort(&handle->req);
-}
-
 static void e2b__command_op_cancel(e2b__op *base) {
   e2b__command_op *op = (e2b__command_op *)base;
   if (!op->handle) return;
-  op->handle->op = NULL;
-  if (op->owns_handle || op->out_handle) e2b__command_drop(op->handle);
+  if (op->owns_handle) e2b_command_handle_free(op->handle);
+  else e2b__command_part(op);
 }
 
 /* A run or wait that has to stop waiting still hands over what came so far. */
@@ -9383,23 +9380,17 @@ static void e2b__command_op_give_up(e2b__op *base) {
     (void)e2b__result_fill(base->client, e2b__command_result_fill, op->handle, op->out, NULL);
 }
 
-static void e2b__command_op_release(e2b__op *base) {
-  e2b__command_op *op = (e2b__command_op *)base;
-  if (!op->handle) return;
-  if (op->handle->op == base) op->handle->op = NULL;
-  if (op->owns_handle) e2b_command_handle_free(op->handle);
-}
-
 static void e2b__command_op_resume(e2b__op *base) {
   e2b__command_op *op = (e2b__command_op *)base;
   if (op->handle) e2b__req_resume(&op->handle->req);
 }
 
 static e2b_phase e2b__command_op_phase(e2b__op *base) {
-  return e2b__req_phase(&((e2b__command_op *)base)->handle->req);
+  const e2b__command_op *op = (const e2b__command_op *)base;
+  return op->handle ? e2b__req_phase(&op->handle->req) : E2B_PHASE_BODY;
 }
 
-static const e2b__op_type e2b__command_op_type = { e2b__command_op_cancel, e2b__command_op_release, e2b__command_op_resume,
+static const e2b__op_type e2b__command_op_type = { e2b__command_op_cancel, e2b__command_op_cancel, e2b__command_op_resume,
                                                    e2b__command_op_phase, e2b__command_op_give_up };
 
 static e2b_err e2b__run_opts_check(const e2b_run_opts *opts, e2b_error *err) {
@@ -9828,6 +9819,7 @@ E2B_API void e2b_command_handle_free(e2b_command_handle *handle) {
   e2b_client *client;
   if (!handle) return;
   client = handle->sandbox->client;
+  if (handle->op && ((e2b__command_op *)handle->op)->owns_handle) e2b__command_part((e2b__command_op *)handle->op);
   e2b_command_handle_disconnect(handle);
   e2b__mourn_no_more(&handle->mourner);
   e2b__req_free(&handle->req);
@@ -9837,7 +9829,6 @@ E2B_API void e2b_command_handle_free(e2b_command_handle *handle) {
   e2b__buf_free(&handle->failure);
   if (handle->prev) handle->prev->next = handle->next; else handle->sandbox->handles = handle->next;
   if (handle->next) handle->next->prev = handle->prev;
-  if (handle->op) ((e2b__command_op *)handle->op)->handle = NULL;
   e2b__object_free(client, handle);
 }
 /* ================================================================================================================== */

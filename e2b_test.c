@@ -8541,7 +8541,7 @@ static void e2e_reconnect(fixture *f) {
   pid = e2b_command_handle_pid(handle);
   e2b_command_handle_disconnect(handle);
   CHECK_INT(e2b_command_handle_pid(handle), pid);
-  CHECK_RC(e2b_command_handle_wait(handle, NULL, NULL, &err), E2B_ERR_BAD_STATE);
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, NULL, &err), E2B_ERR_CANCELED);
   e2b_command_handle_free(handle);
 
   if (!CHECK_OK(e2b_commands_connect_to_process(f->sandbox, pid, NULL, &again, &err))) return;
@@ -9425,6 +9425,7 @@ static void e2e_free_with_things_open(fixture *f) {
   CHECK_OK(e2b_client_drain(f->client, 1000));
   CHECK_INT(d.count, 1);
   CHECK_INT(d.err.code, E2B_ERR_CANCELED);
+  e2b_mem_free(&r.mem);
   CHECK_WORKS(f);
 }
 
@@ -9589,13 +9590,16 @@ static void e2e_dead_sandbox(fixture *f) {
   e2b_command_result r = { 0 };
   e2b_buf buf = { { 0 }, NULL, 0 };
   e2b_error err;
+  e2b_command_event event;
   bool killed = false, running = true, exists;
   if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, NULL, &sandbox, &err))) return;
-  CHECK_OK(e2b_commands_start(sandbox, "echo begun; sleep 100", NULL, &handle, &err));
+  CHECK_OK(e2b_commands_start(sandbox, "echo begun; sleep 0.3; echo more; sleep 100", NULL, &handle, &err));
+  CHECK_OK(e2b_command_handle_next(handle, 5000, &event, &err));
+  sleep_ms(500);
   CHECK_OK(e2b_sandbox_kill(sandbox, NULL, &killed, &err));
   CHECK(killed);
   CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_ERR_SANDBOX_GONE); /* with its output so far */
-  CHECK_STR(r.stdout_data.ptr, "begun\n");
+  CHECK_STR(r.stdout_data.ptr, "more\n");
   e2b_mem_free(&r.mem);
   e2b_command_handle_free(handle);
   CHECK_RC(e2b_commands_run(sandbox, "true", NULL, NULL, &err), E2B_ERR_SANDBOX_GONE);
