@@ -32,11 +32,12 @@
 
    CONTENTS OF THIS FILE (search for the text after the bar)
      declarations     | public: basics, errors, memory, hooks, client, driving, operations, sandbox, api, commands, files
-     implementation   | >>>> platform      | >>>> memory       | >>>> bytes        | >>>> json
-                      | >>>> protobuf      | >>>> messages     | >>>> url          | >>>> http1
-                      | >>>> sockets       | >>>> dns          | >>>> tls          | >>>> link
-                      | >>>> connections   | >>>> requests     | >>>> operations   | >>>> loop
-                      | >>>> rpc           | >>>> client       | >>>> sandbox      | >>>> commands     | >>>> files
+     implementation   | >>>> platform      | >>>> memory        | >>>> bytes         | >>>> errors
+                      | >>>> json          | >>>> protobuf      | >>>> messages      | >>>> url
+                      | >>>> http1         | >>>> sockets       | >>>> dns           | >>>> tls
+                      | >>>> link          | >>>> requests      | >>>> connections   | >>>> operations
+                      | >>>> loop          | >>>> answers       | >>>> rpc           | >>>> client
+                      | >>>> sandbox       | >>>> commands      | >>>> files
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
@@ -4061,12 +4062,15 @@ static e2b__waker *e2b__waker_new(int *sys_code) {
   return w;
 }
 
+#if E2B__THREADS
+/* For a look-up's thread, which may outlive the client. */
 static e2b__waker *e2b__waker_retain(e2b__waker *w) {
   e2b__lock_take(&w->lock);
   w->refs++;
   e2b__lock_drop(&w->lock);
   return w;
 }
+#endif
 
 /* NULL is fine. */
 static void e2b__waker_release(e2b__waker *w) {

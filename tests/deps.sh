@@ -39,10 +39,15 @@ links() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-as_root() {
-  if [ "$(id -u)" = 0 ]; then "$@" >>"$log" 2>&1
-  elif have sudo; then sudo -n "$@" >>"$log" 2>&1
-  else return 1; fi
+# Whether and how we may install: root itself, or sudo that asks for no password.
+sudo=no
+if [ "$(id -u)" = 0 ]; then sudo=
+elif have sudo && sudo -n true 2>/dev/null; then sudo='sudo -n'; fi
+
+apt_get() {
+  [ "$sudo" != no ] || return 1
+  say "apt-get $*"
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get -y --no-install-recommends "$@" >>"$log" 2>&1
 }
 
 apt_knows() {
@@ -50,9 +55,7 @@ apt_knows() {
 }
 
 apt_install() {
-  apt_knows "$1" || return 1
-  say "apt-get install $1"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"
+  apt_knows "$1" && apt_get install "$1"
 }
 
 # Unpacks a package below DIR; changes nothing on the system and needs no rights.
@@ -67,8 +70,7 @@ apt_retry() {
   "$@" && return 0
   have apt-get || return 1
   if [ ! -e "$work/updated" ]; then
-    say "apt-get update"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get update || return 1
+    apt_get update || return 1
     : >"$work/updated"
   fi
   "$@"
