@@ -9753,6 +9753,65 @@ static void e2e_many_sandboxes(fixture *f) {
   }
 }
 
+/* 500 commands that run at once in 200 sandboxes; each then gets a line of its own and gives it back. */
+static void e2e_many_streams(fixture *f) {
+  enum { SANDBOXES = 200, STREAMS = 500 };
+  static e2b_sandbox *sandboxes[SANDBOXES];
+  static e2b_command_handle *handles[STREAMS];
+  static e2b_command_result results[STREAMS];
+  static char lines[STREAMS][24];
+  static done dones[STREAMS];
+  e2b_sandbox_opts opts = { 0 };
+  e2b_call call = { 0 };
+  e2b_client_stats stats;
+  e2b_run_opts run;
+  e2b_error err;
+  int i;
+  memset(sandboxes, 0, sizeof sandboxes);
+  memset(handles, 0, sizeof handles);
+  memset(results, 0, sizeof results);
+  memset(dones, 0, sizeof dones);
+  opts.call.on_done = call.on_done = on_done;
+  for (i = 0; i < SANDBOXES; i++) {
+    opts.call.user = &dones[i];
+    CHECK_RC(e2b_sandbox_create(f->client, NULL, &opts, &sandboxes[i], &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 120000));
+  for (i = 0; i < STREAMS; i++) {
+    if (!CHECK(sandboxes[i % SANDBOXES] != NULL)) return;
+    run = run_with(on_done, &dones[i]);
+    run.stdin_open = true;
+    CHECK_RC(e2b_commands_start(sandboxes[i % SANDBOXES], "cat", &run, &handles[i], &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 120000));
+  e2b_client_get_stats(f->client, &stats);
+  CHECK_INT(stats.streams_open, STREAMS);
+  for (i = 0; i < STREAMS; i++) {
+    call.user = &dones[i];
+    snprintf(lines[i], sizeof lines[i], "stream %d\n", i);
+    if (!CHECK(handles[i] != NULL)) return;
+    CHECK_RC(e2b_command_handle_send_stdin(handles[i], lines[i], strlen(lines[i]), &call, &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 120000));
+  for (i = 0; i < STREAMS; i++) {
+    call.user = &dones[i];
+    CHECK_RC(e2b_command_handle_close_stdin(handles[i], &call, &err), E2B_PENDING);
+    CHECK_RC(e2b_command_handle_wait(handles[i], &call, &results[i], &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 120000));
+  for (i = 0; i < STREAMS; i++) {
+    CHECK_INT(dones[i].err.code, E2B_OK);
+    CHECK_INT(dones[i].count, 4 + (i < SANDBOXES));
+    CHECK_STR(results[i].stdout_data.ptr, lines[i]);
+    e2b_mem_free(&results[i].mem);
+  }
+  for (i = 0; i < SANDBOXES; i++) {
+    call.user = &dones[i];
+    CHECK_RC(e2b_sandbox_close(sandboxes[i], &call, &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 120000));
+}
+
 static e2b_err quickstart_without_memory(test_heap *h, const char *dir, e2b_error *err) {
   e2b_client_config config = host_config(the_host);
   e2b_command_result r = { 0 };
@@ -10349,7 +10408,7 @@ static const test tests[] = {
   HOST(op_poll), HOST(drive_by_poll), HOST(drive_by_pump), HOST(drive_by_own_loop), HOST(parallel_commands), HOST(cancel),
   HOST(wake_and_interrupt), HOST(inside_callbacks), HOST(free_with_things_open), HOST(two_clients),
   SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),
-  SERVER(api_by_id), SERVER(refused_by_the_api), SERVER(wrong_access_token), SERVER(routes), SERVER(many_sandboxes),
+  SERVER(api_by_id), SERVER(refused_by_the_api), SERVER(wrong_access_token), SERVER(routes), SERVER(many_sandboxes), SERVER(many_streams),
   SERVER(no_memory), SERVER(certificates),
 };
 
