@@ -9874,7 +9874,8 @@ static void e2e_certificates(fixture *f) {
   int warnings = 0;
   if (!the_host->tls) return;
   memset(&attach, 0, sizeof attach);
-  config.tls.ca_file = NULL; /* the system's authorities */
+  config.tls.ca_file = NULL;
+  config.tls.ca_pem = net_the_pki->ca_pem; /* another authority */
   client = e2b_client_create(&config, &err);
   if (CHECK(client != NULL)) {
     CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), E2B_ERR_TLS_CERTIFICATE);
@@ -10074,6 +10075,7 @@ static void test_unreachable(void) {
   fd = listen_somewhere(&port);
   snprintf(url, sizeof url, "https://127.0.0.1:%u", (unsigned)port);
   config.api_url = url;
+  config.tls.ca_pem = net_the_pki->ca_pem;
   config.connect_timeout_ms = 200;
   client = e2b_client_create(&config, &err);
   CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_TIMEOUT);
@@ -10500,9 +10502,9 @@ int main(int argc, char **argv) {
   } else {
     net_pki_open();
     run_tests(NULL, list, argc, argv);
-    net_pki_close();
     run_tests(&hosts[0], list, argc, argv);
     run_tests(&hosts[1], list, argc, argv);
+    net_pki_close();
   }
   if (list) return 0;
   hosts_stop(failed == 0);
