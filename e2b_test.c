@@ -5,9 +5,10 @@
 
      -l  list the tests      -v  name each test and print the messages of expected failures      -q  small transfers
 
-   Tests with a '/' in their name run end to end: "http/..." and "https/..." against the local server, which is started
-   from the directory of this program and stopped at the end; "envd/..." against the envd at E2B_ENVD_URL (with
-   E2B_ENVD_TOKEN when it wants one). With E2B_ENVD_URL set only those run.
+   Tests with a '/' in their name run end to end: "http/...", "https/..." and "json/..." (RPC in JSON instead of protobuf)
+   against the local server, which is started from the directory of this program and stopped at the end; "envd/..." and
+   "envd-json/..." against the envd at E2B_ENVD_URL (with E2B_ENVD_TOKEN when it wants one). With E2B_ENVD_URL set only
+   those run.
 
    CONTENTS OF THIS FILE (search for the text after the bar)
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
@@ -835,7 +836,7 @@ static bool codec_case(bool ok, const char *name) {
 static void codec_check_encodings(codec_bench *b, const codec_vector *v, const codec_any *m) {
   uint8_t bytes[512];
   size_t len = codec_unhex(v->hex, bytes);
-  CHECK(codec_case(e2b__pb_size(v->message, m) == len, v->name));
+  CHECK(codec_case(e2b__pb_put(v->message, m, NULL) == len, v->name));
   e2b__pb_encode(v->message, m, &b->out);
   CHECK(codec_case(codec_same(b, bytes, len), v->name));
   e2b__json_encode(v->message, m, &b->out);
@@ -914,7 +915,7 @@ static void test_codec_damaged(void) {
       if ((json ? e2b__json_decode(v->message, data, text_len, &b.arena, &m)
                 : e2b__pb_decode(v->message, (const uint8_t *)data, len, &b.arena, &m)) == E2B_OK) {
         e2b__pb_encode(v->message, &m, &b.out);
-        CHECK_INT(b.out.len, e2b__pb_size(v->message, &m));
+        CHECK_INT(b.out.len, e2b__pb_put(v->message, &m, NULL));
         e2b__json_encode(v->message, &m, &b.out);
         CHECK_INT(b.out.err, E2B_OK);
       }
@@ -1203,7 +1204,7 @@ static void test_pb_long(void) {
     in.has_process = true;
     in.process.cmd = e2b__str_n(text, len);
     e2b__pb_encode(&e2b__msg_start_request, &in, &b.out);
-    CHECK_INT(b.out.len, e2b__pb_size(&e2b__msg_start_request, &in));
+    CHECK_INT(b.out.len, e2b__pb_put(&e2b__msg_start_request, &in, NULL));
     CHECK_INT(e2b__pb_decode(&e2b__msg_start_request, b.out.data, b.out.len, &b.arena, &out), E2B_OK);
     CHECK_INT(out.process.cmd.len, len);
     codec_close(&b);
@@ -7896,11 +7897,12 @@ static void test_files_no_memory(void) {
 /* >>>> hosts */
 /* ================================================================================================================== */
 
-/* What the end-to-end tests run against, each in turn: the local server over http and https, or an envd without a control
- * plane. */
+/* What the end-to-end tests run against, each in turn: the local server over http and https, and once more with RPC in JSON;
+ * or an envd without a control plane, with each codec. */
 typedef struct host {
   const char *name;
   bool tls, control_plane;
+  e2b_codec codec;
   char url[128], ca_file[128]; /* "" = nothing to trust */
   char why_not[200];           /* why it cannot be used; "" = it can */
   pid_t pid;                   /* of the local server; 0 = not started */
@@ -7908,9 +7910,11 @@ typedef struct host {
 } host;
 
 static host hosts[] = {
-  { "http", false, true, "", "", "", 0, -1 },
-  { "https", true, true, "", "", "", 0, -1 },
-  { "envd", false, false, "", "", "", 0, -1 },
+  { "http", false, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
+  { "https", true, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
+  { "json", false, true, E2B_CODEC_JSON, "", "", "", 0, -1 },
+  { "envd", false, false, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
+  { "envd-json", false, false, E2B_CODEC_JSON, "", "", "", 0, -1 },
 };
 static host *the_host;                      /* of the test under way */
 static char server_path[512], work_dir[64]; /* the local server; where its files and ours go */
@@ -8004,6 +8008,7 @@ static e2b_client_config host_config(const host *h) {
   config.no_env = true;
   config.api_key = HOST_KEY;
   config.api_url = config.sandbox_url = h->url;
+  config.codec = h->codec;
   if (h->ca_file[0]) config.tls.ca_file = h->ca_file;
   return config;
 }
@@ -10365,8 +10370,9 @@ static void test_injection(void) {
 
 typedef enum test_needs {
   NEEDS_NOTHING = 0,
-  NEEDS_HOST,  /* a sandbox: runs on every host */
-  NEEDS_SERVER /* a control plane too: runs on every host that has one */
+  NEEDS_HOST,    /* a sandbox: runs on every host */
+  NEEDS_CONTENT, /* the same, but it moves file content, which knows no codec: not on the hosts of JSON */
+  NEEDS_SERVER   /* a control plane too: runs on every host that has one; not on those of JSON, as it knows no codec */
 } test_needs;
 
 typedef struct test {
@@ -10378,6 +10384,7 @@ typedef struct test {
 
 #define UNIT(function) { #function, test_##function, NULL, NEEDS_NOTHING }
 #define HOST(function) { #function, NULL, e2e_##function, NEEDS_HOST }
+#define CONTENT(function) { #function, NULL, e2e_##function, NEEDS_CONTENT }
 #define SERVER(function) { #function, NULL, e2e_##function, NEEDS_SERVER }
 
 static const test tests[] = {
@@ -10420,8 +10427,8 @@ static const test tests[] = {
   HOST(run), HOST(run_binary), HOST(run_exit_code), HOST(run_signal), HOST(run_where_and_with), HOST(run_deadlines),
   HOST(run_stdin_is_closed), HOST(run_max_collect), HOST(stream_output), HOST(stream_backpressure), HOST(stream_pause),
   HOST(stdin), HOST(kill), HOST(reconnect), HOST(process_list),
-  HOST(write_and_read), HOST(missing_files), HOST(directories), HOST(big_file), HOST(upload_and_download),
-  HOST(streams_given_up), HOST(files_content), HOST(files_content_as_form), HOST(files_streams), HOST(files_aborts), HOST(files_bulk),
+  HOST(write_and_read), HOST(missing_files), HOST(directories), CONTENT(big_file), CONTENT(upload_and_download),
+  HOST(streams_given_up), CONTENT(files_content), CONTENT(files_content_as_form), CONTENT(files_streams), HOST(files_aborts), CONTENT(files_bulk),
   HOST(op_poll), HOST(drive_by_poll), HOST(drive_by_pump), HOST(drive_by_own_loop), HOST(parallel_commands), HOST(cancel),
   HOST(wake_and_interrupt), HOST(inside_callbacks), HOST(free_with_things_open), HOST(two_clients),
   SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),
@@ -10461,6 +10468,12 @@ static void run_test(const test *t, const char *name) {
     failed++;
 }
 
+static bool runs_on(const test *t, const host *h) {
+  if (!h || t->needs == NEEDS_NOTHING) return !h && t->needs == NEEDS_NOTHING;
+  if (t->needs != NEEDS_HOST && h->codec == E2B_CODEC_JSON) return false;
+  return t->needs != NEEDS_SERVER || h->control_plane;
+}
+
 /* All tests on one host, or those that need none. */
 static void run_tests(host *h, bool list, int count, char **filters) {
   char name[100];
@@ -10468,7 +10481,7 @@ static void run_tests(host *h, bool list, int count, char **filters) {
   the_host = h;
   for (i = 0; i < E2B__COUNT(tests); i++) {
     const test *t = &tests[i];
-    if (h ? t->needs == NEEDS_NOTHING || (t->needs == NEEDS_SERVER && !h->control_plane) : t->needs != NEEDS_NOTHING) continue;
+    if (!runs_on(t, h)) continue;
     snprintf(name, sizeof name, "%s%s%s", h ? h->name : "", h ? "/" : "", t->name);
     if (!wanted(name, count, filters)) continue;
     if (list)
@@ -10512,13 +10525,16 @@ int main(int argc, char **argv) {
   if (!list && !mkdtemp(work_dir)) return 2;
 
   if (envd && *envd) {
-    snprintf(hosts[2].url, sizeof hosts[2].url, "%s", envd);
-    run_tests(&hosts[2], list, argc, argv);
+    for (i = 0; i < E2B__COUNT(hosts); i++) {
+      if (hosts[i].control_plane) continue;
+      snprintf(hosts[i].url, sizeof hosts[i].url, "%s", envd);
+      run_tests(&hosts[i], list, argc, argv);
+    }
   } else {
     net_pki_open();
     run_tests(NULL, list, argc, argv);
-    run_tests(&hosts[0], list, argc, argv);
-    run_tests(&hosts[1], list, argc, argv);
+    for (i = 0; i < E2B__COUNT(hosts); i++)
+      if (hosts[i].control_plane) run_tests(&hosts[i], list, argc, argv);
     net_pki_close();
   }
   if (list) return 0;
