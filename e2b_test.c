@@ -1554,6 +1554,11 @@ static void test_json_rules(void) {
   CHECK(entry.type == E2B__FILE_TYPE_DIRECTORY && entry.size == INT64_MIN);
   CODEC_READ(entry_info, "{\"type\":99999999999999999999}", entry);
   CHECK_INT(entry.type, -1);
+  CODEC_READ(entry_info, "{\"modified_time\":\"1970-01-01T00:00:01Z\",\"symlink_target\":\"t\"}", entry);
+  CHECK(entry.has_modified_time && entry.modified_time.seconds == 1 && e2b__str_eq(entry.symlink_target, "t"));
+  CODEC_READ(entry_info, "{\"symlink_Target\":1,\"symlinktarget\":1,\"symlink__target\":1,\"symlink_\":1,"
+                         "\"symlink_targe\":1,\"symlink_target_\":1,\"_symlinkTarget\":1,\"symlinkTarget\\u0000\":1}", entry);
+  CHECK(!entry.has_symlink_target); /* nobody's names */
   CODEC_READ(send_signal_request, "{\"signal\":\"\"}", signal);
   CHECK_INT(signal.signal, -1); /* no hole in the names */
   signal.signal = 3;
@@ -8354,7 +8359,7 @@ static void test_rpc_415_start(void) {
   files_bench b;
   rpc_stream s;
   e2b_command_handle *handle = NULL;
-  int form;
+  int form, accepted;
   rpc_open(&b, E2B_CODEC_DEFAULT);
   rpc_put_command(&s, true);
   for (form = 0; form < 3; form++) { /* the connection stays, closes as it said, closes without a word */
@@ -8365,7 +8370,9 @@ static void test_rpc_415_start(void) {
     else
       peer_say(&b.peer, RPC_REFUSED, form ? PEER_CLOSE : 0);
     rpc_say_stream(&b.peer, &s, s.len, 0);
+    accepted = b.peer.accepted;
     CHECK_INT(rpc_try_run(&b), E2B_OK);
+    CHECK_INT(b.peer.accepted, accepted + 2); /* who refuses may close without a word: a connection of its own */
     CHECK_INT(peer_asked_count(&b.peer), 2);
     CHECK_REQUEST(&b.peer, 0, RPC_HEAD("/process.Process/Start") "keepalive-ping-interval: 50\r\n"
                   "content-type: application/connect+proto\r\nconnect-protocol-version: 1\r\ncontent-length: 51\r\n\r\n"
