@@ -7582,7 +7582,7 @@ static e2b_err e2b__rpc_decode(const e2b__rpc *rpc, const e2b__message *type, co
 }
 
 /* Makes `message` the body of the request, in the codec of rpc->json. */
-static void e2b__rpc_put(const e2b__rpc *rpc, e2b__req *req, const void *message) {
+static void e2b__rpc_write(const e2b__rpc *rpc, e2b__req *req, const void *message) {
   e2b__headers_set(&req->headers, "content-type", e2b__str(e2b__rpc_content_type(rpc)));
   e2b__headers_set(&req->headers, "connect-protocol-version", e2b__str("1"));
   req->body.len = 0;
@@ -7596,7 +7596,7 @@ static void e2b__rpc_begin(e2b__rpc *rpc, bool stream, const e2b_sandbox *sandbo
   rpc->request = type;
   rpc->stream = stream;
   rpc->json = sandbox->json;
-  e2b__rpc_put(rpc, req, message);
+  e2b__rpc_write(rpc, req, message);
 }
 
 /* Whether the answer says that the server does not know protobuf, and so did nothing, and JSON may be tried. */
@@ -7619,7 +7619,7 @@ static e2b_err e2b__rpc_again_as_json(e2b__rpc *rpc, e2b_sandbox *sandbox, e2b__
   message = e2b__arena_alloc(&arena, rpc->request->size);
   code = message ? e2b__pb_decode(rpc->request, old.len ? old.data + head : NULL, old.len - head, &arena, message) : arena.err;
   if (!code) {
-    e2b__rpc_put(rpc, req, message);
+    e2b__rpc_write(rpc, req, message);
     req->fresh = true; /* who refuses early may close as early; a Start must not be lost to that */
     code = e2b__req_submit(req);
   }
