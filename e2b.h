@@ -7569,13 +7569,14 @@ static void e2b__rpc_encode(const e2b__rpc *rpc, const e2b__message *type, const
   out->data[at + 4] = (uint8_t)(len & 0xff);
 }
 
-/* Reads a message, without its envelope, into *out: E2B_OK, or *err is filled. JSON is changed in place, text and base64:
- * `data` must lie in a buffer of ours (all received bytes do) and can be read only once. */
+/* Reads a message, without its envelope, into *out: E2B_OK, or *err is filled. JSON is changed in place, text and
+ * base64: `data` must lie in a buffer of ours (all received bytes do) and can be read only once. */
 static e2b_err e2b__rpc_decode(const e2b__rpc *rpc, const e2b__message *type, const uint8_t *data, size_t len,
                                e2b__arena *arena, void *out, e2b_error *err) {
   e2b_err code = rpc->json ? e2b__json_decode(type, (char *)data, len, arena, out)
                            : e2b__pb_decode(type, data, len, arena, out);
-  if (code == E2B_ERR_PROTOCOL) e2b__error_say(err, code, "a message of the server is not valid %s", e2b__rpc_codec_name(rpc));
+  if (code == E2B_ERR_PROTOCOL)
+    e2b__error_say(err, code, "a message of the server is not valid %s", e2b__rpc_codec_name(rpc));
   else if (code == E2B_ERR_LIMIT) e2b__error_say(err, code, "a message of the server is too large");
   else if (code) e2b__error_say(err, code, "no memory for a message of the server");
   return code;
@@ -7613,11 +7614,13 @@ static e2b_err e2b__rpc_again_as_json(e2b__rpc *rpc, e2b_sandbox *sandbox, e2b__
   e2b_err code;
   void *message;
   rpc->json = sandbox->json = true;
-  e2b__log(&client->config.logger, E2B_LOG_INFO, "sandbox %.64s does not take protobuf (HTTP 415): from now on JSON", sandbox->id);
+  e2b__log(&client->config.logger, E2B_LOG_INFO, "sandbox %.64s does not take protobuf (HTTP 415): from now on JSON",
+           sandbox->id);
   e2b__arena_init(&arena, &client->mem, SIZE_MAX / 2);
   e2b__buf_init(&req->body, &client->mem, old.max);
   message = e2b__arena_alloc(&arena, rpc->request->size);
-  code = message ? e2b__pb_decode(rpc->request, old.len ? old.data + head : NULL, old.len - head, &arena, message) : arena.err;
+  code = arena.err;
+  if (message) code = e2b__pb_decode(rpc->request, old.len ? old.data + head : NULL, old.len - head, &arena, message);
   if (!code) {
     e2b__rpc_write(rpc, req, message);
     req->fresh = true; /* who refuses early may close as early; a Start must not be lost to that */
@@ -7660,7 +7663,8 @@ static e2b_err e2b__data_answered(e2b__task *task, e2b_error *err) {
   e2b__data_task *data = (e2b__data_task *)task;
   e2b_err code;
   if (task->req.status >= 200 && task->req.status < 300) return data->on_success(task, err);
-  if (e2b__rpc_refused(&data->rpc, &task->req)) return e2b__rpc_again_as_json(&data->rpc, task->op.sandbox, &task->req, err);
+  if (e2b__rpc_refused(&data->rpc, &task->req))
+    return e2b__rpc_again_as_json(&data->rpc, task->op.sandbox, &task->req, err);
   code = e2b__answer_error(&task->req, task->subject, "check the sandbox's access token and the user", err);
   if (code == data->absent && code != E2B_OK) {
     if (task->flag) *task->flag = false;

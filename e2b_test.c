@@ -8199,7 +8199,7 @@ static void test_rpc_stream_cut(void) {
   }
 }
 
-/* Every byte changed: whatever comes of it is an error or a result, and the client stays usable. The sanitizers judge. */
+/* Every byte changed: whatever comes of it is an error or a result, and the client stays usable. */
 static void test_rpc_stream_damaged(void) {
   static const uint8_t masks[] = { 0x01, 0x20, 0x80 };
   int json;
@@ -8501,7 +8501,8 @@ static void rpc_each_allocation(e2b_err (*attempt)(files_bench *b), bool stream,
   b.peer.refusal = RPC_REFUSED;
   rpc_put_command(&s, true);
   if (stream) rpc_say_stream(&b.peer, &s, s.len, PEER_REPEAT);
-  else files_say_text(&b.peer, "200 OK\r\ncontent-type: application/json", "{\"entries\":[{\"path\":\"/a\"}]}", PEER_REPEAT);
+  else files_say_text(&b.peer, "200 OK\r\ncontent-type: application/json", "{\"entries\":[{\"path\":\"/a\"}]}",
+                      PEER_REPEAT);
   for (n = 1; reached && n < 1000; n++) {
     e2b_err code;
     files_open(&b, NULL, NULL);
@@ -8530,8 +8531,8 @@ static void test_rpc_no_memory(void) {
 /* >>>> hosts */
 /* ================================================================================================================== */
 
-/* What the end-to-end tests run against, each in turn: the local server over http and https, and once more with RPC in JSON;
- * or an envd without a control plane, with each codec. */
+/* What the end-to-end tests run against, each in turn: the local server over http and https, and once more with RPC in
+ * JSON; or an envd without a control plane, with each codec. */
 typedef struct host {
   const char *name;
   bool tls, control_plane;
@@ -11064,7 +11065,8 @@ static const test tests[] = {
   HOST(run_stdin_is_closed), HOST(run_max_collect), HOST(stream_output), HOST(stream_backpressure), HOST(stream_pause),
   HOST(stdin), HOST(kill), HOST(reconnect), HOST(process_list),
   HOST(write_and_read), HOST(missing_files), HOST(directories), CONTENT(big_file), CONTENT(upload_and_download),
-  HOST(streams_given_up), CONTENT(files_content), CONTENT(files_content_as_form), CONTENT(files_streams), HOST(files_aborts), CONTENT(files_bulk),
+  HOST(streams_given_up), CONTENT(files_content), CONTENT(files_content_as_form), CONTENT(files_streams),
+  HOST(files_aborts), CONTENT(files_bulk),
   HOST(op_poll), HOST(drive_by_poll), HOST(drive_by_pump), HOST(drive_by_own_loop), HOST(parallel_commands), HOST(cancel),
   HOST(wake_and_interrupt), HOST(inside_callbacks), HOST(free_with_things_open), HOST(two_clients),
   SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),
