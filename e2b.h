@@ -31,13 +31,13 @@
        }
 
    CONTENTS OF THIS FILE (search for the text after the bar)
-     declarations     | public: basics, errors, memory, hooks, client, driving, operations, sandbox, api, commands, files
+     declarations     | public: basics, errors, memory, hooks, client, driving, operations, sandbox, api, commands, pty, files
      implementation   | >>>> platform      | >>>> memory        | >>>> bytes         | >>>> errors
                       | >>>> json          | >>>> protobuf      | >>>> messages      | >>>> url
                       | >>>> http1         | >>>> sockets       | >>>> dns           | >>>> tls
                       | >>>> link          | >>>> requests      | >>>> connections   | >>>> operations
                       | >>>> loop          | >>>> answers       | >>>> rpc           | >>>> client
-                      | >>>> sandbox       | >>>> commands      | >>>> files
+                      | >>>> sandbox       | >>>> commands      | >>>> pty           | >>>> files
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
@@ -67,6 +67,7 @@
      E2B_STATIC               everything static: the whole library private to each file that includes it
      E2B_MALLOC/REALLOC/FREE  default allocator, all three or none       E2B_ASSERT(x)        for programmer errors only
      E2B_DEFAULT_DOMAIN       "e2b.app"                                   E2B_NO_THREADS       name look-ups block
+     E2B_NO_PTY               leaves out e2b_pty_*
      E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
      The implementation needs POSIX.1-2008 or Windows (Vista and later); in a file compiled with -std=c99 include "e2b.h"
      before any system header, it asks for what it needs. */
@@ -645,7 +646,9 @@ typedef struct e2b_run_opts {
   const char *cwd;          /* NULL = the user's home                                                                   */
   bool stdin_open;          /* keep stdin open for e2b_commands_send_stdin; else the command reads an empty one         */
   const char *user;         /* Unix user; NULL = config.default_user                                                    */
-  const char *tag;          /* a name of yours, shown by e2b_commands_list                                              */
+  const char *tag;          /* a name of yours, shown by e2b_commands_list; e2b_commands_connect_to_tag finds it        */
+  const char *output_file;  /* only start_detached: its stdout and stderr are appended to this file in the sandbox,
+                               relative to cwd; NULL = they are discarded                                               */
   e2b_data_fn on_stdout;    /* called with output as it arrives                                                         */
   e2b_data_fn on_stderr;
   void *output_user;        /* for both                                                                                 */
@@ -674,18 +677,56 @@ E2B_API e2b_err e2b_commands_run(e2b_sandbox *sandbox, const char *cmd, const e2
 /* Starts a command and returns when its pid is known. The handle belongs to the sandbox; free it when done. */
 E2B_API e2b_err e2b_commands_start(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err);
 
+/* Starts a command that outlives this connection and this client: returns its pid and holds nothing. Bound its life with
+ * run_timeout_ms, reach it again by pid or tag. Its output is discarded while nobody is attached, or goes to
+ * opts->output_file: then the file is known to be open when this returns (INVALID_ARGUMENT says why it is not), and who
+ * attaches sees no output and, until the end, no sign of life: give that call an idle_ms of E2B_TIMEOUT_NONE.
+ * Not used of opts: no_collect, max_collect; on_stdout and on_stderr must be NULL. */
+E2B_API e2b_err e2b_commands_start_detached(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, uint32_t *pid, e2b_error *err);
+
 /* Attaches to a running process: its output from now on. A process that ended within the last 30 s gives its exit code.
  * Uses of opts: call, user, on_stdout, on_stderr, output_user, no_collect, max_collect. NOT_FOUND with subject PROCESS. */
 E2B_API e2b_err e2b_commands_connect_to_process(e2b_sandbox *sandbox, uint32_t pid, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err);
+/* The same by the tag it was started with; which one, when several running ones share it, is not said. */
+E2B_API e2b_err e2b_commands_connect_to_tag(e2b_sandbox *sandbox, const char *tag, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err);
 
 E2B_API e2b_err e2b_commands_list(e2b_sandbox *sandbox, const e2b_call *call, e2b_process_list *out, e2b_error *err);
 /* SIGKILL to the process itself, not to its children. killed (optional): false when there is no such process. */
 E2B_API e2b_err e2b_commands_kill(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, bool *killed, e2b_error *err);
-/* Never sent twice. data is not copied. Errors: NOT_FOUND (subject PROCESS), BAD_STATE (its stdin is not open). */
+/* signo: 15 (SIGTERM) or 9 (SIGKILL), more envd does not deliver; to the process itself, not to its children. found
+ * (optional): false when there is no such process. Output it had not yet written may be lost: see e2b_commands_stop. */
+E2B_API e2b_err e2b_commands_send_signal(e2b_sandbox *sandbox, uint32_t pid, int signo, const e2b_call *call, bool *found, e2b_error *err);
+
+/* SIGKILL to the process and all its descendants; when this returns they are dead. killed (optional): how many there were,
+ * 0 when there is no such process. Only for what this sandbox's envd started. A bash in the sandbox, run as root, does it:
+ * it stops (SIGSTOP) whatever descends from the process or is in a session or process group of one that does, until a look
+ * at /proc finds nothing new and nothing running, and only then kills; so nobody can fork away meanwhile. What had left the
+ * tree before, an orphan in a session of its own, is not found. Goes on in the sandbox when this side gives up.
+ * Errors: UNAUTHENTICATED (no user root), SERVICE (no bash, no /proc). */
+E2B_API e2b_err e2b_commands_kill_tree(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, uint32_t *killed, e2b_error *err);
+
+typedef enum e2b_stopped {
+  E2B_STOPPED_NOTHING = 0, /* there was no such process */
+  E2B_STOPPED_BY_TERM,     /* all ended by themselves   */
+  E2B_STOPPED_BY_KILL      /* some had to be killed     */
+} e2b_stopped;
+/* SIGTERM to the process and all its descendants, a wait for their end of up to grace_ms (0 = 5000), then SIGKILL to those
+ * that are left and their descendants; found as e2b_commands_kill_tree does. No output is lost on the way to a SIGTERM's end.
+ * An interactive shell ignores SIGTERM. call.timeout_ms: default grace_ms + request_timeout_ms. */
+E2B_API e2b_err e2b_commands_stop(e2b_sandbox *sandbox, uint32_t pid, int32_t grace_ms, const e2b_call *call, e2b_stopped *how, e2b_error *err);
+
+/* Bytes for the standard input of a process, as many as you like: they go out in pieces of at most 64 KiB, each when the
+ * process has taken the one before (its pipe holds another 64 KiB). Calls for the same process are done one after the other,
+ * in the order they were made, e2b_commands_close_stdin among them. Nothing is sent twice: when a call ends early after a part
+ * of it was sent (err->message says how much was taken for sure), those waiting behind it end with E2B_ERR_CANCELED and
+ * nothing of them is sent. timeout_ms: default none; idle_ms: for the process to take a piece. data is not copied.
+ * Errors: NOT_FOUND (subject PROCESS), BAD_STATE (its stdin is not open, or it is a PTY). */
 E2B_API e2b_err e2b_commands_send_stdin(e2b_sandbox *sandbox, uint32_t pid, const void *data, size_t len, const e2b_call *call, e2b_error *err);
+/* The same, of what source gives until its end; in constant memory. E2B_PAUSE needs call.op and e2b_op_resume. */
+E2B_API e2b_err e2b_commands_send_stdin_from(e2b_sandbox *sandbox, uint32_t pid, e2b_source_fn source, void *user, const e2b_call *call, e2b_error *err);
 E2B_API e2b_err e2b_commands_close_stdin(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, e2b_error *err);
 
-typedef enum e2b_event_kind { E2B_EVENT_NONE = 0, E2B_EVENT_STDOUT, E2B_EVENT_STDERR, E2B_EVENT_EXIT } e2b_event_kind;
+typedef enum e2b_event_kind { E2B_EVENT_NONE = 0, E2B_EVENT_STDOUT, E2B_EVENT_STDERR, E2B_EVENT_PTY, E2B_EVENT_EXIT } e2b_event_kind;
 typedef struct e2b_command_event {
   e2b_event_kind kind;
   const char *data; size_t len; /* output; valid until the next call with this handle                                   */
@@ -694,8 +735,8 @@ typedef struct e2b_command_event {
   const char *error;            /* with E2B_EVENT_EXIT: "" or the server's words                                        */
 } e2b_command_event;
 
-/* Output of a handle goes one of two ways. Pushed: to on_stdout and on_stderr, from poll, pump and process. Pulled: with
- * e2b_command_handle_next, when neither callback is set. Output not taken is held back at its source: the process blocks
+/* Output of a handle goes one of two ways. Pushed: to on_stdout (that of a PTY too) and on_stderr, from poll, pump and process.
+ * Pulled: with e2b_command_handle_next, when neither callback is set. Output not taken is held back at its source: the process blocks
  * when stream_buffer_size and the network's buffers are full. */
 E2B_API uint32_t e2b_command_handle_pid(const e2b_command_handle *handle);
 /* E2B_OK and an event; E2B_PENDING after timeout_ms (0 = do not wait, -1 = no limit) without one; E2B_EOF after the exit
@@ -713,6 +754,41 @@ E2B_API e2b_err e2b_command_handle_kill(e2b_command_handle *handle, const e2b_ca
 E2B_API e2b_err e2b_command_handle_send_stdin(e2b_command_handle *handle, const void *data, size_t len, const e2b_call *call, e2b_error *err);
 E2B_API e2b_err e2b_command_handle_close_stdin(e2b_command_handle *handle, const e2b_call *call, e2b_error *err);
 E2B_API void e2b_command_handle_free(e2b_command_handle *handle); /* disconnects first; NULL is fine                      */
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: pty */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+#ifndef E2B_NO_PTY
+/* A login shell (`/bin/bash -i -l`) on a terminal of its own. Its handle is like a command's: pull E2B_EVENT_PTY events, or
+ * get bytes pushed to on_data; e2b_command_handle_wait collects them as stdout_data when nobody else takes them. The same
+ * backpressure holds. */
+typedef struct e2b_pty_opts {
+  e2b_call call;            /* timeout_ms: the wait for the pid; default request_timeout_ms                             */
+  int32_t run_timeout_ms;   /* create: the server kills the shell after this long; 0 = never                            */
+  uint16_t cols, rows;      /* create; 0 = 80 and 24                                                                    */
+  e2b_kvs envs;             /* create; TERM=xterm-256color, LANG=C.UTF-8 and LC_ALL=C.UTF-8 unless they are in it       */
+  const char *cwd;          /* create; NULL = the user's home                                                           */
+  const char *user;         /* Unix user; NULL = config.default_user                                                    */
+  const char *tag;          /* create                                                                                   */
+  e2b_data_fn on_data;      /* called with what the terminal shows as it arrives                                        */
+  void *output_user;        /* for on_data                                                                              */
+  size_t max_collect;       /* as in e2b_run_opts                                                                       */
+} e2b_pty_opts;
+
+/* Returns when the pid is known. The handle belongs to the sandbox; free it when done, the shell lives on. */
+E2B_API e2b_err e2b_pty_create(e2b_sandbox *sandbox, const e2b_pty_opts *opts, e2b_command_handle **out, e2b_error *err);
+/* Attaches to one that runs: what it shows from now on. As e2b_commands_connect_to_process; e2b_commands_connect_to_tag does
+ * for PTYs too. */
+E2B_API e2b_err e2b_pty_connect(e2b_sandbox *sandbox, uint32_t pid, const e2b_pty_opts *opts, e2b_command_handle **out, e2b_error *err);
+/* What was typed; all that e2b_commands_send_stdin says holds. A 0x04 on an empty line is the end of the input. BAD_STATE:
+ * the process has no terminal. */
+E2B_API e2b_err e2b_pty_send_input(e2b_sandbox *sandbox, uint32_t pid, const void *data, size_t len, const e2b_call *call, e2b_error *err);
+/* cols and rows: at least 1. BAD_STATE: the process has no terminal. */
+E2B_API e2b_err e2b_pty_resize(e2b_sandbox *sandbox, uint32_t pid, uint16_t cols, uint16_t rows, const e2b_call *call, e2b_error *err);
+/* SIGKILL to the shell; its terminal hangs up on what runs in the foreground. As e2b_commands_kill. */
+E2B_API e2b_err e2b_pty_kill(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, bool *killed, e2b_error *err);
+#endif
 
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* public: files */
@@ -7286,6 +7362,7 @@ static e2b_err e2b__answer_error(e2b__req *req, e2b_subject subject, const char 
 /* ================================================================================================================== */
 
 typedef struct e2b__probe e2b__probe;
+typedef struct e2b__input e2b__input;
 
 struct e2b_sandbox {
   e2b__object object;
@@ -7296,6 +7373,7 @@ struct e2b_sandbox {
   e2b__url runtime;                                                              /* slices of it */
   e2b_command_handle *handles;
   e2b_file_stream *streams;
+  e2b__input *inputs; /* writes to processes, in their order */
   e2b__probe *probe; /* under way, or NULL */
   bool files_as_form; /* its envd takes uploads as forms only */
   bool json;          /* RPC in JSON: asked for, or its envd refused protobuf */
@@ -7726,22 +7804,56 @@ static e2b_err e2b__rpc_answered(e2b__task *task, e2b_error *err) {
   return code;
 }
 
-/* One unary RPC. `service_method`: "/process.Process/List". The caller may then set subject, out, flag, answer, fill, absent and
- * idempotent, and ends with e2b__task_run. */
-static e2b__data_task *e2b__rpc_new(e2b_sandbox *sandbox, const char *service_method, const e2b__message *type, const void *message,
-                                    const char *user, const e2b_call *call, e2b_error *err) {
+/* A 404 that envd did not write says nothing about what was asked for: a router, a gateway or a wrong URL answers with text or
+ * HTML. */
+static e2b_err e2b__not_envd(e2b_error *err) {
+  char was[sizeof err->message];
+  memcpy(was, err->message, sizeof was);
+  err->subject = E2B_SUBJECT_NONE;
+  return e2b__error_say(err, E2B_ERR_SERVICE, "not an answer of envd, check the URL of the sandbox: %s", was);
+}
+
+/* As e2b__data_answered, but only envd's own words count as "no such process" or "no such file". */
+static e2b_err e2b__rpc_judged(e2b__task *task, e2b_error *err) {
+  e2b__data_task *data = (e2b__data_task *)task;
+  e2b_err absent = data->absent, code;
+  data->absent = E2B_OK;
+  code = e2b__data_answered(task, err);
+  data->absent = absent;
+  if (code == E2B_ERR_NOT_FOUND && err->connect_code == E2B_CONNECT_NONE) return e2b__not_envd(err);
+  if (code == E2B_OK || code != absent) return code;
+  if (task->flag) *task->flag = false;
+  return E2B_OK;
+}
+
+/* One unary RPC in a struct of `size` that starts with an e2b__data_task, without its message. */
+static void *e2b__rpc_new_sized(e2b_sandbox *sandbox, const char *service_method, size_t size, int32_t default_ms, const char *user,
+                                const e2b_call *call, e2b_error *err) {
   e2b__data_task *data;
   e2b__req *req;
   if (e2b__call_check(call, err) || e2b__user_check(user, err)) return NULL;
-  data = (e2b__data_task *)e2b__data_task_new(sandbox, call, sizeof *data, sandbox->client->config.request_timeout_ms,
-                                              &e2b__task_events, err);
+  data = (e2b__data_task *)e2b__data_task_new(sandbox, call, size, default_ms, &e2b__task_events, err);
   if (!data) return NULL;
   req = &data->task.req;
   req->method = "POST";
   e2b__buf_text(&req->path, service_method);
   e2b__data_headers(req, sandbox, e2b__user(sandbox, user, false), call);
-  e2b__rpc_begin(&data->rpc, false, sandbox, req, type, message);
+  data->task.on_answer = e2b__rpc_judged;
   data->on_success = e2b__rpc_answered;
+  return data;
+}
+
+static void e2b__rpc_put(e2b__data_task *data, const e2b__message *type, const void *message) {
+  e2b__rpc_begin(&data->rpc, false, data->task.op.sandbox, &data->task.req, type, message);
+}
+
+/* One unary RPC. `service_method`: "/process.Process/List". The caller may then set subject, out, flag, answer, fill, absent and
+ * idempotent, and ends with e2b__task_run. */
+static e2b__data_task *e2b__rpc_new(e2b_sandbox *sandbox, const char *service_method, const e2b__message *type, const void *message,
+                                    const char *user, const e2b_call *call, e2b_error *err) {
+  int32_t default_ms = sandbox->client->config.request_timeout_ms;
+  e2b__data_task *data = (e2b__data_task *)e2b__rpc_new_sized(sandbox, service_method, sizeof *data, default_ms, user, call, err);
+  if (data) e2b__rpc_put(data, type, message);
   return data;
 }
 
@@ -9310,6 +9422,8 @@ typedef struct e2b__command_op {
   e2b__op op;
   e2b_command_handle *handle;
   e2b_command_handle **out_handle; /* start: completes with the start event */
+  uint32_t *out_pid;               /* start_detached: the same, or with output_file completes with the first output */
+  bool to_file;
   e2b_command_result *out;         /* run, wait: completes when the stream is settled */
   bool owns_handle;                /* run: nobody else has it */
 } e2b__command_op;
@@ -9345,6 +9459,12 @@ static void e2b__command_op_finish(e2b__command_op *op) {
     code = e2b__result_fill(op->op.client, e2b__command_result_fill, handle, op->out, &failed);
     if (code && !err.code) err = failed;
   }
+  if (!err.code && op->to_file) { /* the shell that opens the file says why it could not: "output_file: line 1: ..." */
+    char why[160];
+    e2b__error_excerpt(why, sizeof why, handle->out[1].data, handle->out[1].len);
+    err.subject = E2B_SUBJECT_OPTION;
+    e2b__error_say(&err, E2B_ERR_INVALID_ARGUMENT, "%s", why[0] ? why : "output_file could not be opened");
+  }
   if (!err.code && (handle->exit_code != 0 || !handle->exited)) {
     err.exit_code = handle->exit_code;
     e2b__error_say(&err, E2B_COMMAND_EXIT, "the command failed: %.*s", (int)E2B__MIN(handle->status.len, (size_t)160),
@@ -9377,6 +9497,15 @@ static void e2b__command_collect(e2b_command_handle *handle, int which, e2b_str 
   e2b__buf_put(out, data.ptr, keep);
 }
 
+/* Completes a start_detached: from here on the process is on its own. */
+static void e2b__command_detach(e2b__command_op *op) {
+  e2b_error ok;
+  memset(&ok, 0, sizeof ok);
+  *op->out_pid = op->handle->pid;
+  e2b__op_finish(&op->op, &ok);
+  e2b_command_handle_disconnect(op->handle); /* the handle dies with the operation */
+}
+
 static bool e2b__command_pushes(const e2b_command_handle *handle) {
   return handle->on_stdout || handle->on_stderr || handle->collect;
 }
@@ -9384,7 +9513,9 @@ static bool e2b__command_pushes(const e2b_command_handle *handle) {
 /* Gives output to whoever wants it. A callback may free the handle: the caller checks req.state. */
 static e2b_err e2b__command_deliver(e2b_command_handle *handle, int which, e2b_str data) {
   e2b_data_fn on_data = which ? handle->on_stderr : handle->on_stdout;
+  e2b__command_op *op = (e2b__command_op *)handle->op;
   int answer;
+  if (op && op->to_file && !which) e2b__command_detach(op); /* the file is open */
   if (handle->collect) e2b__command_collect(handle, which, data);
   if (handle->out[which].err) return E2B_ERR_NO_MEMORY;
   if (!on_data || !data.len) return E2B_OK;
@@ -9399,6 +9530,7 @@ static void e2b__command_started(e2b_command_handle *handle, uint32_t pid) {
   e2b_error ok;
   handle->started = true;
   handle->pid = pid;
+  if (op && op->out_pid && !op->to_file) e2b__command_detach(op);
   if (!op || !op->out_handle) return;
   memset(&ok, 0, sizeof ok);
   *op->out_handle = handle;
@@ -9467,6 +9599,7 @@ static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t 
     if (code) e2b__error_say(&err, code, "a message of the stream is %s", code == E2B_ERR_LIMIT ? "larger than max_message_bytes" : "compressed or malformed");
     else code = e2b__command_message(handle, &envelope, &data, &err);
     if (!code && data.has_stdout_data) code = e2b__command_deliver(handle, 0, data.stdout_data);
+    else if (!code && data.has_pty) code = e2b__command_deliver(handle, 0, data.pty);
     else if (!code && data.has_stderr_data) code = e2b__command_deliver(handle, 1, data.stderr_data);
     if (req->state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
     if (code) {
@@ -9489,7 +9622,8 @@ static void e2b__command_on_end(e2b__req *req, const e2b_error *end) {
   if (!err.code && e2b__rpc_refused(&handle->rpc, req)) {
     if (e2b__rpc_again_as_json(&handle->rpc, handle->sandbox, req, &err) == E2B_PENDING) return;
   } else if (!err.code && req->status != 200) {
-    e2b__answer_error(req, E2B_SUBJECT_SANDBOX, "check the sandbox's access token and the user", &err);
+    e2b__answer_error(req, E2B_SUBJECT_PROCESS, "check the sandbox's access token and the user", &err);
+    if (err.code == E2B_ERR_NOT_FOUND && err.connect_code == E2B_CONNECT_NONE) e2b__not_envd(&err);
   } else if (!err.code && !(handle->ended && handle->closed)) {
     e2b__error_say(&err, E2B_ERR_TRUNCATED, "the stream ended without the command's result; the process may still run (pid %lu)", (unsigned long)handle->pid);
   } else if (handle->ended && handle->closed) {
@@ -9581,12 +9715,19 @@ static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *me
   return handle;
 }
 
+/* What a stream was opened for: one of them. */
+typedef struct e2b__command_want {
+  e2b_command_handle **handle;
+  uint32_t *pid;
+  e2b_command_result *result; /* may be NULL */
+} e2b__command_want;
+
 /* Puts the message in the request and starts it with the operation that waits for it. */
 static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const e2b__message *type, const void *message,
-                                 const e2b_run_opts *opts, e2b_command_handle **out_handle, e2b_command_result *out, e2b_error *err) {
+                                 const e2b_run_opts *opts, const e2b__command_want *want, e2b_error *err) {
   const e2b_call *call = opts ? &opts->call : NULL;
   e2b_client *client = sandbox->client;
-  int32_t default_ms = out_handle ? client->config.request_timeout_ms : E2B_TIMEOUT_NONE;
+  int32_t default_ms = want->handle || want->pid ? client->config.request_timeout_ms : E2B_TIMEOUT_NONE;
   e2b__command_op *op = (e2b__command_op *)e2b__op_new(client, call, &e2b__command_op_type, sizeof *op, default_ms, err);
   e2b_err code;
   if (!op) return err && err->code ? err->code : E2B_ERR_NO_MEMORY;
@@ -9597,10 +9738,12 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
     return e2b__no_memory(err);
   }
   op->handle->op = &op->op;
-  op->out_handle = out_handle;
-  op->out = out;
+  op->out_handle = want->handle;
+  op->out_pid = want->pid;
+  op->to_file = want->pid && opts && e2b__given(opts->output_file);
+  op->out = want->result;
   op->owns_handle = true;
-  op->handle->collect = !out_handle && !(opts && opts->no_collect);
+  op->handle->collect = !want->handle && !(opts && opts->no_collect);
   e2b__rpc_begin(&op->handle->rpc, true, sandbox, &op->handle->req, type, message);
   code = e2b__req_submit(&op->handle->req);
   if (code) {
@@ -9610,27 +9753,21 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   return e2b__op_run(&op->op, call, err);
 }
 
-/* StartRequest of `/bin/bash -l -c <cmd>`. */
-static e2b_err e2b__command_start(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, e2b_command_handle **out_handle,
-                                  e2b_command_result *out, e2b_error *err) {
+/* StartRequest of /bin/bash with these arguments. */
+static e2b_err e2b__command_start(e2b_sandbox *sandbox, const e2b_str *args, size_t arg_count, const e2b__pty_size *pty,
+                                  const e2b_run_opts *opts, const e2b__command_want *want, e2b_error *err) {
   e2b__start_request request;
-  e2b_str args[3];
   e2b__arena arena;
   e2b__pair *envs;
   e2b_err code;
   size_t i;
-  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
-  if (!e2b__given(cmd)) return e2b__invalid(err, "cmd", "must not be empty");
-  code = e2b__run_opts_check(opts, err);
-  if (code) return code;
   memset(&request, 0, sizeof request);
-  args[0] = e2b__str("-l");
-  args[1] = e2b__str("-c");
-  args[2] = e2b__str(cmd);
   request.has_process = request.has_stdin_open = true;
   request.process.cmd = e2b__str("/bin/bash");
-  request.process.args.items = args;
-  request.process.args.count = 3;
+  request.process.args.items = (void *)(uintptr_t)args;
+  request.process.args.count = arg_count;
+  request.has_pty = request.pty.has_size = pty != NULL;
+  if (pty) request.pty.size = *pty;
   e2b__arena_init(&arena, &sandbox->client->mem, SIZE_MAX / 2);
   if (opts) {
     request.stdin_open = opts->stdin_open;
@@ -9647,20 +9784,57 @@ static e2b_err e2b__command_start(e2b_sandbox *sandbox, const char *cmd, const e
     request.process.envs.items = envs;
     request.process.envs.count = opts->envs.count;
   }
-  code = e2b__command_open(sandbox, "/process.Process/Start", &e2b__msg_start_request, &request, opts, out_handle, out, err);
+  code = e2b__command_open(sandbox, "/process.Process/Start", &e2b__msg_start_request, &request, opts, want, err);
   e2b__arena_free(&arena);
   return code;
 }
 
+/* `/bin/bash -l -c <cmd>`, its output sent to opts->output_file when there is one: by a shell that first opens the file and says
+ * so with an empty line. */
+static e2b_err e2b__command_shell(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, const e2b__command_want *want,
+                                  e2b_error *err) {
+  static const char to_file[] = "exec 3>&1 >>\"$1\" 2>&1 && echo >&3 && exec 3>&- && exec /bin/bash -l -c \"$2\"";
+  e2b_str args[6];
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!e2b__given(cmd)) return e2b__invalid(err, "cmd", "must not be empty");
+  if (e2b__run_opts_check(opts, err)) return E2B_ERR_INVALID_ARGUMENT;
+  if (!want->pid && opts && e2b__given(opts->output_file))
+    return e2b__invalid(err, "output_file", "is for e2b_commands_start_detached only");
+  args[0] = e2b__str("-l");
+  args[1] = e2b__str("-c");
+  args[2] = e2b__str(cmd);
+  if (!opts || !e2b__given(opts->output_file)) return e2b__command_start(sandbox, args, 3, NULL, opts, want, err);
+  args[0] = e2b__str("-p"); /* reads no start-up files */
+  args[2] = e2b__str(to_file);
+  args[3] = e2b__str("output_file");
+  args[4] = e2b__str(opts->output_file);
+  args[5] = e2b__str(cmd);
+  return e2b__command_start(sandbox, args, 6, NULL, opts, want, err);
+}
+
 E2B_API e2b_err e2b_commands_run(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, e2b_command_result *out, e2b_error *err) {
+  e2b__command_want want = { NULL, NULL, NULL };
   e2b__result_clear(out, sizeof *out);
-  return e2b__command_start(sandbox, cmd, opts, NULL, out, err);
+  want.result = out;
+  return e2b__command_shell(sandbox, cmd, opts, &want, err);
 }
 
 E2B_API e2b_err e2b_commands_start(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err) {
+  e2b__command_want want = { NULL, NULL, NULL };
   if (!out) return e2b__invalid(err, "out", "must not be NULL");
   *out = NULL;
-  return e2b__command_start(sandbox, cmd, opts, out, NULL, err);
+  want.handle = out;
+  return e2b__command_shell(sandbox, cmd, opts, &want, err);
+}
+
+E2B_API e2b_err e2b_commands_start_detached(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, uint32_t *pid, e2b_error *err) {
+  e2b__command_want want = { NULL, NULL, NULL };
+  if (!pid) return e2b__invalid(err, "pid", "must not be NULL");
+  *pid = 0;
+  if (opts && (opts->on_stdout || opts->on_stderr))
+    return e2b__invalid(err, opts->on_stdout ? "on_stdout" : "on_stderr", "must be NULL: nobody listens to a detached command");
+  want.pid = pid;
+  return e2b__command_shell(sandbox, cmd, opts, &want, err);
 }
 
 static void e2b__select_pid(e2b__process_selector *selector, bool *has, uint32_t pid) {
@@ -9669,18 +9843,27 @@ static void e2b__select_pid(e2b__process_selector *selector, bool *has, uint32_t
   selector->pid = pid;
 }
 
-E2B_API e2b_err e2b_commands_connect_to_process(e2b_sandbox *sandbox, uint32_t pid, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err) {
+static e2b_err e2b__command_connect(e2b_sandbox *sandbox, const e2b__process_selector *selector, const e2b_run_opts *opts,
+                                    e2b_command_handle **out, e2b_error *err) {
+  e2b__command_want want = { NULL, NULL, NULL };
   e2b__selector_request request;
-  e2b_err code;
+  want.handle = out;
+  request.process = *selector;
+  request.has_process = true;
+  return e2b__command_open(sandbox, "/process.Process/Connect", &e2b__msg_selector_request, &request, opts, &want, err);
+}
+
+E2B_API e2b_err e2b_commands_connect_to_process(e2b_sandbox *sandbox, uint32_t pid, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err) {
+  e2b__process_selector selector;
+  bool has;
   if (!out) return e2b__invalid(err, "out", "must not be NULL");
   *out = NULL;
   if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
   if (!pid) return e2b__invalid(err, "pid", "must not be 0");
-  code = e2b__run_opts_check(opts, err);
-  if (code) return code;
-  memset(&request, 0, sizeof request);
-  e2b__select_pid(&request.process, &request.has_process, pid);
-  return e2b__command_open(sandbox, "/process.Process/Connect", &e2b__msg_selector_request, &request, opts, out, NULL, err);
+  if (e2b__run_opts_check(opts, err)) return E2B_ERR_INVALID_ARGUMENT;
+  memset(&selector, 0, sizeof selector);
+  e2b__select_pid(&selector, &has, pid);
+  return e2b__command_connect(sandbox, &selector, opts, out, err);
 }
 
 static void e2b__process_list_fill(e2b__pack *pack, const void *from, void *out) {
@@ -9730,73 +9913,623 @@ E2B_API e2b_err e2b_commands_list(e2b_sandbox *sandbox, const e2b_call *call, e2
 
 /* envd refuses to signal a process that ended and was not waited for yet: as good as not there. */
 static e2b_err e2b__signal_answered(e2b__task *task, e2b_error *err) {
-  e2b_err code = e2b__data_answered(task, err);
+  e2b_err code = e2b__rpc_judged(task, err);
   if (code != E2B_ERR_SERVICE || err->connect_code != E2B_CONNECT_INTERNAL || !strstr(err->message, "already finished")) return code;
   if (task->flag) *task->flag = false;
   return E2B_OK;
 }
 
-E2B_API e2b_err e2b_commands_kill(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, bool *killed, e2b_error *err) {
+E2B_API e2b_err e2b_commands_send_signal(e2b_sandbox *sandbox, uint32_t pid, int signo, const e2b_call *call, bool *found, e2b_error *err) {
   e2b__send_signal_request request;
   e2b__data_task *data;
   e2b_error local;
   if (!err) err = &local;
-  if (killed) *killed = false;
+  if (found) *found = false;
   if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
   if (!pid) return e2b__invalid(err, "pid", "must not be 0");
+  if (signo != E2B__SIGNAL_KILL && signo != E2B__SIGNAL_TERM)
+    return e2b__invalid(err, "signo", "must be 9 (SIGKILL) or 15 (SIGTERM): envd delivers no others; `kill` as a command does");
   memset(&request, 0, sizeof request);
   e2b__select_pid(&request.process, &request.has_process, pid);
-  request.signal = E2B__SIGNAL_KILL;
+  request.signal = signo;
   data = e2b__rpc_new(sandbox, "/process.Process/SendSignal", &e2b__msg_send_signal_request, &request, NULL, call, err);
   if (!data) return err->code;
   data->task.on_answer = e2b__signal_answered;
   data->task.subject = E2B_SUBJECT_PROCESS;
-  data->task.flag = killed;
+  data->task.flag = found;
   data->absent = E2B_ERR_NOT_FOUND;
   return e2b__task_run(&data->task, call, err);
 }
 
-/* "stdin not enabled or closed" is a plain internal error on the wire. */
-static e2b_err e2b__stdin_answered(e2b__task *task, e2b_error *err) {
-  e2b_err code = e2b__data_answered(task, err);
-  if (code == E2B_ERR_SERVICE && err->connect_code == E2B_CONNECT_INTERNAL && strstr(err->message, "stdin"))
+E2B_API e2b_err e2b_commands_kill(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, bool *killed, e2b_error *err) {
+  return e2b_commands_send_signal(sandbox, pid, E2B__SIGNAL_KILL, call, killed, err);
+}
+
+/* ---- several calls behind one ---- */
+
+static void e2b__soon_drop(e2b__op *op) {
+  E2B__UNUSED(op);
+}
+
+static const e2b__op_type e2b__soon_type = { e2b__soon_drop, e2b__soon_drop, NULL, NULL, NULL };
+
+/* Calls `fn` in the next turn. The operation in *soon takes it back. */
+static e2b_err e2b__soon(e2b_client *client, e2b_done_fn fn, void *user, e2b_op *soon, e2b_error *err) {
+  e2b_error ok;
+  e2b_call call;
+  e2b__op *op;
+  memset(&ok, 0, sizeof ok);
+  memset(&call, 0, sizeof call);
+  call.on_done = fn;
+  call.user = user;
+  op = (e2b__op *)e2b__op_new(client, &call, &e2b__soon_type, sizeof *op, E2B_TIMEOUT_NONE, err);
+  if (!op) return err->code;
+  soon->id = op->id;
+  e2b__op_finish(op, &ok);
+  return E2B_PENDING;
+}
+
+/* An operation that makes public calls of its own, one after the other: each with chain->call, whose on_done is the next step. */
+typedef struct e2b__chain {
+  e2b__op op;
+  e2b_op step;      /* under way */
+  e2b_call call;
+  e2b__arena arena; /* what the caller gave, for the later steps */
+} e2b__chain;
+
+static void e2b__chain_cancel(e2b__op *op) {
+  e2b_op_cancel(op->client, ((e2b__chain *)op)->step);
+  ((e2b__chain *)op)->step.id = 0;
+}
+
+static void e2b__chain_release(e2b__op *op) {
+  e2b__chain_cancel(op);
+  e2b__arena_free(&((e2b__chain *)op)->arena);
+}
+
+static e2b_phase e2b__chain_phase(e2b__op *op) {
+  e2b__op *step = e2b__op_find(op->client, ((e2b__chain *)op)->step);
+  return step && step->type->phase ? step->type->phase(step) : E2B_PHASE_NONE;
+}
+
+static const char *e2b__chain_copy(e2b__chain *chain, const char *text) {
+  size_t size = strlen(text ? text : "") + 1;
+  char *copy = (char *)e2b__arena_alloc(&chain->arena, size);
+  if (copy && text) memcpy(copy, text, size);
+  return copy;
+}
+
+/* Takes over what later steps need of the caller's call. NULL with *err. */
+static void *e2b__chain_new(e2b_sandbox *sandbox, const e2b_call *call, const e2b__op_type *type, size_t size, int32_t default_ms,
+                            e2b_done_fn first, e2b_error *err) {
+  e2b__chain *chain;
+  e2b_kv *headers;
+  size_t i;
+  if (e2b__call_check(call, err)) return NULL;
+  chain = (e2b__chain *)e2b__op_new(sandbox->client, call, type, size, default_ms, err);
+  if (!chain) return NULL;
+  chain->op.sandbox = sandbox;
+  e2b__arena_init(&chain->arena, &sandbox->client->mem, SIZE_MAX / 2);
+  chain->call.timeout_ms = E2B_TIMEOUT_NONE; /* that of the chain counts */
+  chain->call.op = &chain->step;
+  chain->call.on_done = first;
+  chain->call.user = chain;
+  if (!call) return chain;
+  chain->call.idle_ms = call->idle_ms;
+  headers = (e2b_kv *)e2b__arena_alloc(&chain->arena, call->headers.count * sizeof *headers + 1);
+  for (i = 0; headers && i < call->headers.count; i++) {
+    headers[i].key = e2b__chain_copy(chain, call->headers.items[i].key);
+    headers[i].value = e2b__chain_copy(chain, call->headers.items[i].value);
+  }
+  chain->call.headers.items = headers;
+  chain->call.headers.count = call->headers.count;
+  if (chain->arena.err || !headers) {
+    e2b__op_release(&chain->op);
+    e2b__no_memory(err);
+    return NULL;
+  }
+  return chain;
+}
+
+/* After the first step was begun. */
+static e2b_err e2b__chain_run(e2b__chain *chain, e2b_err begun, const e2b_call *call, e2b_error *err) {
+  if (begun == E2B_PENDING) return e2b__op_run(&chain->op, call, err);
+  e2b__op_release(&chain->op);
+  return begun;
+}
+
+/* ---- attaching by tag ---- */
+
+/* Connect by tag; envd's look-up stops at the first process that has another tag, so what it does not find is looked for in the
+ * list. */
+typedef struct e2b__tag_op {
+  e2b__chain chain;
+  e2b_run_opts opts;
+  e2b_command_handle **out, *handle;
+  e2b_process_list list;
+  e2b_error missing; /* the answer to the first question */
+} e2b__tag_op;
+
+static void e2b__tag_op_release(e2b__op *base) {
+  e2b__tag_op *op = (e2b__tag_op *)base;
+  e2b__chain_release(base);
+  e2b_command_handle_free(op->handle);
+  op->handle = NULL;
+  e2b_mem_free(&op->list.mem);
+}
+
+static const e2b__op_type e2b__tag_op_type = { e2b__chain_cancel, e2b__tag_op_release, NULL, e2b__chain_phase, NULL };
+
+static void e2b__tag_connected(void *user, const e2b_error *err) {
+  e2b__tag_op *op = (e2b__tag_op *)user;
+  if (!err->code) *op->out = op->handle;
+  op->handle = NULL;
+  e2b__op_finish(&op->chain.op, err);
+}
+
+static void e2b__tag_listed(void *user, const e2b_error *err) {
+  e2b__tag_op *op = (e2b__tag_op *)user;
+  e2b_error failed = err->code ? *err : op->missing;
+  size_t i;
+  for (i = 0; i < op->list.count && strcmp(op->list.items[i].tag, op->opts.tag) != 0; i++) continue;
+  if (i < op->list.count) {
+    op->opts.call.on_done = e2b__tag_connected;
+    if (e2b_commands_connect_to_process(op->chain.op.sandbox, op->list.items[i].pid, &op->opts, &op->handle, &failed) == E2B_PENDING)
+      return;
+  }
+  e2b__op_finish(&op->chain.op, &failed);
+}
+
+static void e2b__tag_asked(void *user, const e2b_error *err) {
+  e2b__tag_op *op = (e2b__tag_op *)user;
+  e2b_error failed;
+  if (err->code != E2B_ERR_NOT_FOUND || err->subject != E2B_SUBJECT_PROCESS) {
+    e2b__tag_connected(user, err);
+    return;
+  }
+  op->missing = *err;
+  op->chain.call.on_done = e2b__tag_listed;
+  if (e2b_commands_list(op->chain.op.sandbox, &op->chain.call, &op->list, &failed) != E2B_PENDING)
+    e2b__op_finish(&op->chain.op, &failed);
+}
+
+E2B_API e2b_err e2b_commands_connect_to_tag(e2b_sandbox *sandbox, const char *tag, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err) {
+  const e2b_call *call = opts ? &opts->call : NULL;
+  e2b__process_selector selector;
+  e2b__tag_op *op;
+  e2b_error local;
+  if (!err) err = &local;
+  if (!out) return e2b__invalid(err, "out", "must not be NULL");
+  *out = NULL;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!e2b__given(tag) || !e2b__text_ok(tag)) return e2b__invalid(err, "tag", "is empty or has a control character");
+  if (e2b__run_opts_check(opts, err)) return E2B_ERR_INVALID_ARGUMENT;
+  op = (e2b__tag_op *)e2b__chain_new(sandbox, call, &e2b__tag_op_type, sizeof *op, sandbox->client->config.request_timeout_ms,
+                                     e2b__tag_asked, err);
+  if (!op) return err->code;
+  op->out = out;
+  if (opts) op->opts = *opts;
+  memset(&op->opts.envs, 0, sizeof op->opts.envs);
+  op->opts.call = op->chain.call;
+  op->opts.cwd = op->opts.output_file = NULL;
+  op->opts.tag = e2b__chain_copy(&op->chain, tag);
+  op->opts.user = e2b__chain_copy(&op->chain, op->opts.user);
+  if (op->chain.arena.err) return e2b__chain_run(&op->chain, e2b__no_memory(err), call, err);
+  memset(&selector, 0, sizeof selector);
+  selector.has_tag = true;
+  selector.tag = e2b__str(tag);
+  return e2b__chain_run(&op->chain, e2b__command_connect(sandbox, &selector, &op->opts, &op->handle, err), call, err);
+}
+
+/* ---- whole trees ---- */
+
+/* For bash, with pid and grace in centiseconds, < 0 = kill at once. Prints how many processes there were, and how many of them
+ * had to be killed. t: start times of the living, by pid; g: whoever has such a session, process group or parent belongs to them.
+ * A process that is stopped cannot fork or end, so a scan that finds nothing new and nothing running has found all. */
+#define E2B__TREE_SCRIPT \
+  "st() { s=; { IFS= read -rd '' s <$1; } 2>/dev/null; f=(${s##*) }); [[ $f ]]; }\n" /* f: from the state on, field n is n - 3 */ \
+  "live() { local q; for q in /proc/$1/task/*/stat; do st $q && [[ $f != [ZXx] ]] && return; done; return 1; }\n" \
+  "prune() { local p; for p in ${!t[@]}; do { st /proc/$p/stat && [[ ${f[19]} == ${t[p]} ]] && live $p; } || unset \"t[$p]\"; done; }\n" \
+  "scan() {\n" \
+  "  local d q p a=1\n" \
+  "  for d in /proc/[0-9]*/; do\n" \
+  "    p=${d//[!0-9]}\n" \
+  "    ((p != $$)) && st ${d}stat || continue\n" \
+  "    if [[ ${t[p]} != ${f[19]} ]]; then\n" \
+  "      [[ ${t[f[1]]} || ${g[f[2]]} || ${g[f[3]]} ]] && q=${f[19]} && live $p || continue\n" \
+  "      t[p]=$q g[p]=1 a=0; ((n++))\n" \
+  "    fi\n" \
+  "    [[ $1 ]] || continue\n" \
+  "    for q in ${d}task/*/stat; do st $q && [[ $f != [TtZXx] ]] && kill -STOP $p && a=0; done\n" \
+  "  done 2>/dev/null\n" \
+  "  return $a\n" \
+  "}\n" \
+  "freeze() { local i; for ((i = 0; i < 100; i++)); do scan 1 || break; done; prune; }\n" \
+  "now() { read -r s f </proc/uptime; s=$((10#${s/.})); }\n" \
+  "n=0 k=0\n" \
+  "[[ -r /proc/$$/stat ]] || { echo there is no /proc >&2; exit 1; }\n" \
+  "st /proc/$1/stat && ((f[1] == PPID)) || { echo 0 0; exit; }\n" \
+  "g[$1]=1 q=${f[19]}\n" \
+  "live $1 && { t[$1]=$q n=1; kill -STOP $1; }\n" \
+  "freeze\n" \
+  "if (($2 >= 0)); then\n" \
+  "  kill -TERM ${!t[@]}\n" \
+  "  for p in ${!t[@]} $1; do ((p == $1 && r++ == 0)) || kill -CONT $p; done\n" /* it last, or it sees its children stopped */ \
+  "  now; end=$((s + $2))\n" \
+  "  while scan; prune; ((${#t[@]})) && now && ((s < end)); do sleep .05 || sleep 1; done\n" \
+  "  ((${#t[@]})) && freeze\n" \
+  "fi 2>/dev/null\n" \
+  "k=${#t[@]}\n" \
+  "((k)) && kill -KILL ${!t[@]} 2>/dev/null\n" \
+  "for ((i = 0; i < 500; i++)); do prune; ((${#t[@]})) || break; sleep .01 || sleep 1; done\n" \
+  "((${#t[@]} == 0)) || { echo ${!t[@]} do not die >&2; exit 1; }\n" \
+  "echo $n $k\n"
+
+/* The script, then for envd's sake a SIGKILL to what may be left of the process: a stream that waits for pipes ends with it. */
+typedef struct e2b__tree_op {
+  e2b__chain chain;
+  uint32_t pid;
+  e2b_command_result result; /* of the script */
+  uint32_t *killed;
+  e2b_stopped *how;
+} e2b__tree_op;
+
+static void e2b__tree_op_release(e2b__op *base) {
+  e2b__chain_release(base);
+  e2b_mem_free(&((e2b__tree_op *)base)->result.mem);
+}
+
+static const e2b__op_type e2b__tree_op_type = { e2b__chain_cancel, e2b__tree_op_release, NULL, e2b__chain_phase, NULL };
+
+static void e2b__tree_signaled(void *user, const e2b_error *err) {
+  e2b_error ok;
+  E2B__UNUSED(err); /* all are dead: the rest does not matter */
+  memset(&ok, 0, sizeof ok);
+  e2b__op_finish(&((e2b__tree_op *)user)->chain.op, &ok);
+}
+
+static void e2b__tree_done(void *user, const e2b_error *err) {
+  e2b__tree_op *op = (e2b__tree_op *)user;
+  e2b_error result = *err;
+  uint32_t found = 0, killed = 0;
+  if (!result.code) {
+    char *end;
+    found = (uint32_t)strtoul(op->result.stdout_data.ptr, &end, 10);
+    killed = (uint32_t)strtoul(end, &end, 10);
+    if (strcmp(end, "\n") != 0) result.code = E2B_COMMAND_EXIT;
+  }
+  if (result.code == E2B_COMMAND_EXIT) {
+    char why[150];
+    e2b__error_excerpt(why, sizeof why, (const uint8_t *)op->result.stderr_data.ptr, op->result.stderr_data.len);
+    result.exit_code = 0;
+    e2b__error_say(&result, E2B_ERR_SERVICE, "the helper in the sandbox failed (%.40s): %s", op->result.status, why);
+    result.maybe_done = true;
+  }
+  if (!result.code) {
+    if (op->killed) *op->killed = found;
+    if (op->how) *op->how = !found ? E2B_STOPPED_NOTHING : killed ? E2B_STOPPED_BY_KILL : E2B_STOPPED_BY_TERM;
+    op->chain.call.on_done = e2b__tree_signaled;
+    if ((killed || !found) &&
+        e2b_commands_kill(op->chain.op.sandbox, op->pid, &op->chain.call, NULL, &result) == E2B_PENDING)
+      return;
+    memset(&result, 0, sizeof result);
+  }
+  e2b__op_finish(&op->chain.op, &result);
+}
+
+/* grace_ms < 0: SIGKILL at once. */
+static e2b_err e2b__tree(e2b_sandbox *sandbox, uint32_t pid, int32_t grace_ms, const e2b_call *call, uint32_t *killed,
+                         e2b_stopped *how, e2b_error *err) {
+  e2b__command_want want = { NULL, NULL, NULL };
+  int32_t default_ms;
+  e2b_run_opts opts;
+  e2b__tree_op *op;
+  e2b_str args[6];
+  char texts[2][16];
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!pid) return e2b__invalid(err, "pid", "must not be 0");
+  default_ms = sandbox->client->config.request_timeout_ms;
+  if (default_ms >= 0 && grace_ms > 0) default_ms = grace_ms > INT32_MAX - default_ms ? INT32_MAX : default_ms + grace_ms;
+  op = (e2b__tree_op *)e2b__chain_new(sandbox, call, &e2b__tree_op_type, sizeof *op, default_ms, e2b__tree_done, err);
+  if (!op) return err->code;
+  op->pid = pid;
+  op->killed = killed;
+  op->how = how;
+  (void)snprintf(texts[0], sizeof texts[0], "%lu", (unsigned long)pid);
+  (void)snprintf(texts[1], sizeof texts[1], "%d", grace_ms < 0 ? -1 : (int)(grace_ms / 10 + (grace_ms % 10 != 0)));
+  args[0] = e2b__str("-p"); /* reads no start-up files */
+  args[1] = e2b__str("-c");
+  args[2] = e2b__str(E2B__TREE_SCRIPT);
+  args[3] = e2b__str(grace_ms < 0 ? "kill_tree" : "stop");
+  args[4] = e2b__str(texts[0]);
+  args[5] = e2b__str(texts[1]);
+  memset(&opts, 0, sizeof opts);
+  opts.call = op->chain.call;
+  opts.user = "root"; /* whoever the processes belong to */
+  opts.max_collect = 4096;
+  want.result = &op->result;
+  return e2b__chain_run(&op->chain, e2b__command_start(sandbox, args, 6, NULL, &opts, &want, err), call, err);
+}
+
+E2B_API e2b_err e2b_commands_kill_tree(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, uint32_t *killed, e2b_error *err) {
+  e2b_error local;
+  if (killed) *killed = 0;
+  return e2b__tree(sandbox, pid, -1, call, killed, NULL, err ? err : &local);
+}
+
+E2B_API e2b_err e2b_commands_stop(e2b_sandbox *sandbox, uint32_t pid, int32_t grace_ms, const e2b_call *call, e2b_stopped *how, e2b_error *err) {
+  e2b_error local;
+  if (how) *how = E2B_STOPPED_NOTHING;
+  if (grace_ms < 0) return e2b__invalid(err, "grace_ms", "must not be negative");
+  return e2b__tree(sandbox, pid, grace_ms ? grace_ms : 5000, call, NULL, how, err ? err : &local);
+}
+
+/* ---- input ---- */
+
+/* Bytes for a process, or the end of them. Each piece is one SendInput, answered when the process' pipe or terminal took it, and
+ * the next one goes out after the answer. StreamInput would save the round trips, but over HTTP/1.1 it says nothing before its
+ * end: not how far it came when it fails, and a proxy that buffers requests would hold back all of it. */
+#define E2B__INPUT_PIECE 65536u
+
+struct e2b__input {
+  e2b__data_task data;
+  e2b__input *next;  /* in sandbox->inputs */
+  uint32_t pid;
+  bool pty, close;
+  bool listed, begun;
+  uint64_t taken;    /* by the process, for sure */
+  size_t piece;      /* under way */
+  e2b_source_fn source; /* NULL: task.data */
+  void *source_user;
+  bool can_pause, paused;
+  uint8_t *buf;      /* one piece of the source's */
+  e2b_op soon;
+};
+
+static void e2b__input_leave(e2b__input *input, bool done);
+
+/* The end of a write that is not waited for any more. */
+static void e2b__input_end(e2b__input *input, e2b_err code, const e2b_error *err) {
+  e2b_error result = *err;
+  if (code == E2B_PENDING) return;
+  if (code == E2B_OK) memset(&result, 0, sizeof result);
+  result.code = code;
+  e2b__input_leave(input, code == E2B_OK);
+  e2b__op_finish(&input->data.task.op, &result);
+}
+
+static e2b_err e2b__input_send(e2b__input *input, const uint8_t *bytes, size_t len, e2b_error *err) {
+  e2b__send_input_request request;
+  e2b__selector_request close;
+  memset(&request, 0, sizeof request);
+  memset(&close, 0, sizeof close);
+  e2b__select_pid(&request.process, &request.has_process, input->pid);
+  request.has_input = true;
+  request.input.has_pty = input->pty;
+  request.input.has_stdin_data = !input->pty;
+  request.input.pty = request.input.stdin_data = e2b__str_n((const char *)bytes, len);
+  close.process = request.process;
+  close.has_process = true;
+  input->piece = len;
+  if (input->close) e2b__rpc_put(&input->data, &e2b__msg_selector_request, &close);
+  else e2b__rpc_put(&input->data, &e2b__msg_send_input_request, &request);
+  return e2b__task_again(&input->data.task, err);
+}
+
+/* Asks the source, in a turn. */
+static e2b_err e2b__input_ask(e2b__input *input, e2b_error *err) {
+  int got = input->source(input->source_user, input->buf, E2B__INPUT_PIECE);
+  if (input->data.task.op.finished) return E2B_PENDING; /* by the callback */
+  if (got == E2B_PAUSE && input->can_pause) {
+    input->paused = true;
+    return E2B_PENDING;
+  }
+  if (got == E2B_PAUSE)
+    return e2b__fail(err, E2B_ERR_BAD_STATE, "E2B_PAUSE in a call without call.op: nobody could resume it");
+  if (got < 0) return e2b__fail(err, E2B_ERR_CANCELED, "the source canceled the input");
+  if ((size_t)got > E2B__INPUT_PIECE)
+    return e2b__fail(err, E2B_ERR_INVALID_ARGUMENT, "the source returned more than it was asked for");
+  return got ? e2b__input_send(input, input->buf, (size_t)got, err) : E2B_OK;
+}
+
+static void e2b__input_soon(void *user, const e2b_error *ok) {
+  e2b__input *input = (e2b__input *)user;
+  e2b_error err = *ok;
+  input->soon.id = 0;
+  e2b__input_end(input, e2b__input_ask(input, &err), &err);
+}
+
+/* The first piece, or the next one. */
+static e2b_err e2b__input_go(e2b__input *input, e2b_error *err) {
+  e2b__task *task = &input->data.task;
+  size_t left = task->data_len - (size_t)input->taken;
+  input->begun = true;
+  if (input->source) return e2b__soon(task->op.client, e2b__input_soon, input, &input->soon, err);
+  return e2b__input_send(input, task->data + input->taken, E2B__MIN(left, (size_t)E2B__INPUT_PIECE), err);
+}
+
+/* The first one in the queue of its process. */
+static bool e2b__input_is_next(const e2b__input *input) {
+  const e2b__input *first = input->data.task.op.sandbox->inputs;
+  while (first->pid != input->pid) first = first->next;
+  return first == input;
+}
+
+static void e2b__input_unlist(e2b__input *input) {
+  e2b__input **at = &input->data.task.op.sandbox->inputs;
+  while (*at != input) at = &(*at)->next;
+  *at = input->next;
+  input->listed = false;
+}
+
+/* Out of the queue. What waits behind it begins, or ends when something may be missing before it. */
+static void e2b__input_leave(e2b__input *input, bool done) {
+  e2b_sandbox *sandbox = input->data.task.op.sandbox;
+  bool broken = input->begun && !done;
+  uint32_t pid = input->pid;
+  e2b__input *next;
+  if (!input->listed) return;
+  e2b__input_unlist(input);
+  for (;;) {
+    e2b_error err;
+    for (next = sandbox->inputs; next && next->pid != pid; next = next->next) continue;
+    if (!next || next->begun) return;
+    memset(&err, 0, sizeof err);
+    if (broken) e2b__fail(&err, E2B_ERR_CANCELED, "an earlier write to this process did not end well: nothing of this one was sent");
+    else if (e2b__input_go(next, &err) == E2B_PENDING) return;
+    broken = true;
+    e2b__input_unlist(next);
+    e2b__op_finish(&next->data.task.op, &err);
+  }
+}
+
+static void e2b__input_verdict(e2b__mourner *mourner) {
+  e2b__data_task *data = (e2b__data_task *)(void *)((uint8_t *)mourner - offsetof(e2b__data_task, mourner));
+  e2b__input_end((e2b__input *)data, mourner->err.code, &mourner->err);
+}
+
+/* What envd says when a process cannot be written to is a plain internal error on the wire. */
+static e2b_err e2b__input_refused(e2b_err code, e2b_error *err) {
+  if (code != E2B_ERR_SERVICE) return code;
+  if (strstr(err->message, "tty not assigned"))
+    return e2b__error_say(err, E2B_ERR_BAD_STATE, "this process has no terminal: e2b_pty_... is for what e2b_pty_create started");
+  if (strstr(err->message, "tty assigned") || strstr(err->message, "for PTY process"))
+    return e2b__error_say(err, E2B_ERR_BAD_STATE, "this process has a terminal: use e2b_pty_send_input, and 0x04 for the end");
+  if (strstr(err->message, "not enabled or closed"))
     return e2b__error_say(err, E2B_ERR_BAD_STATE, "the stdin of this process is not open: start it with stdin_open");
+  if (strstr(err->message, "error writing to")) {
+    err->maybe_done = true;
+    return e2b__error_say(err, E2B_ERR_BAD_STATE, "the process reads no more: it closed its input or ended");
+  }
   return code;
 }
 
-E2B_API e2b_err e2b_commands_send_stdin(e2b_sandbox *sandbox, uint32_t pid, const void *bytes, size_t len, const e2b_call *call, e2b_error *err) {
-  e2b__send_input_request request;
-  e2b__data_task *data;
+/* Says how far it came. */
+static void e2b__input_say_taken(e2b__input *input, e2b_error *err) {
+  char was[sizeof err->message];
+  if (input->close || !(input->taken || input->source)) return;
+  memcpy(was, err->message, sizeof was);
+  e2b__error_say(err, err->code, "after %llu bytes: %s", (unsigned long long)input->taken, was);
+}
+
+static e2b_err e2b__input_answered(e2b__task *task, e2b_error *err) {
+  e2b__input *input = (e2b__input *)task;
+  e2b_err code = e2b__rpc_judged(task, err);
+  if (code == E2B_PENDING) input->data.mourner.on_verdict = e2b__input_verdict;
+  if (code == E2B_PENDING) return code;
+  if (err->connect_code == E2B_CONNECT_INTERNAL || err->connect_code == E2B_CONNECT_UNKNOWN) code = e2b__input_refused(code, err);
+  if (code == E2B_OK) {
+    input->taken += input->piece;
+    task->waited = false;
+    if (input->source) code = e2b__input_ask(input, err);
+    else if (input->taken < task->data_len) code = e2b__input_go(input, err);
+  }
+  if (code < 0) e2b__input_say_taken(input, err);
+  if (code != E2B_PENDING) e2b__input_leave(input, code == E2B_OK);
+  return code;
+}
+
+static e2b_err e2b__input_lost(e2b__task *task, e2b_error *err) {
+  e2b__input *input = (e2b__input *)task;
+  e2b_err code;
+  e2b__input_say_taken(input, err);
+  code = e2b__data_lost(task, err);
+  input->data.mourner.on_verdict = e2b__input_verdict;
+  if (code != E2B_PENDING) e2b__input_leave(input, false);
+  return code;
+}
+
+static void e2b__input_cancel(e2b__op *op) {
+  e2b__input *input = (e2b__input *)op;
+  e2b_op_cancel(op->client, input->soon);
+  input->soon.id = 0;
+  e2b__data_cancel(op);
+  e2b__input_leave(input, false);
+}
+
+static void e2b__input_release(e2b__op *op) {
+  e2b__input *input = (e2b__input *)op;
+  e2b__input_cancel(op);
+  e2b__data_release(op);
+  e2b__mem_free(&op->client->mem, input->buf, E2B__INPUT_PIECE);
+  input->buf = NULL;
+}
+
+static void e2b__input_resume(e2b__op *op) {
+  e2b__input *input = (e2b__input *)op;
+  e2b_error err;
+  if (!input->paused) return;
+  input->paused = false;
+  e2b__input_end(input, e2b__input_go(input, &err), &err);
+}
+
+static const e2b__op_type e2b__input_type = { e2b__input_cancel, e2b__input_release, e2b__input_resume, e2b__task_phase, NULL };
+
+/* One write, or with `close` the end of the input. `what` says the rest: data and data_len, or source and user. */
+static e2b_err e2b__input_write(e2b_sandbox *sandbox, uint32_t pid, bool pty, bool close, const e2b__task *what, const e2b_call *call,
+                                e2b_error *err) {
+  const char *method = close ? "/process.Process/CloseStdin" : "/process.Process/SendInput";
   e2b_error local;
+  e2b__input *input, **at;
+  e2b__task *task;
+  e2b_err code = E2B_PENDING;
   if (!err) err = &local;
   if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
   if (!pid) return e2b__invalid(err, "pid", "must not be 0");
-  if (!bytes && len) return e2b__invalid(err, "data", "must not be NULL");
-  memset(&request, 0, sizeof request);
-  e2b__select_pid(&request.process, &request.has_process, pid);
-  request.has_input = request.input.has_stdin_data = true;
-  request.input.stdin_data = e2b__str_n((const char *)bytes, len);
-  data = e2b__rpc_new(sandbox, "/process.Process/SendInput", &e2b__msg_send_input_request, &request, NULL, call, err);
-  if (!data) return err->code;
-  data->task.on_answer = e2b__stdin_answered;
-  data->task.subject = E2B_SUBJECT_PROCESS;
-  return e2b__task_run(&data->task, call, err);
+  if (!what->data && what->data_len) return e2b__invalid(err, "data", "must not be NULL");
+  input = (e2b__input *)e2b__rpc_new_sized(sandbox, method, sizeof *input, close ? sandbox->client->config.request_timeout_ms : E2B_TIMEOUT_NONE,
+                                           NULL, call, err);
+  if (!input) return err->code;
+  task = &input->data.task;
+  task->op.type = &e2b__input_type;
+  task->on_answer = e2b__input_answered;
+  task->on_loss = e2b__input_lost;
+  task->subject = E2B_SUBJECT_PROCESS;
+  task->req.idempotent = close;
+  task->data = what->data;
+  task->data_len = what->data_len;
+  input->source = what->source;
+  input->source_user = what->user;
+  input->pid = pid;
+  input->pty = pty;
+  input->close = close;
+  input->can_pause = call && call->op;
+  if (input->source) input->buf = (uint8_t *)e2b__mem_alloc(&sandbox->client->mem, E2B__INPUT_PIECE);
+  for (at = &sandbox->inputs; *at; at = &(*at)->next) continue;
+  *at = input;
+  input->listed = true;
+  if (input->source && !input->buf) code = e2b__no_memory(err);
+  else if (e2b__input_is_next(input)) code = e2b__input_go(input, err);
+  if (code == E2B_PENDING) return e2b__op_run(&task->op, call, err);
+  e2b__op_release(&task->op);
+  return code;
+}
+
+static e2b_err e2b__input_bytes(e2b_sandbox *sandbox, uint32_t pid, bool pty, const void *bytes, size_t len, const e2b_call *call, e2b_error *err) {
+  e2b__task what;
+  memset(&what, 0, sizeof what);
+  what.data = (const uint8_t *)bytes;
+  what.data_len = len;
+  return e2b__input_write(sandbox, pid, pty, false, &what, call, err);
+}
+
+E2B_API e2b_err e2b_commands_send_stdin(e2b_sandbox *sandbox, uint32_t pid, const void *data, size_t len, const e2b_call *call, e2b_error *err) {
+  return e2b__input_bytes(sandbox, pid, false, data, len, call, err);
+}
+
+E2B_API e2b_err e2b_commands_send_stdin_from(e2b_sandbox *sandbox, uint32_t pid, e2b_source_fn source, void *user, const e2b_call *call, e2b_error *err) {
+  e2b__task what;
+  if (!source) return e2b__invalid(err, "source", "must not be NULL");
+  memset(&what, 0, sizeof what);
+  what.source = source;
+  what.user = user;
+  return e2b__input_write(sandbox, pid, false, false, &what, call, err);
 }
 
 E2B_API e2b_err e2b_commands_close_stdin(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, e2b_error *err) {
-  e2b__selector_request request;
-  e2b__data_task *data;
-  e2b_error local;
-  if (!err) err = &local;
-  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
-  if (!pid) return e2b__invalid(err, "pid", "must not be 0");
-  memset(&request, 0, sizeof request);
-  e2b__select_pid(&request.process, &request.has_process, pid);
-  data = e2b__rpc_new(sandbox, "/process.Process/CloseStdin", &e2b__msg_selector_request, &request, NULL, call, err);
-  if (!data) return err->code;
-  data->task.subject = E2B_SUBJECT_PROCESS;
-  data->task.req.idempotent = true;
-  return e2b__task_run(&data->task, call, err);
+  e2b__task what;
+  memset(&what, 0, sizeof what);
+  return e2b__input_write(sandbox, pid, false, true, &what, call, err);
 }
 
 /* ---- handles ---- */
@@ -9829,10 +10562,14 @@ static e2b_err e2b__command_take(e2b_command_handle *handle, e2b_command_event *
     else code = e2b__command_message(handle, &envelope, &data, err);
     if (code) return code;
     if (data.has_stderr_data) text = &data.stderr_data;
+    if (data.has_pty) text = &data.pty;
     handle->out[0].len = 0;
     e2b__buf_str(&handle->out[0], *text);
     if (!e2b__buf_cstr(&handle->out[0])) return e2b__no_memory(err);
-    event->kind = data.has_stdout_data ? E2B_EVENT_STDOUT : data.has_stderr_data ? E2B_EVENT_STDERR : E2B_EVENT_NONE;
+    event->kind = data.has_stdout_data   ? E2B_EVENT_STDOUT
+                  : data.has_stderr_data ? E2B_EVENT_STDERR
+                  : data.has_pty         ? E2B_EVENT_PTY
+                                         : E2B_EVENT_NONE;
     event->data = (const char *)handle->out[0].data;
     event->len = handle->out[0].len;
     e2b__buf_drop(&req->rx, envelope.size);
@@ -9965,6 +10702,110 @@ E2B_API void e2b_command_handle_free(e2b_command_handle *handle) {
   if (handle->next) handle->next->prev = handle->prev;
   e2b__object_free(client, handle);
 }
+
+/* ================================================================================================================== */
+/* >>>> pty */
+/* ================================================================================================================== */
+
+#ifndef E2B_NO_PTY
+
+/* The options of a PTY as those of a command. */
+static void e2b__pty_opts(const e2b_pty_opts *opts, e2b_run_opts *run) {
+  memset(run, 0, sizeof *run);
+  if (!opts) return;
+  run->call = opts->call;
+  run->run_timeout_ms = opts->run_timeout_ms;
+  run->envs = opts->envs;
+  run->cwd = opts->cwd;
+  run->user = opts->user;
+  run->tag = opts->tag;
+  run->on_stdout = opts->on_data;
+  run->output_user = opts->output_user;
+  run->max_collect = opts->max_collect;
+}
+
+/* Without these, programs on the terminal show garbage; what the caller set stays. */
+static void e2b__pty_envs(e2b_kvs *envs, e2b_kv *room) {
+  static const e2b_kv defaults[] = { { "TERM", "xterm-256color" }, { "LANG", "C.UTF-8" }, { "LC_ALL", "C.UTF-8" } };
+  size_t i, k, count = envs->count;
+  if (count) memcpy(room, envs->items, count * sizeof *room);
+  for (i = 0; i < E2B__COUNT(defaults); i++) {
+    for (k = 0; k < envs->count && strcmp(envs->items[k].key, defaults[i].key) != 0; k++) continue;
+    if (k == envs->count) room[count++] = defaults[i];
+  }
+  envs->items = room;
+  envs->count = count;
+}
+
+E2B_API e2b_err e2b_pty_create(e2b_sandbox *sandbox, const e2b_pty_opts *opts, e2b_command_handle **out, e2b_error *err) {
+  e2b__command_want want = { NULL, NULL, NULL };
+  e2b__pty_size size;
+  e2b_run_opts run;
+  e2b_kv *envs;
+  e2b_str args[2];
+  size_t room;
+  e2b_err code;
+  if (!out) return e2b__invalid(err, "out", "must not be NULL");
+  *out = NULL;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  e2b__pty_opts(opts, &run);
+  if (e2b__run_opts_check(&run, err)) return E2B_ERR_INVALID_ARGUMENT;
+  room = (run.envs.count + 3) * sizeof *envs;
+  envs = (e2b_kv *)e2b__mem_alloc(&sandbox->client->mem, room);
+  if (!envs) return e2b__no_memory(err);
+  e2b__pty_envs(&run.envs, envs);
+  size.cols = opts && opts->cols ? opts->cols : 80;
+  size.rows = opts && opts->rows ? opts->rows : 24;
+  args[0] = e2b__str("-i");
+  args[1] = e2b__str("-l");
+  want.handle = out;
+  code = e2b__command_start(sandbox, args, 2, &size, &run, &want, err);
+  e2b__mem_free(&sandbox->client->mem, envs, room);
+  return code;
+}
+
+E2B_API e2b_err e2b_pty_connect(e2b_sandbox *sandbox, uint32_t pid, const e2b_pty_opts *opts, e2b_command_handle **out, e2b_error *err) {
+  e2b_run_opts run;
+  e2b__pty_opts(opts, &run);
+  return e2b_commands_connect_to_process(sandbox, pid, &run, out, err);
+}
+
+E2B_API e2b_err e2b_pty_send_input(e2b_sandbox *sandbox, uint32_t pid, const void *data, size_t len, const e2b_call *call, e2b_error *err) {
+  return e2b__input_bytes(sandbox, pid, true, data, len, call, err);
+}
+
+static e2b_err e2b__pty_resized(e2b__task *task, e2b_error *err) {
+  e2b_err code = e2b__rpc_judged(task, err);
+  return err->connect_code == E2B_CONNECT_INTERNAL ? e2b__input_refused(code, err) : code;
+}
+
+E2B_API e2b_err e2b_pty_resize(e2b_sandbox *sandbox, uint32_t pid, uint16_t cols, uint16_t rows, const e2b_call *call, e2b_error *err) {
+  e2b__update_request request;
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
+  if (!pid) return e2b__invalid(err, "pid", "must not be 0");
+  if (!cols || !rows) return e2b__invalid(err, cols ? "rows" : "cols", "must not be 0");
+  memset(&request, 0, sizeof request);
+  e2b__select_pid(&request.process, &request.has_process, pid);
+  request.has_pty = request.pty.has_size = true;
+  request.pty.size.cols = cols;
+  request.pty.size.rows = rows;
+  data = e2b__rpc_new(sandbox, "/process.Process/Update", &e2b__msg_update_request, &request, NULL, call, err);
+  if (!data) return err->code;
+  data->task.on_answer = e2b__pty_resized;
+  data->task.subject = E2B_SUBJECT_PROCESS;
+  data->task.req.idempotent = true;
+  return e2b__task_run(&data->task, call, err);
+}
+
+E2B_API e2b_err e2b_pty_kill(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, bool *killed, e2b_error *err) {
+  return e2b_commands_kill(sandbox, pid, call, killed, err);
+}
+
+#endif /* E2B_NO_PTY */
+
 /* ================================================================================================================== */
 /* >>>> files */
 /* ================================================================================================================== */
@@ -10000,9 +10841,7 @@ static e2b_err e2b__files_say_before(e2b_error *err, e2b_err code, const char *w
 
 /* A 404 that envd did not write is not about the file: a router, a gateway or a wrong URL answers with text or HTML. */
 static e2b_err e2b__files_doubt(e2b_err code, bool from_envd, e2b_error *err) {
-  if (code != E2B_ERR_NOT_FOUND || from_envd) return code;
-  err->subject = E2B_SUBJECT_NONE;
-  return e2b__files_say_before(err, E2B_ERR_SERVICE, "not an answer of envd, check the URL of the sandbox");
+  return code != E2B_ERR_NOT_FOUND || from_envd ? code : e2b__not_envd(err);
 }
 
 /* ---- the filesystem service ---- */
@@ -10058,19 +10897,6 @@ static void e2b__fill_entry_list(e2b__pack *pack, const void *from, void *out) {
   list->count = entries->count;
 }
 
-/* As e2b__data_answered, but only envd's own words count as "no such file". */
-static e2b_err e2b__files_rpc_answered(e2b__task *task, e2b_error *err) {
-  e2b__data_task *data = (e2b__data_task *)task;
-  e2b_err absent = data->absent, code;
-  data->absent = E2B_OK;
-  code = e2b__data_answered(task, err);
-  data->absent = absent; /* it may be asked again */
-  code = e2b__files_doubt(code, err->connect_code != E2B_CONNECT_NONE, err);
-  if (code == E2B_OK || code != absent) return code;
-  if (task->flag) *task->flag = false;
-  return E2B_OK;
-}
-
 /* An answer that must describe an entry, which has a path at least. */
 static e2b_err e2b__files_entry_answered(e2b__task *task, e2b_error *err) {
   e2b_entry_info *out = (e2b_entry_info *)task->out;
@@ -10088,7 +10914,6 @@ static e2b__data_task *e2b__files_rpc_new(e2b_sandbox *sandbox, const char *serv
   e2b__data_task *data = e2b__rpc_new(sandbox, service_method, type, message, user, e2b__files_call(opts), err);
   if (!data) return NULL;
   data->task.subject = E2B_SUBJECT_FILE;
-  data->task.on_answer = e2b__files_rpc_answered;
   return data;
 }
 
