@@ -9235,6 +9235,582 @@ static void e2e_process_list(fixture *f) {
   e2b_command_handle_free(handle);
 }
 
+/* How many processes in the sandbox have this text in their command line. */
+static int processes_with(fixture *f, const char *mark) {
+  char command[300];
+  snprintf(command, sizeof command,
+           "n=0; for p in /proc/[0-9]*; do [ $p != /proc/$$ ] && grep -qsaF -e '%s' $p/cmdline && n=$((n+1)); done; echo $n", mark);
+  return (int)strtol(output_of(f, command), NULL, 10);
+}
+
+/* Pulls events until the output has this in it. */
+static bool wait_for_output_at(e2b_command_handle *handle, const char *text, int line) {
+  static char seen[20000];
+  uint64_t until = now_ms() + 10000;
+  e2b_command_event event;
+  e2b_error err;
+  size_t len = 0;
+  seen[0] = 0;
+  while (!strstr(seen, text) && now_ms() < until) {
+    e2b_err rc = e2b_command_handle_next(handle, 1000, &event, &err);
+    if (rc != E2B_OK && rc != E2B_PENDING) break;
+    if (rc != E2B_OK || event.kind == E2B_EVENT_EXIT) continue;
+    event.len = event.len < sizeof seen - 1 - len ? event.len : sizeof seen - 1 - len;
+    memcpy(seen + len, event.data, event.len);
+    seen[len += event.len] = 0;
+  }
+  return check_has_at(seen, text, line);
+}
+#define WAIT_FOR_OUTPUT(handle, text) wait_for_output_at(handle, text, __LINE__)
+
+static void e2e_send_signal(fixture *f) {
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  bool found = false;
+  uint32_t pid;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done", NULL, &handle, &err)))
+    return;
+  pid = e2b_command_handle_pid(handle);
+  WAIT_FOR_OUTPUT(handle, "up\n");
+  CHECK_RC(e2b_commands_send_signal(f->sandbox, pid, 1, NULL, &found, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK(strstr(err.message, "signo") && !found);
+  CHECK_OK(e2b_commands_send_signal(f->sandbox, pid, 15, NULL, &found, &err));
+  CHECK(found);
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK(r.exited);
+  CHECK_INT(r.exit_code, 5);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  CHECK_OK(e2b_commands_send_signal(f->sandbox, 4000000, 15, NULL, &found, &err));
+  CHECK(!found);
+
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "exec sleep 100", NULL, &handle, &err))) return;
+  CHECK_OK(e2b_commands_send_signal(f->sandbox, e2b_command_handle_pid(handle), 9, NULL, NULL, &err));
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK_STR(r.error, "signal: killed");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+}
+
+/* Children, grandchildren, one in a session of its own, one that is stopped, and one that forks all the time. */
+static void e2e_kill_tree(fixture *f) {
+  char command[700], mark[40];
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  uint32_t killed = 0;
+  pid_t other;
+  int status;
+  snprintf(mark, sizeof mark, "98765.%ld", (long)getpid());
+  snprintf(command, sizeof command,
+           "sleep %s & (sleep %s & setsid sleep %s & bash -c 'sleep %s & wait' & wait) & (kill -STOP $BASHPID; sleep %s) & "
+           "bash -c 'while :; do sleep %s & sleep 0.01; done' & sleep 0.3; echo up; wait",
+           mark, mark, mark, mark, mark, mark);
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, command, NULL, &handle, &err))) return;
+  WAIT_FOR_OUTPUT(handle, "up\n");
+  CHECK(processes_with(f, mark) > 10);
+  CHECK_OK(e2b_commands_kill_tree(f->sandbox, e2b_command_handle_pid(handle), NULL, &killed, &err));
+  CHECK(killed > 10);
+  CHECK_INT(processes_with(f, mark), 0);
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK(!r.exited);
+  CHECK_STR(r.error, "signal: killed");
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_commands_kill_tree(f->sandbox, e2b_command_handle_pid(handle), NULL, &killed, &err));
+  CHECK_INT(killed, 0);
+  e2b_command_handle_free(handle);
+
+  other = fork(); /* not started by this envd: not its business */
+  if (other == 0) {
+    sleep_ms(60000);
+    _exit(0);
+  }
+  CHECK_OK(e2b_commands_kill_tree(f->sandbox, (uint32_t)other, NULL, &killed, &err));
+  CHECK_INT(killed, 0);
+  CHECK_INT(waitpid(other, &status, WNOHANG), 0);
+  kill(other, SIGKILL);
+  waitpid(other, &status, 0);
+}
+
+static void check_stop(fixture *f, const char *command, e2b_stopped want, const char *output, e2b_err rc) {
+  e2b_stopped how = E2B_STOPPED_NOTHING;
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  e2b_call call = { 0 };
+  done d = { 0 };
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, command, NULL, &handle, &err))) return;
+  WAIT_FOR_OUTPUT(handle, "up\n");
+  call.on_done = on_done;
+  call.user = &d;
+  CHECK_RC(e2b_commands_stop(f->sandbox, e2b_command_handle_pid(handle), want == E2B_STOPPED_BY_KILL ? 300 : 0, &call, &how, &err),
+           E2B_PENDING);
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), rc);
+  CHECK_STR(r.stdout_data.ptr, output);
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_client_drain(f->client, 10000));
+  CHECK_INT(d.count, 1);
+  CHECK_OK(d.err.code);
+  CHECK_INT(how, want);
+  e2b_command_handle_free(handle);
+}
+
+static void e2e_stop(fixture *f) {
+  e2b_stopped how = E2B_STOPPED_BY_KILL;
+  char command[300], mark[40];
+  e2b_error err;
+  snprintf(mark, sizeof mark, "87654.%ld", (long)getpid());
+  /* its last words get through, and the child, which has no say, goes too */
+  snprintf(command, sizeof command, "trap 'seq 100000 | tail -n 1; exit 0' TERM; sleep %s & echo up; while :; do sleep 0.05; done", mark);
+  check_stop(f, command, E2B_STOPPED_BY_TERM, "100000\n", E2B_OK);
+  CHECK_INT(processes_with(f, mark), 0);
+  snprintf(command, sizeof command, "bash -c 'trap : TERM; echo up; while :; do sleep %s; done'; echo no", mark);
+  check_stop(f, command, E2B_STOPPED_BY_KILL, "", E2B_COMMAND_EXIT);
+  CHECK_INT(processes_with(f, mark), 0);
+  CHECK_OK(e2b_commands_stop(f->sandbox, 4000000, 0, NULL, &how, &err));
+  CHECK_INT(how, E2B_STOPPED_NOTHING);
+}
+
+/* By another client, which is gone before the command ends. */
+static void e2e_start_detached(fixture *f) {
+  e2b_client_config config = host_config(the_host);
+  e2b_attach_opts attach;
+  e2b_run_opts opts = { 0 };
+  e2b_client *client = e2b_client_create(&config, NULL);
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_sandbox *sandbox = NULL;
+  e2b_error err;
+  uint32_t pid = 0;
+  char tag[40], command[400];
+  memset(&attach, 0, sizeof attach);
+  attach.base_url = e2b_sandbox_runtime_url(f->sandbox);
+  attach.access_token = e2b_sandbox_access_token(f->sandbox);
+  snprintf(tag, sizeof tag, "detached %ld", (long)getpid());
+  opts.tag = tag;
+  opts.cwd = f->dir;
+  if (client && CHECK_OK(e2b_sandbox_attach(client, e2b_sandbox_id(f->sandbox), &attach, &sandbox, &err)))
+    CHECK_OK(e2b_commands_start_detached(sandbox, "while [ ! -e go ]; do sleep 0.05; done; echo done | tee done; exit 6", &opts, &pid, &err));
+  CHECK(pid > 0);
+  e2b_client_free(client);
+  if (CHECK_OK(e2b_commands_connect_to_tag(f->sandbox, tag, NULL, &handle, &err))) {
+    CHECK_INT(e2b_command_handle_pid(handle), pid);
+    CHECK_OK(e2b_files_write_text(f->sandbox, in_dir(f, "go"), "", NULL, NULL, &err));
+    CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+    CHECK_INT(r.exit_code, 6);
+    CHECK_STR(r.stdout_data.ptr, "done\n");
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+  }
+  snprintf(command, sizeof command, "cat %s", in_dir(f, "done"));
+  CHECK_STR(output_of(f, command), "done\n");
+
+  opts.output_file = "log";
+  opts.tag = NULL;
+  CHECK_OK(e2b_commands_start_detached(f->sandbox, "echo \"$0\" $#; echo two >&2; cat; exit 4", &opts, &pid, &err));
+  if (CHECK_OK(e2b_commands_connect_to_process(f->sandbox, pid, NULL, &handle, &err))) {
+    CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+    CHECK_INT(r.exit_code, 4);
+    CHECK_STR(r.stdout_data.ptr, "");
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+  }
+  snprintf(command, sizeof command, "cat %s", in_dir(f, "log"));
+  CHECK_STR(output_of(f, command), "/bin/bash 0\ntwo\n");
+  opts.output_file = "missing/log";
+  CHECK_RC(e2b_commands_start_detached(f->sandbox, "echo never > ran", &opts, &pid, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK(strstr(err.message, "missing/log") && pid == 0);
+  CHECK_RC(e2b_commands_run(f->sandbox, "true", &opts, NULL, &err), E2B_ERR_INVALID_ARGUMENT);
+  opts.output_file = NULL;
+  opts.cwd = "/missing";
+  CHECK_RC(e2b_commands_start_detached(f->sandbox, "true", &opts, &pid, &err), E2B_ERR_INVALID_ARGUMENT);
+  opts.on_stdout = sequence_compare;
+  CHECK_RC(e2b_commands_start_detached(f->sandbox, "true", &opts, &pid, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_WORKS(f);
+}
+
+/* The server's own look-up by tag may miss it when others have one. */
+static void e2e_connect_to_tag(fixture *f) {
+  static const char *const names[] = { "one", "two", "three", "four", "five" };
+  e2b_command_handle *handles[5], *again;
+  e2b_command_result r = { 0 };
+  e2b_run_opts opts = { 0 };
+  e2b_error err;
+  char tag[120], word[20];
+  size_t i;
+  opts.stdin_open = true;
+  opts.tag = tag;
+  memset(handles, 0, sizeof handles);
+  for (i = 0; i < 5; i++) {
+    snprintf(tag, sizeof tag, "%s of %s", names[i], f->dir);
+    CHECK_OK(e2b_commands_start(f->sandbox, "read word; echo $word; exit 9", &opts, &handles[i], &err));
+  }
+  for (i = 0; i < 5 && handles[i]; i++) {
+    snprintf(tag, sizeof tag, "%s of %s", names[i], f->dir);
+    snprintf(word, sizeof word, "%s\n", names[i]);
+    if (!CHECK_OK(e2b_commands_connect_to_tag(f->sandbox, tag, NULL, &again, &err))) continue;
+    CHECK_INT(e2b_command_handle_pid(again), e2b_command_handle_pid(handles[i]));
+    CHECK_OK(e2b_command_handle_send_stdin(again, word, strlen(word), NULL, &err));
+    CHECK_RC(e2b_command_handle_wait(again, NULL, &r, &err), E2B_COMMAND_EXIT);
+    CHECK_STR(r.stdout_data.ptr, word);
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(again);
+    if (!CHECK_OK(e2b_commands_connect_to_tag(f->sandbox, tag, NULL, &again, &err))) continue; /* its exit code is kept */
+    CHECK_RC(e2b_command_handle_wait(again, NULL, &r, &err), E2B_COMMAND_EXIT);
+    CHECK_INT(r.exit_code, 9);
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(again);
+  }
+  for (i = 0; i < 5; i++) e2b_command_handle_free(handles[i]);
+  CHECK_RC(e2b_commands_connect_to_tag(f->sandbox, "no such tag", NULL, &again, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_PROCESS);
+  CHECK(!again);
+}
+
+/* What a handle collects is limited too. */
+static void e2e_handle_max_collect(fixture *f) {
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  opts.max_collect = 10;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "seq 100; echo short >&2", &opts, &handle, &err))) return;
+  CHECK_OK(e2b_command_handle_wait(handle, NULL, &r, &err));
+  CHECK(r.truncated);
+  CHECK_STR(r.stdout_data.ptr, "1\n2\n3\n4\n5\n");
+  CHECK_STR(r.stderr_data.ptr, "short\n");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  opts.max_collect = 0;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "seq 100", &opts, &handle, &err))) return;
+  CHECK_OK(e2b_command_handle_wait(handle, NULL, &r, &err));
+  CHECK(!r.truncated && r.stdout_data.len == 292);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+}
+
+/* Gives `left` bytes of noise in pieces of all sizes, and pauses now and then. */
+typedef struct noise_source {
+  uint64_t seed, sizes;
+  size_t left;
+  sha256 sum;
+  int pauses, asked;
+  bool cancels;
+} noise_source;
+
+static int noise_give(void *user, void *buf, size_t cap) {
+  noise_source *s = (noise_source *)user;
+  size_t n = 1;
+  s->asked++;
+  if (s->pauses > 0 && s->asked % 3 == 1) {
+    s->pauses--;
+    return E2B_PAUSE;
+  }
+  if (s->cancels && s->asked > 5) return -1;
+  noise(&s->sizes, (uint8_t *)&n, 3);
+  n = (n & 0xffffff) % cap + 1;
+  if (n > s->left) n = s->left;
+  noise(&s->seed, (uint8_t *)buf, n);
+  sha256_add(&s->sum, buf, n);
+  s->left -= n;
+  return (int)n;
+}
+
+/* Megabytes in one call, many calls at once, from a source that pauses: all arrive, in order. */
+static void e2e_stdin_big(fixture *f) {
+  size_t size = (size_t)(quick ? MIB : 8 * MIB), sizes[4], at, i;
+  uint8_t *data = (uint8_t *)malloc(size);
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  e2b_call calls[7];
+  e2b_op op = { 0 };
+  done d[7];
+  noise_source source;
+  sha256 sum;
+  char hex[65];
+  uint64_t seed = 99;
+  memset(calls, 0, sizeof calls);
+  memset(d, 0, sizeof d);
+  memset(&source, 0, sizeof source);
+  noise(&seed, data, size);
+  for (i = 0; i < 7; i++) {
+    calls[i].on_done = on_done;
+    calls[i].user = &d[i];
+  }
+  sizes[0] = 1;
+  sizes[1] = 200000;
+  sizes[2] = 65536;
+  sizes[3] = size - 265537;
+  opts.stdin_open = true;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "sleep 0.3; sha256sum", &opts, &handle, &err))) return;
+  sha256_start(&sum);
+  for (at = i = 0; i < 4; at += sizes[i++])
+    CHECK_RC(e2b_command_handle_send_stdin(handle, data + at, sizes[i], &calls[i], &err), E2B_PENDING);
+  sha256_add(&sum, data, size);
+  source.seed = 5;
+  source.sizes = 6;
+  source.left = 1000000;
+  source.pauses = 3;
+  source.sum = sum;
+  calls[4].op = &op;
+  CHECK_RC(e2b_commands_send_stdin_from(f->sandbox, e2b_command_handle_pid(handle), noise_give, &source, &calls[4], &err), E2B_PENDING);
+  CHECK_RC(e2b_command_handle_send_stdin(handle, "end", 3, &calls[5], &err), E2B_PENDING);
+  CHECK_RC(e2b_command_handle_close_stdin(handle, &calls[6], &err), E2B_PENDING);
+  CHECK_INT(source.asked, 0); /* not before poll */
+  while (!d[6].count) {
+    int paused = source.pauses;
+    (void)e2b_client_poll(f->client, 100);
+    if (source.pauses < paused) e2b_op_resume(f->client, op);
+  }
+  for (i = 0; i < 7; i++) CHECK(d[i].count == 1 && d[i].err.code == E2B_OK);
+  CHECK_INT(source.left, 0);
+  sum = source.sum;
+  sha256_add(&sum, "end", 3);
+  sha256_hex(&sum, hex);
+  CHECK_OK(e2b_command_handle_wait(handle, NULL, &r, &err));
+  CHECK(strncmp(r.stdout_data.ptr, hex, 64) == 0);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  free(data);
+}
+
+/* A write that is given up, or that cannot go on: those behind it do not begin. */
+static void e2e_stdin_given_up(fixture *f) {
+  size_t size = 500000;
+  uint8_t *data = (uint8_t *)calloc(1, size);
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  e2b_call call = { 0 };
+  noise_source source;
+  done first = { 0 }, second = { 0 }, third = { 0 };
+  opts.stdin_open = true;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "sleep 1.5; exec 0<&-; echo closed; sleep 100", &opts, &handle, &err))) return;
+  call.on_done = on_done;
+  call.user = &first;
+  call.timeout_ms = 300;
+  CHECK_RC(e2b_command_handle_send_stdin(handle, data, size, &call, &err), E2B_PENDING);
+  call.user = &second;
+  call.timeout_ms = 0;
+  CHECK_RC(e2b_command_handle_send_stdin(handle, "x", 1, &call, &err), E2B_PENDING);
+  call.user = &third;
+  CHECK_RC(e2b_command_handle_close_stdin(handle, &call, &err), E2B_PENDING);
+  CHECK_OK(e2b_client_drain(f->client, 10000));
+  CHECK_INT(first.err.code, E2B_ERR_TIMEOUT); /* it does not read */
+  CHECK(first.err.maybe_done);
+  CHECK_INT(second.err.code, E2B_ERR_CANCELED);
+  CHECK_INT(third.err.code, E2B_ERR_CANCELED);
+
+  WAIT_FOR_OUTPUT(handle, "closed\n");
+  CHECK_RC(e2b_command_handle_send_stdin(handle, data, size, NULL, &err), E2B_ERR_BAD_STATE);
+  memset(&source, 0, sizeof source);
+  source.seed = source.sizes = 1;
+  source.pauses = 1;
+  source.left = 10;
+  CHECK_RC(e2b_commands_send_stdin_from(f->sandbox, e2b_command_handle_pid(handle), noise_give, &source, NULL, &err), E2B_ERR_BAD_STATE);
+  CHECK(strstr(err.message, "E2B_PAUSE"));
+  CHECK_OK(e2b_commands_kill_tree(f->sandbox, e2b_command_handle_pid(handle), NULL, NULL, &err));
+  e2b_command_handle_free(handle);
+
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "cat >/dev/null; echo end", &opts, &handle, &err))) return;
+  memset(&source, 0, sizeof source);
+  source.seed = source.sizes = 1;
+  source.left = size;
+  source.cancels = true;
+  CHECK_RC(e2b_commands_send_stdin_from(f->sandbox, e2b_command_handle_pid(handle), noise_give, &source, NULL, &err), E2B_ERR_CANCELED);
+  CHECK_OK(e2b_command_handle_close_stdin(handle, NULL, &err));
+  CHECK_OK(e2b_command_handle_wait(handle, NULL, &r, &err));
+  CHECK_STR(r.stdout_data.ptr, "end\n");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  free(data);
+}
+
+/* ---- terminals --------------------------------------------------------------------------------------------------- */
+
+#ifndef E2B_NO_PTY
+static e2b_err pty_type(fixture *f, uint32_t pid, const char *text, e2b_error *err) {
+  return e2b_pty_send_input(f->sandbox, pid, text, strlen(text), NULL, err);
+}
+
+static void e2e_pty(fixture *f) {
+  static const e2b_kv pairs[] = { { "LANG", "C" }, { "PS1", "$ " }, { "MINE", "1" } };
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_command_event event;
+  e2b_pty_opts opts;
+  e2b_error err;
+  e2b_err rc;
+  char want[200];
+  uint32_t pid;
+  if (!CHECK_OK(e2b_pty_create(f->sandbox, NULL, &handle, &err))) return;
+  pid = e2b_command_handle_pid(handle);
+  CHECK_OK(pty_type(f, pid, "stty size; tty -s && echo \"$TERM,$LANG,$LC_ALL\" | tr , =; shopt -q login_shell && echo log''in\n", &err));
+  WAIT_FOR_OUTPUT(handle, "24 80\r\nxterm-256color=C.UTF-8=C.UTF-8\r\nlogin\r\n");
+  CHECK_OK(e2b_pty_resize(f->sandbox, pid, 132, 43, NULL, &err));
+  CHECK_OK(pty_type(f, pid, "stty size\n", &err));
+  WAIT_FOR_OUTPUT(handle, "43 132\r\n");
+  CHECK_OK(pty_type(f, pid, "exit 3\n", &err));
+  while ((rc = e2b_command_handle_next(handle, 5000, &event, &err)) == E2B_OK) {
+    CHECK(event.kind == E2B_EVENT_PTY || event.kind == E2B_EVENT_EXIT);
+    if (event.kind == E2B_EVENT_EXIT) CHECK_INT(event.exit_code, 3);
+  }
+  CHECK_RC(rc, E2B_EOF);
+  e2b_command_handle_free(handle);
+  CHECK_RC(pty_type(f, pid, "x", &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_PROCESS);
+  CHECK_RC(e2b_pty_resize(f->sandbox, pid, 80, 24, NULL, &err), E2B_ERR_NOT_FOUND);
+
+  memset(&opts, 0, sizeof opts);
+  opts.cols = 60;
+  opts.rows = 10;
+  opts.envs.items = pairs;
+  opts.envs.count = 3;
+  opts.cwd = f->dir;
+  opts.tag = "my terminal";
+  if (!CHECK_OK(e2b_pty_create(f->sandbox, &opts, &handle, &err))) return;
+  pid = e2b_command_handle_pid(handle);
+  CHECK_OK(pty_type(f, pid, "stty size; pwd; echo $TERM=$LANG=$MINE; echo re''ady; cat; echo ov''er; exit\n", &err));
+  snprintf(want, sizeof want, "10 60\r\n%s\r\nxterm-256color=C=1\r\nready\r\n", f->dir);
+  WAIT_FOR_OUTPUT(handle, want);
+  CHECK_RC(e2b_commands_send_stdin(f->sandbox, pid, "x", 1, NULL, &err), E2B_ERR_BAD_STATE);
+  CHECK_RC(e2b_commands_close_stdin(f->sandbox, pid, NULL, &err), E2B_ERR_BAD_STATE);
+  CHECK_OK(pty_type(f, pid, "\x04", &err)); /* the end of what is typed */
+  CHECK_OK(e2b_command_handle_wait(handle, NULL, &r, &err)); /* collects */
+  CHECK_HAS(r.stdout_data.ptr, "over\r\n");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "sleep 100", NULL, &handle, &err))) return;
+  CHECK_RC(pty_type(f, e2b_command_handle_pid(handle), "x", &err), E2B_ERR_BAD_STATE);
+  CHECK_RC(e2b_pty_resize(f->sandbox, e2b_command_handle_pid(handle), 80, 24, NULL, &err), E2B_ERR_BAD_STATE);
+  CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+  e2b_command_handle_free(handle);
+  memset(&opts, 0, sizeof opts);
+  opts.user = "no-such-user";
+  CHECK_RC(e2b_pty_create(f->sandbox, &opts, &handle, &err), E2B_ERR_UNAUTHENTICATED);
+  opts.user = NULL;
+  opts.cwd = in_dir(f, "missing");
+  CHECK_RC(e2b_pty_create(f->sandbox, &opts, &handle, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_WORKS(f);
+}
+
+/* Keeps the end of what was pushed. */
+typedef struct shown {
+  char text[4000];
+  size_t len;
+} shown;
+
+static int shown_add(void *user, const char *data, size_t len) {
+  shown *s = (shown *)user;
+  if (len > sizeof s->text / 4) {
+    data += len - sizeof s->text / 4;
+    len = sizeof s->text / 4;
+  }
+  if (s->len + len >= sizeof s->text) {
+    memmove(s->text, s->text + s->len - sizeof s->text / 2, sizeof s->text / 2);
+    s->len = sizeof s->text / 2;
+  }
+  memcpy(s->text + s->len, data, len);
+  s->text[s->len += len] = 0;
+  return 0;
+}
+
+static bool shown_has(fixture *f, shown *s, const char *text) {
+  uint64_t until = now_ms() + 10000;
+  while (!strstr(s->text, text) && now_ms() < until) (void)e2b_client_poll(f->client, 100);
+  return strstr(s->text, text) != NULL;
+}
+
+/* Pushed output, a second view of the same terminal after the first was left, and its death. */
+static void e2e_pty_reconnect(fixture *f) {
+  static shown first, second;
+  e2b_command_handle *handle, *again;
+  e2b_command_result r = { 0 };
+  e2b_pty_opts opts;
+  e2b_error err;
+  bool killed = false;
+  uint32_t pid;
+  memset(&opts, 0, sizeof opts);
+  memset(&first, 0, sizeof first);
+  memset(&second, 0, sizeof second);
+  opts.on_data = shown_add;
+  opts.output_user = &first;
+  if (!CHECK_OK(e2b_pty_create(f->sandbox, &opts, &handle, &err))) return;
+  pid = e2b_command_handle_pid(handle);
+  CHECK_OK(pty_type(f, pid, "X=kept; echo 'on'e\n", &err));
+  CHECK(shown_has(f, &first, "one\r\n"));
+  e2b_command_handle_disconnect(handle);
+  e2b_command_handle_free(handle);
+  first.len = 0;
+
+  opts.output_user = &second;
+  if (!CHECK_OK(e2b_pty_connect(f->sandbox, pid, &opts, &again, &err))) return;
+  CHECK_INT(e2b_command_handle_pid(again), pid);
+  CHECK_OK(pty_type(f, pid, "echo $X; sleep 100\n", &err));
+  CHECK(shown_has(f, &second, "kept\r\n"));
+  CHECK_OK(pty_type(f, pid, "\x03", &err)); /* interrupts the sleep */
+  CHECK_OK(pty_type(f, pid, "echo 'alive''ness'\n", &err));
+  CHECK(shown_has(f, &second, "aliveness\r\n"));
+  CHECK_INT(first.len, 0);
+  CHECK_OK(e2b_pty_kill(f->sandbox, pid, NULL, &killed, &err));
+  CHECK(killed);
+  CHECK_RC(e2b_command_handle_wait(again, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK_STR(r.error, "signal: killed");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(again);
+  CHECK_OK(e2b_pty_kill(f->sandbox, pid, NULL, &killed, &err));
+  CHECK(!killed);
+  CHECK_RC(e2b_pty_connect(f->sandbox, 4000000, &opts, &again, &err), E2B_ERR_NOT_FOUND);
+}
+
+/* What nobody looks at is held back; much typed at once arrives whole. */
+static void e2e_pty_backpressure(fixture *f) {
+  uint64_t size = 4 * MIB, total = 0, until;
+  e2b_command_handle *handle;
+  e2b_command_event event;
+  e2b_client_stats stats;
+  e2b_error err;
+  e2b_err rc;
+  char command[200], hex[65], *text = (char *)malloc(200001);
+  sha256 sum;
+  uint32_t pid;
+  int i;
+  if (!CHECK_OK(e2b_pty_create(f->sandbox, NULL, &handle, &err))) return;
+  pid = e2b_command_handle_pid(handle);
+  snprintf(command, sizeof command, "stty -echo; echo 're'ady; head -c %lu /dev/zero | tr '\\0' a; exit\n", (unsigned long)size);
+  CHECK_OK(pty_type(f, pid, command, &err));
+  WAIT_FOR_OUTPUT(handle, "ready\r\n");
+  for (until = now_ms() + 300; now_ms() < until;) e2b_client_poll(f->client, 20);
+  e2b_client_get_stats(f->client, &stats);
+  CHECK(stats.mem_now < MIB);
+  CHECK(stats.bytes_rx < size / 2);
+  while ((rc = e2b_command_handle_next(handle, 5000, &event, &err)) == E2B_OK)
+    for (i = 0; event.kind == E2B_EVENT_PTY && i < (int)event.len; i++) total += event.data[i] == 'a';
+  CHECK_RC(rc, E2B_EOF);
+  CHECK(total > size - 4096 && total <= size + 100);
+  e2b_command_handle_free(handle);
+
+  for (i = 0; i < 200000; i++) text[i] = (char)(i % 100 == 99 ? '\n' : 'a' + i % 26);
+  text[200000] = 4;
+  sha256_start(&sum);
+  sha256_add(&sum, text, 200000);
+  sha256_hex(&sum, hex);
+  if (!CHECK_OK(e2b_pty_create(f->sandbox, NULL, &handle, &err))) return;
+  pid = e2b_command_handle_pid(handle);
+  CHECK_OK(pty_type(f, pid, "stty -echo; echo 're'ady; sha256sum; exit\n", &err));
+  WAIT_FOR_OUTPUT(handle, "ready\r\n");
+  CHECK_OK(e2b_pty_send_input(f->sandbox, pid, text, 200001, NULL, &err));
+  WAIT_FOR_OUTPUT(handle, hex);
+  e2b_command_handle_free(handle);
+  free(text);
+}
+#endif
+
 /* ---- files ------------------------------------------------------------------------------------------------------- */
 
 static void e2e_write_and_read(fixture *f) {
@@ -11064,6 +11640,11 @@ static const test tests[] = {
   HOST(run), HOST(run_binary), HOST(run_exit_code), HOST(run_signal), HOST(run_where_and_with), HOST(run_deadlines),
   HOST(run_stdin_is_closed), HOST(run_max_collect), HOST(stream_output), HOST(stream_backpressure), HOST(stream_pause),
   HOST(stdin), HOST(kill), HOST(reconnect), HOST(process_list),
+  HOST(send_signal), HOST(kill_tree), HOST(stop), HOST(start_detached), HOST(connect_to_tag), HOST(handle_max_collect),
+  HOST(stdin_big), HOST(stdin_given_up),
+#ifndef E2B_NO_PTY
+  HOST(pty), HOST(pty_reconnect), HOST(pty_backpressure),
+#endif
   HOST(write_and_read), HOST(missing_files), HOST(directories), CONTENT(big_file), CONTENT(upload_and_download),
   HOST(streams_given_up), CONTENT(files_content), CONTENT(files_content_as_form), CONTENT(files_streams),
   HOST(files_aborts), CONTENT(files_bulk),
