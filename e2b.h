@@ -9671,6 +9671,7 @@ static e2b_err e2b__run_opts_check(const e2b_run_opts *opts, e2b_error *err) {
   if (opts->run_timeout_ms < 0) return e2b__invalid(err, "run_timeout_ms", "must not be negative");
   if (!e2b__text_ok(opts->cwd)) return e2b__invalid(err, "cwd", "has a control character");
   if (!e2b__text_ok(opts->tag)) return e2b__invalid(err, "tag", "has a control character");
+  if (!e2b__text_ok(opts->output_file)) return e2b__invalid(err, "output_file", "has a control character");
   for (i = 0; i < opts->envs.count; i++) {
     const char *key = opts->envs.items[i].key;
     if (!e2b__given(key) || strchr(key, '=') || !e2b__text_ok(key)) return e2b__invalid(err, "envs", "has a name that is empty or holds '=' or a control character");
@@ -10195,8 +10196,8 @@ static void e2b__tree_done(void *user, const e2b_error *err) {
   if (!result.code) {
     char *end;
     found = (uint32_t)strtoul(op->result.stdout_data.ptr, &end, 10);
-    killed = (uint32_t)strtoul(end, &end, 10);
-    if (strcmp(end, "\n") != 0) result.code = E2B_COMMAND_EXIT;
+    killed = *end == ' ' ? (uint32_t)strtoul(end, &end, 10) : 0;
+    if (!strchr(op->result.stdout_data.ptr, ' ') || strcmp(end, "\n") != 0) result.code = E2B_COMMAND_EXIT;
   }
   if (result.code == E2B_COMMAND_EXIT) {
     char why[150];

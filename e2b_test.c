@@ -14,7 +14,7 @@
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
      | >>>> codecs          | >>>> url and http1   | >>>> network         | >>>> client and sandbox
      | >>>> files           | >>>> rpc             | >>>> hosts           | >>>> end to end
-     | >>>> bad input       | >>>> table
+     | >>>> processes       | >>>> bad input       | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -11134,6 +11134,790 @@ static void e2e_certificates(fixture *f) {
   CHECK_WORKS(f);
 }
 /* ================================================================================================================== */
+/* >>>> processes */
+/* ================================================================================================================== */
+
+/* ---- what the peer says ---- */
+
+static void process_say_ok(peer *p, unsigned flags) {
+  files_say_body(p, "200 OK\r\ncontent-type: application/proto", "", 0, flags);
+}
+
+/* A stream of events, at most `end` with output before it. */
+typedef struct process_events {
+  uint32_t pid; /* 0 = no start event */
+  const char *out, *err, *pty;
+  bool ends;
+  int32_t exit_code;
+  const char *failure; /* the end of stream says so: a JSON object */
+} process_events;
+
+static void process_put(e2b__buf *out, const e2b__event_response *event) {
+  e2b__rpc rpc;
+  memset(&rpc, 0, sizeof rpc);
+  rpc.stream = true;
+  e2b__rpc_encode(&rpc, &e2b__msg_event_response, event, out);
+}
+
+static void process_say_events(peer *p, const process_events *events) {
+  const char *last = events->failure ? events->failure : "{}";
+  const char *texts[3];
+  uint8_t head[5] = { 2, 0, 0, 0, 0 };
+  e2b__event_response event;
+  e2b__buf body;
+  e2b__mem mem;
+  int i;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&body, &mem, SIZE_MAX);
+  memset(&event, 0, sizeof event);
+  event.has_event = event.event.has_start = true;
+  event.event.start.pid = events->pid;
+  if (events->pid) process_put(&body, &event);
+  texts[0] = events->out;
+  texts[1] = events->err;
+  texts[2] = events->pty;
+  for (i = 0; i < 3; i++) {
+    e2b__data_event *data = &event.event.data;
+    memset(&event, 0, sizeof event);
+    event.has_event = event.event.has_data = true;
+    data->stdout_data = data->stderr_data = data->pty = e2b__str(texts[i]);
+    data->has_stdout_data = i == 0;
+    data->has_stderr_data = i == 1;
+    data->has_pty = i == 2;
+    if (texts[i]) process_put(&body, &event);
+  }
+  memset(&event, 0, sizeof event);
+  event.has_event = event.event.has_end = event.event.end.exited = true;
+  event.event.end.exit_code = events->exit_code;
+  event.event.end.status = e2b__str(events->exit_code ? "exit status X" : "exit status 0");
+  if (events->ends) process_put(&body, &event);
+  head[4] = (uint8_t)strlen(last);
+  e2b__buf_put(&body, head, 5);
+  e2b__buf_text(&body, last);
+  files_say_body(p, "200 OK\r\ncontent-type: application/connect+proto", body.data, body.len, 0);
+  e2b__buf_free(&body);
+}
+
+/* These end with their connection. */
+#define PROCESS_SAYS(status, type, body) "HTTP/1.1 " status "\r\nContent-Type: " type "\r\nConnection: close\r\n\r\n" body
+#define PROCESS_ERROR(status, code, message) \
+  PROCESS_SAYS(status, "application/json", "{\"code\":\"" code "\",\"message\":\"" message "\"}")
+#define PROCESS_NOT_FOUND PROCESS_ERROR("404 Not Found", "not_found", "no such process")
+#define PROCESS_GATEWAY PROCESS_SAYS("404 Not Found", "text/html", "<h1>404 not found</h1>")
+
+/* ---- what the peer heard ---- */
+
+/* Decodes the body of a request: `skip` 5 for a stream's. The caller frees the arena. */
+static bool process_heard(peer *p, int at, const char *method, size_t skip, const e2b__message *type, e2b__arena *arena, void *out) {
+  static e2b__mem mem;
+  const char *text = peer_asked(p, at);
+  const char *body = strstr(text, "\r\n\r\n");
+  char line[80];
+  e2b__mem_init(&mem, NULL);
+  e2b__arena_init(arena, &mem, SIZE_MAX / 2);
+  snprintf(line, sizeof line, "POST /process.Process/%s HTTP/1.1\r\n", method);
+  if (!CHECK(strncmp(text, line, strlen(line)) == 0) || !CHECK(body != NULL)) return false;
+  body += 4 + skip;
+  return CHECK_INT(e2b__pb_decode(type, (const uint8_t *)body, p->request_lens[at] - (size_t)(body - text), arena, out), E2B_OK);
+}
+
+/* Request `at` carries these bytes for this process. */
+static void check_heard_input_at(peer *p, int at, uint32_t pid, bool pty, const void *bytes, size_t len, int line) {
+  e2b__send_input_request request;
+  const e2b_str *text = pty ? &request.input.pty : &request.input.stdin_data;
+  e2b__arena arena;
+  if (process_heard(p, at, "SendInput", 0, &e2b__msg_send_input_request, &arena, &request)) {
+    check_int_at(request.process.pid, pid, line, "the pid");
+    check_at(request.input.has_pty == pty && request.input.has_stdin_data == !pty, line, "stdin or pty");
+    check_int_at((long long)text->len, (long long)len, line, "the length");
+    check_at(text->len == len && (!len || memcmp(text->ptr, bytes, len) == 0), line, "the bytes");
+  }
+  e2b__arena_free(&arena);
+}
+#define CHECK_HEARD_INPUT(peer, at, pid, pty, bytes, len) check_heard_input_at(peer, at, pid, pty, bytes, len, __LINE__)
+
+static bool process_heard_close(peer *p, int at, uint32_t pid) {
+  e2b__selector_request request;
+  e2b__arena arena;
+  bool ok = process_heard(p, at, "CloseStdin", 0, &e2b__msg_selector_request, &arena, &request) && request.process.pid == pid;
+  e2b__arena_free(&arena);
+  return ok;
+}
+
+/* ---- input ---- */
+
+#define PIECE 65536u
+
+static void test_process_input_pieces(void) {
+  uint8_t *data = (uint8_t *)malloc(150000);
+  files_bench b;
+  noise_source source;
+  int i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  process_say_ok(&b.peer, PEER_REPEAT);
+  files_pattern(data, 0, 150000);
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, data, 150000, NULL, &b.err), E2B_OK);
+  CHECK_INT(peer_asked_count(&b.peer), 3);
+  for (i = 0; i < 3; i++)
+    CHECK_HEARD_INPUT(&b.peer, i, 7, false, data + PIECE * (size_t)i, i < 2 ? PIECE : 150000 - 2 * PIECE);
+  peer_clear(&b.peer);
+  process_say_ok(&b.peer, PEER_REPEAT);
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, data, PIECE, NULL, &b.err), E2B_OK);
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, NULL, 0, NULL, &b.err), E2B_OK);
+  CHECK_INT(e2b_commands_close_stdin(b.sandbox, 8, NULL, &b.err), E2B_OK);
+  CHECK_INT(peer_asked_count(&b.peer), 3);
+  CHECK_HEARD_INPUT(&b.peer, 0, 7, false, data, PIECE);
+  CHECK_HEARD_INPUT(&b.peer, 1, 7, false, NULL, 0);
+  CHECK(process_heard_close(&b.peer, 2, 8));
+  CHECK_REQUEST(&b.peer, 1,
+                "POST /process.Process/SendInput HTTP/1.1\r\nhost: HOST\r\nuser-agent: t\r\naccept: application/json\r\n"
+                "accept-encoding: identity\r\ne2b-sandbox-id: sbx\r\ne2b-sandbox-port: 49983\r\nx-access-token: tok\r\n"
+                "content-type: application/proto\r\nconnect-protocol-version: 1\r\ncontent-length: 8\r\n\r\n"
+                "\x0a\x02\x08\x07\x12\x02\x0a\x00");
+#ifndef E2B_NO_PTY
+  CHECK_INT(e2b_pty_send_input(b.sandbox, 9, data, PIECE + 1, NULL, &b.err), E2B_OK);
+  CHECK_HEARD_INPUT(&b.peer, 3, 9, true, data, PIECE);
+  CHECK_HEARD_INPUT(&b.peer, 4, 9, true, data + PIECE, 1);
+#endif
+  /* what a source gives at once goes out at once, and an end before anything sends nothing */
+  peer_clear(&b.peer);
+  process_say_ok(&b.peer, PEER_REPEAT);
+  memset(&source, 0, sizeof source);
+  source.seed = source.sizes = 3;
+  CHECK_INT(e2b_commands_send_stdin_from(b.sandbox, 7, noise_give, &source, NULL, &b.err), E2B_OK);
+  CHECK_INT(peer_asked_count(&b.peer), 0);
+  source.left = 300000;
+  CHECK_INT(e2b_commands_send_stdin_from(b.sandbox, 7, noise_give, &source, NULL, &b.err), E2B_OK);
+  CHECK_INT(peer_asked_count(&b.peer), source.asked - 2);
+  files_end(&b);
+  free(data);
+}
+
+static e2b_call process_call(done *d) {
+  e2b_call call;
+  memset(&call, 0, sizeof call);
+  memset(d, 0, sizeof *d);
+  call.on_done = on_done;
+  call.user = d;
+  return call;
+}
+
+/* Calls for one process wait for each other, those for others do not. */
+static void test_process_input_order(void) {
+  uint8_t *data = (uint8_t *)calloc(1, 2 * PIECE);
+  done d[5];
+  e2b_call call;
+  e2b_op op = { 0 };
+  files_bench b;
+  int i, seven = 0;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  process_say_ok(&b.peer, PEER_REPEAT);
+  call = process_call(&d[0]);
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, data, 2 * PIECE, &call, &b.err), E2B_PENDING);
+  call = process_call(&d[1]);
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "B", 1, &call, &b.err), E2B_PENDING);
+  call = process_call(&d[2]);
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 8, "C", 1, &call, &b.err), E2B_PENDING);
+  call = process_call(&d[3]);
+  call.op = &op;
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "D", 1, &call, &b.err), E2B_PENDING);
+  call = process_call(&d[4]);
+  CHECK_INT(e2b_commands_close_stdin(b.sandbox, 7, &call, &b.err), E2B_PENDING);
+  e2b_op_cancel(b.client, op); /* nothing of it was sent: the others do not care */
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 8, "E", 1, NULL, &b.err), E2B_OK); /* blocking, behind C */
+  CHECK(d[2].count == 1);
+  CHECK_INT(e2b_client_drain(b.client, 10000), E2B_OK);
+  for (i = 0; i < 5; i++) CHECK_INT(d[i].count, i != 3);
+  CHECK_INT(peer_asked_count(&b.peer), 6);
+  for (i = 0; i < 6; i++) {
+    const char *text = peer_asked(&b.peer, i), *body = strstr(text, "\r\n\r\n");
+    bool first = seven < 2;
+    if (!body || body[7] != 7) continue;
+    if (seven < 3) CHECK_HEARD_INPUT(&b.peer, i, 7, false, first ? (const char *)data : "B", first ? PIECE : 1);
+    else CHECK(process_heard_close(&b.peer, i, 7));
+    seven++;
+  }
+  CHECK_INT(seven, 4);
+  files_end(&b);
+  free(data);
+}
+
+/* Nothing is sent again, nothing overtakes what may be missing. */
+static void test_process_input_broken(void) {
+  static const struct {
+    const char *answer; /* to the second piece */
+    unsigned flags;
+    e2b_err want;
+    const char *says;
+    bool maybe;
+  } rows[] = {
+    { "", PEER_CLOSE, E2B_ERR_CLOSED, "after 65536 bytes", true },
+    { PROCESS_ERROR("500 Oops", "internal", "error writing to stdin: write |1: broken pipe"), PEER_CLOSE,
+      E2B_ERR_BAD_STATE, "after 65536 bytes: the process reads no more", true },
+    { PROCESS_ERROR("500 Oops", "internal", "error writing to stdin: stdin not enabled or closed"), PEER_CLOSE,
+      E2B_ERR_BAD_STATE, "stdin_open", false },
+    { PROCESS_NOT_FOUND, PEER_CLOSE, E2B_ERR_NOT_FOUND, "after 65536 bytes: no such process", false },
+    { PROCESS_GATEWAY, PEER_CLOSE, E2B_ERR_SERVICE, "not an answer of envd", false },
+    { "HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n", 0, E2B_ERR_UNAVAILABLE, "503", true },
+    { "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n", 0, E2B_ERR_PROTOCOL, "after 65536 bytes", true },
+    { "", PEER_HANG, E2B_ERR_IDLE_TIMEOUT, "after 65536 bytes", true },
+    { "", PEER_HANG, E2B_ERR_TIMEOUT, "timeout", true },
+  };
+  uint8_t *data = (uint8_t *)calloc(1, 3 * PIECE);
+  size_t i;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    done first, second, third;
+    e2b_call call;
+    files_bench b;
+    files_begin(&b);
+    files_open(&b, NULL, NULL);
+    process_say_ok(&b.peer, 0);
+    peer_say(&b.peer, rows[i].answer, rows[i].flags);
+    process_say_ok(&b.peer, PEER_REPEAT);
+    call = process_call(&first);
+    if (rows[i].want == E2B_ERR_IDLE_TIMEOUT) call.idle_ms = 100;
+    if (rows[i].want == E2B_ERR_TIMEOUT) call.timeout_ms = 150;
+    CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, data, 3 * PIECE, &call, &b.err), E2B_PENDING);
+    call = process_call(&second);
+    CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "B", 1, &call, &b.err), E2B_PENDING);
+    call = process_call(&third);
+    CHECK_INT(e2b_commands_close_stdin(b.sandbox, 7, &call, &b.err), E2B_PENDING);
+    CHECK_INT(e2b_client_drain(b.client, 10000), E2B_OK);
+    CHECK_INT(first.err.code, rows[i].want);
+    CHECK_HAS(first.err.message, rows[i].says);
+    CHECK_INT(first.err.maybe_done, rows[i].maybe);
+    CHECK_INT(second.err.code, E2B_ERR_CANCELED);
+    CHECK_INT(third.err.code, E2B_ERR_CANCELED);
+    CHECK_INT(peer_asked_count(&b.peer), 2);
+    CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "E", 1, NULL, &b.err), E2B_OK); /* what comes later is on its own */
+    CHECK_INT(peer_asked_count(&b.peer), 3);
+    files_end(&b);
+  }
+  free(data);
+}
+
+/* Thousands that wait do not overflow the stack, a client that is freed forgets them, a source may cancel itself. */
+typedef struct process_suicide {
+  e2b_client *client;
+  e2b_op op;
+  int asked;
+} process_suicide;
+
+static int process_cancel_me(void *user, void *buf, size_t cap) {
+  process_suicide *s = (process_suicide *)user;
+  memset(buf, 'x', cap);
+  if (s->asked++ == 2) e2b_op_cancel(s->client, s->op);
+  return 5;
+}
+
+static void test_process_input_many(void) {
+  static done d[5000];
+  process_suicide s;
+  noise_source source;
+  e2b_call call;
+  files_bench b;
+  done last;
+  int i, canceled = 0;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  peer_say(&b.peer, PROCESS_NOT_FOUND, PEER_REPEAT | PEER_CLOSE);
+  for (i = 0; i < 5000; i++) {
+    call = process_call(&d[i]);
+    CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "x", 1, &call, &b.err), E2B_PENDING);
+  }
+  CHECK_INT(e2b_client_drain(b.client, 20000), E2B_OK);
+  for (i = 1; i < 5000; i++) canceled += d[i].err.code == E2B_ERR_CANCELED;
+  CHECK_INT(d[0].err.code, E2B_ERR_NOT_FOUND);
+  CHECK_INT(canceled, 4999);
+  CHECK_INT(peer_asked_count(&b.peer), 1);
+
+  peer_clear(&b.peer);
+  process_say_ok(&b.peer, PEER_REPEAT);
+  memset(&s, 0, sizeof s);
+  s.client = b.client;
+  call = process_call(&d[0]);
+  call.op = &s.op;
+  CHECK_INT(e2b_commands_send_stdin_from(b.sandbox, 7, process_cancel_me, &s, &call, &b.err), E2B_PENDING);
+  call = process_call(&last);
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "x", 1, &call, &b.err), E2B_PENDING);
+  CHECK_INT(e2b_client_drain(b.client, 20000), E2B_OK);
+  CHECK(d[0].count == 0 && last.count == 1 && s.asked == 3);
+  CHECK_INT(last.err.code, E2B_ERR_CANCELED);
+  CHECK_INT(peer_asked_count(&b.peer), 2);
+
+  /* paused, waiting and under way when all goes */
+  memset(&source, 0, sizeof source);
+  source.seed = source.sizes = 1;
+  source.left = 10;
+  source.pauses = 1;
+  call = process_call(&d[0]);
+  call.op = &s.op;
+  CHECK_INT(e2b_commands_send_stdin_from(b.sandbox, 7, noise_give, &source, &call, &b.err), E2B_PENDING);
+  call = process_call(&d[1]);
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "x", 1, &call, &b.err), E2B_PENDING);
+  call = process_call(&d[2]);
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 8, "x", 1, &call, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, d[2].count == 1);
+  CHECK(d[0].count == 0 && d[1].count == 0 && source.pauses == 0);
+  e2b_op_resume(b.client, s.op);
+  files_end(&b);
+  for (i = 0; i < 2; i++) CHECK(d[i].count == 1 && d[i].err.code == E2B_ERR_CANCELED);
+}
+
+/* ---- signals, and what a 404 means ---- */
+
+static void test_process_absent(void) {
+  e2b_command_handle *handle;
+  e2b_error *err;
+  files_bench b;
+  bool found = true;
+  int i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  err = &b.err;
+  for (i = 0; i < 2; i++) { /* in envd's words, then a gateway's page */
+    e2b_err missing = i ? E2B_ERR_SERVICE : E2B_ERR_NOT_FOUND;
+    peer_clear(&b.peer);
+    peer_say(&b.peer, i ? PROCESS_GATEWAY : PROCESS_NOT_FOUND, PEER_REPEAT | PEER_CLOSE);
+    found = true;
+    CHECK_INT(e2b_commands_kill(b.sandbox, 7, NULL, &found, err), i ? E2B_ERR_SERVICE : E2B_OK);
+    CHECK(!found);
+    CHECK_INT(e2b_commands_send_signal(b.sandbox, 7, 15, NULL, &found, err), i ? E2B_ERR_SERVICE : E2B_OK);
+    CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "x", 1, NULL, err), missing);
+    CHECK_INT(err->subject, i ? E2B_SUBJECT_NONE : E2B_SUBJECT_PROCESS);
+    CHECK_INT(e2b_commands_close_stdin(b.sandbox, 7, NULL, err), missing);
+    CHECK_INT(e2b_commands_connect_to_process(b.sandbox, 7, NULL, &handle, err), missing);
+    CHECK_INT(err->http_status, 404);
+    CHECK_INT(e2b_commands_run(b.sandbox, "true", NULL, NULL, err), missing);
+#ifndef E2B_NO_PTY
+    CHECK_INT(e2b_pty_resize(b.sandbox, 7, 1, 1, NULL, err), missing);
+    CHECK_INT(e2b_pty_kill(b.sandbox, 7, NULL, &found, err), i ? E2B_ERR_SERVICE : E2B_OK);
+#endif
+    if (i) CHECK_HAS(err->message, "URL");
+  }
+  peer_clear(&b.peer);
+  process_say_ok(&b.peer, 0);
+  CHECK_INT(e2b_commands_send_signal(b.sandbox, 300, 15, NULL, &found, err), E2B_OK);
+  CHECK(found);
+  CHECK_HAS(strstr(peer_asked(&b.peer, 0), "\r\n\r\n"), "\x0a\x03\x08\xac\x02\x10\x0f");
+  files_end(&b);
+}
+
+/* ---- trees ---- */
+
+static void test_process_tree(void) {
+  static const struct {
+    process_events events;
+    bool stop;
+    e2b_err want;
+    uint32_t killed;
+    e2b_stopped how;
+    int asked;
+  } rows[] = {
+    { { 5, "3 3\n", NULL, NULL, true, 0, NULL }, false, E2B_OK, 3, E2B_STOPPED_NOTHING, 2 },
+    { { 5, "0 0\n", NULL, NULL, true, 0, NULL }, false, E2B_OK, 0, E2B_STOPPED_NOTHING, 2 },
+    { { 5, "3 0\n", NULL, NULL, true, 0, NULL }, true, E2B_OK, 0, E2B_STOPPED_BY_TERM, 1 }, /* what it still says is not cut off */
+    { { 5, "3 1\n", NULL, NULL, true, 0, NULL }, true, E2B_OK, 0, E2B_STOPPED_BY_KILL, 2 },
+    { { 5, "0 0\n", NULL, NULL, true, 0, NULL }, true, E2B_OK, 0, E2B_STOPPED_NOTHING, 2 },
+    { { 5, "", "there is no /proc\n", NULL, true, 1, NULL }, false, E2B_ERR_SERVICE, 0, E2B_STOPPED_NOTHING, 1 },
+    { { 5, "", "'/bin/bash': No such file\n", NULL, true, 127, NULL }, true, E2B_ERR_SERVICE, 0, E2B_STOPPED_NOTHING, 1 },
+    { { 5, "", NULL, NULL, true, 0, NULL }, false, E2B_ERR_SERVICE, 0, E2B_STOPPED_NOTHING, 1 },
+    { { 5, "3\n", NULL, NULL, true, 0, NULL }, false, E2B_ERR_SERVICE, 0, E2B_STOPPED_NOTHING, 1 },
+    { { 5, "3 3 x", NULL, NULL, true, 0, NULL }, false, E2B_ERR_SERVICE, 0, E2B_STOPPED_NOTHING, 1 },
+    { { 5, "3 3\n", NULL, NULL, false, 0, NULL }, false, E2B_ERR_TRUNCATED, 0, E2B_STOPPED_NOTHING, 1 },
+    { { 0, NULL, NULL, NULL, false, 0, "{\"error\":{\"code\":\"unauthenticated\",\"message\":\"invalid username: 'root'\"}}" }, false,
+      E2B_ERR_UNAUTHENTICATED, 0, E2B_STOPPED_NOTHING, 1 },
+  };
+  static const e2b_kv pair = { "x-mine", "1" };
+  size_t i;
+  files_bench b;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    const e2b_str *args;
+    e2b__start_request request;
+    e2b__arena arena;
+    e2b_stopped how = E2B_STOPPED_BY_KILL;
+    uint32_t killed = 77;
+    e2b_call call;
+    e2b_err rc;
+    memset(&call, 0, sizeof call);
+    call.headers.items = &pair;
+    call.headers.count = 1;
+    peer_clear(&b.peer);
+    process_say_events(&b.peer, &rows[i].events);
+    process_say_ok(&b.peer, 0);
+    rc = rows[i].stop ? e2b_commands_stop(b.sandbox, 300, 1234, &call, &how, &b.err)
+                      : e2b_commands_kill_tree(b.sandbox, 300, &call, &killed, &b.err);
+    CHECK_INT(rc, rows[i].want);
+    CHECK_INT(rows[i].stop ? (int)how : (int)killed, rows[i].stop ? (int)rows[i].how : (int)rows[i].killed);
+    if (rows[i].events.err) CHECK(strncmp(strchr(b.err.message, ':') + 2, rows[i].events.err, 12) == 0);
+    CHECK_INT(peer_asked_count(&b.peer), rows[i].asked);
+    CHECK_HAS(peer_asked(&b.peer, 0), "\r\nauthorization: Basic cm9vdDo=\r\n"); /* root */
+    CHECK_HAS(peer_asked(&b.peer, 0), "\r\nx-mine: 1\r\n");
+    if (rows[i].asked == 2) CHECK_HAS(peer_asked(&b.peer, 1), "\r\nx-mine: 1\r\n");
+    if (rows[i].asked == 2) CHECK_HAS(strstr(peer_asked(&b.peer, 1), "\r\n\r\n"), "\x0a\x03\x08\xac\x02\x10\x09");
+    if (process_heard(&b.peer, 0, "Start", 5, &e2b__msg_start_request, &arena, &request) && CHECK_INT(request.process.args.count, 6)) {
+      args = (const e2b_str *)request.process.args.items;
+      CHECK(e2b__str_eq(args[4], "300") && e2b__str_eq(args[5], rows[i].stop ? "124" : "-1"));
+    }
+    e2b__arena_free(&arena);
+  }
+  CHECK_INT(e2b_commands_kill_tree(b.sandbox, 0, NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_commands_stop(b.sandbox, 1, -1, NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "grace_ms");
+  files_end(&b);
+}
+
+/* Canceled, timed out and abandoned between the steps. */
+static void test_process_tree_control(void) {
+  static const process_events killed = { 5, "3 3\n", NULL, NULL, true, 0, NULL };
+  uint32_t count = 9;
+  e2b_call call;
+  files_bench b;
+  e2b_op op;
+  done d;
+  int i;
+  for (i = 0; i < 4; i++) {
+    files_begin(&b);
+    files_open(&b, NULL, NULL);
+    process_say_events(&b.peer, &killed);
+    peer_say(&b.peer, "", PEER_HANG);
+    call = process_call(&d);
+    call.op = &op;
+    if (i == 0) call.timeout_ms = 200;
+    CHECK_INT(e2b_commands_kill_tree(b.sandbox, 7, &call, &count, &b.err), E2B_PENDING);
+    if (i == 0) CHECK_INT(e2b_client_drain(b.client, 5000), E2B_OK);
+    else FILES_UNTIL(b.client, peer_asked_count(&b.peer) == 2);
+    if (i == 1) e2b_op_cancel(b.client, op);
+    if (i == 2) e2b_sandbox_free(b.sandbox);
+    if (i == 2) CHECK_INT(e2b_client_drain(b.client, 5000), E2B_OK);
+    files_end(&b);
+    CHECK_INT(d.count, i != 1);
+    if (i != 1) CHECK_INT(d.err.code, i ? E2B_ERR_CANCELED : E2B_ERR_TIMEOUT);
+  }
+}
+
+/* ---- starting and attaching ---- */
+
+static void test_process_detached(void) {
+  static const process_events started = { 300, NULL, NULL, NULL, true, 3, NULL }, opened = { 301, "\n", NULL, NULL, true, 0, NULL },
+                              refused = { 302, NULL, "output_file: line 1: /x: Permission denied", NULL, true, 1, NULL },
+                              silent = { 303, NULL, NULL, NULL, true, 0, NULL }, none = { 0, NULL, NULL, NULL, false, 0, NULL };
+  e2b__start_request request;
+  e2b__arena arena;
+  const e2b_str *args;
+  e2b_run_opts opts;
+  uint32_t pid = 1;
+  files_bench b;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  opts.tag = "t";
+  opts.cwd = "/w";
+  opts.stdin_open = true;
+  opts.run_timeout_ms = 5000;
+  opts.user = "me";
+  process_say_events(&b.peer, &started);
+  CHECK_INT(e2b_commands_start_detached(b.sandbox, "cmd", &opts, &pid, &b.err), E2B_OK); /* how it ends is not ours to tell */
+  CHECK_INT(pid, 300);
+  CHECK_HAS(peer_asked(&b.peer, 0), "\r\nconnect-timeout-ms: 5000\r\n");
+  CHECK_HAS(peer_asked(&b.peer, 0), "\r\nauthorization: Basic bWU6\r\n");
+  if (process_heard(&b.peer, 0, "Start", 5, &e2b__msg_start_request, &arena, &request) && CHECK_INT(request.process.args.count, 3)) {
+    args = (const e2b_str *)request.process.args.items;
+    CHECK(e2b__str_eq(request.process.cmd, "/bin/bash") && e2b__str_eq(args[0], "-l") && e2b__str_eq(args[2], "cmd"));
+    CHECK(e2b__str_eq(request.process.cwd, "/w") && e2b__str_eq(request.tag, "t") && request.stdin_open && !request.has_pty);
+  }
+  e2b__arena_free(&arena);
+
+  opts.output_file = "/x";
+  process_say_events(&b.peer, &opened);
+  CHECK_INT(e2b_commands_start_detached(b.sandbox, "cmd", &opts, &pid, &b.err), E2B_OK);
+  CHECK_INT(pid, 301);
+  if (process_heard(&b.peer, 1, "Start", 5, &e2b__msg_start_request, &arena, &request) && CHECK_INT(request.process.args.count, 6)) {
+    args = (const e2b_str *)request.process.args.items;
+    CHECK(e2b__str_eq(args[4], "/x") && e2b__str_eq(args[5], "cmd"));
+  }
+  e2b__arena_free(&arena);
+  process_say_events(&b.peer, &refused);
+  CHECK_INT(e2b_commands_start_detached(b.sandbox, "cmd", &opts, &pid, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_STR(b.err.message, "output_file: line 1: /x: Permission denied");
+  CHECK_INT(b.err.subject, E2B_SUBJECT_OPTION);
+  CHECK_INT(pid, 0);
+  process_say_events(&b.peer, &silent);
+  CHECK_INT(e2b_commands_start_detached(b.sandbox, "cmd", &opts, &pid, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  opts.output_file = NULL;
+  process_say_events(&b.peer, &none);
+  CHECK_INT(e2b_commands_start_detached(b.sandbox, "cmd", &opts, &pid, &b.err), E2B_ERR_TRUNCATED);
+  CHECK(b.err.maybe_done || pid == 0);
+  files_end(&b);
+}
+
+static void test_process_tag(void) {
+  static const process_events missing = { 0, NULL, NULL, NULL, false, 0, "{\"error\":{\"code\":\"not_found\",\"message\":\"no tag\"}}" },
+                              attached = { 300, "out", NULL, NULL, true, 0, NULL };
+  static const e2b_kv pair = { "x-mine", "1" };
+  e2b__process_info infos[2];
+  e2b__process_list list;
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_run_opts opts;
+  char user[8] = "me";
+  files_bench b;
+  e2b_call call;
+  e2b_op op;
+  done d;
+  int i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(infos, 0, sizeof infos);
+  infos[0].pid = 299;
+  infos[1].pid = 300;
+  infos[1].has_tag = true;
+  infos[1].tag = e2b__str("mine");
+  list.processes.items = infos;
+  list.processes.count = 2;
+  memset(&opts, 0, sizeof opts);
+  opts.user = user;
+  opts.call.headers.items = &pair;
+  opts.call.headers.count = 1;
+  process_say_events(&b.peer, &attached);
+  CHECK_INT(e2b_commands_connect_to_tag(b.sandbox, "mine", &opts, &handle, &b.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_pid(handle), 300);
+  e2b_command_handle_free(handle);
+  CHECK(memcmp(strstr(peer_asked(&b.peer, 0), "\r\n\r\n") + 4, "\x00\x00\x00\x00\x08\x0a\x06\x12\x04mine", 13) == 0);
+
+  for (i = 0; i < 2; i++) { /* one that the server overlooked, and one that does not exist */
+    peer_clear(&b.peer);
+    process_say_events(&b.peer, &missing);
+    files_say_message(&b.peer, &e2b__msg_process_list, &list);
+    process_say_events(&b.peer, &attached);
+    CHECK_INT(e2b_commands_connect_to_tag(b.sandbox, i ? "yours" : "mine", &opts, &handle, &b.err), i ? E2B_ERR_NOT_FOUND : E2B_OK);
+    CHECK(i ? !handle : e2b_command_handle_pid(handle) == 300);
+    if (i) CHECK_HAS(b.err.message, "no tag");
+    else CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &b.err), E2B_OK);
+    if (!i) CHECK_STR(r.stdout_data.ptr, "out");
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    CHECK_INT(peer_asked_count(&b.peer), i ? 2 : 3);
+    CHECK(strncmp(peer_asked(&b.peer, 1), "POST /process.Process/List ", 27) == 0);
+    CHECK_HAS(peer_asked(&b.peer, 1), "\r\nx-mine: 1\r\n");
+    if (!i) CHECK_HAS(peer_asked(&b.peer, 2), "\r\nx-mine: 1\r\n");
+    if (!i) CHECK_HAS(peer_asked(&b.peer, 2), "\r\nauthorization: Basic bWU6\r\n");
+  }
+
+  /* what the caller gave is copied; canceled between the steps */
+  peer_clear(&b.peer);
+  process_say_events(&b.peer, &missing);
+  peer_say(&b.peer, "", PEER_HANG);
+  call = process_call(&d);
+  call.op = &op;
+  opts.call = call;
+  CHECK_INT(e2b_commands_connect_to_tag(b.sandbox, "mine", &opts, &handle, &b.err), E2B_PENDING);
+  memset(user, 0xff, sizeof user - 1);
+  FILES_UNTIL(b.client, peer_asked_count(&b.peer) == 2);
+  e2b_op_cancel(b.client, op);
+  CHECK(!handle && d.count == 0);
+  CHECK_INT(e2b_commands_connect_to_tag(b.sandbox, "a\nb", NULL, &handle, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  files_end(&b);
+}
+
+#ifndef E2B_NO_PTY
+static void test_process_pty(void) {
+  static const e2b_kv pairs[] = { { "LC_ALL", "de_DE.UTF-8" }, { "A", "b" } };
+  static const process_events shell = { 300, NULL, NULL, "text", true, 0, NULL };
+  static const char *const want[] = { "LC_ALL", "de_DE.UTF-8", "A", "b", "TERM", "xterm-256color", "LANG", "C.UTF-8" };
+  e2b__start_request request;
+  e2b__arena arena;
+  e2b_command_handle *handle;
+  e2b_command_event event;
+  e2b_command_result r = { 0 };
+  e2b_pty_opts opts;
+  files_bench b;
+  static shown s;
+  size_t i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  memset(&s, 0, sizeof s);
+  process_say_events(&b.peer, &shell);
+  CHECK_INT(e2b_pty_create(b.sandbox, NULL, &handle, &b.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_next(handle, 5000, &event, &b.err), E2B_OK);
+  CHECK(event.kind == E2B_EVENT_PTY && event.len == 4 && strcmp(event.data, "text") == 0);
+  CHECK_INT(e2b_command_handle_next(handle, 5000, &event, &b.err), E2B_OK);
+  CHECK(event.kind == E2B_EVENT_EXIT && event.exit_code == 0);
+  e2b_command_handle_free(handle);
+  CHECK(memcmp(strstr(peer_asked(&b.peer, 0), "\r\n\r\n") + 4 + 5, /* as the official SDKs say it, and stdin = false */
+               "\x0a\x4f\x0a\x09/bin/bash\x12\x02-i\x12\x02-l\x1a\x16\x0a\x04TERM\x12\x0exterm-256color\x1a\x0f\x0a\x04LANG\x12\x07"
+               "C.UTF-8\x1a\x11\x0a\x06LC_ALL\x12\x07" "C.UTF-8\x12\x06\x0a\x04\x08\x50\x10\x18\x20\x00", 91) == 0);
+
+  opts.cols = 132;
+  opts.rows = 43;
+  opts.tag = "t";
+  opts.cwd = "/w";
+  opts.run_timeout_ms = 77;
+  opts.envs.items = pairs;
+  opts.envs.count = 2;
+  opts.on_data = shown_add;
+  opts.output_user = &s;
+  process_say_events(&b.peer, &shell);
+  CHECK_INT(e2b_pty_create(b.sandbox, &opts, &handle, &b.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &b.err), E2B_OK);
+  CHECK_STR(s.text, "text");
+  CHECK_STR(r.stdout_data.ptr, "");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  CHECK_HAS(peer_asked(&b.peer, 1), "\r\nconnect-timeout-ms: 77\r\n");
+  if (process_heard(&b.peer, 1, "Start", 5, &e2b__msg_start_request, &arena, &request) && CHECK_INT(request.process.envs.count, 4)) {
+    const e2b__pair *envs = (const e2b__pair *)request.process.envs.items;
+    for (i = 0; i < 4; i++) CHECK(e2b__str_eq(envs[i].key, want[2 * i]) && e2b__str_eq(envs[i].value, want[2 * i + 1]));
+    CHECK(request.pty.size.cols == 132 && request.pty.size.rows == 43);
+    CHECK(e2b__str_eq(request.tag, "t") && e2b__str_eq(request.process.cwd, "/w"));
+  }
+  e2b__arena_free(&arena);
+
+  process_say_events(&b.peer, &shell);
+  CHECK_INT(e2b_pty_connect(b.sandbox, 300, NULL, &handle, &b.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &b.err), E2B_OK);
+  CHECK_STR(r.stdout_data.ptr, "text");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+
+  process_say_ok(&b.peer, 0);
+  CHECK_INT(e2b_pty_resize(b.sandbox, 4242, 120, 40, NULL, &b.err), E2B_OK);
+  CHECK_HAS(strstr(peer_asked(&b.peer, 3), "\r\n\r\n"), "\x0a\x03\x08\x92\x21\x12\x06\x0a\x04\x08\x78\x10\x28");
+  CHECK_INT(e2b_pty_resize(b.sandbox, 1, 0, 1, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "cols");
+  CHECK_INT(e2b_pty_resize(b.sandbox, 1, 1, 0, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  opts.run_timeout_ms = -1;
+  CHECK_INT(e2b_pty_create(b.sandbox, &opts, &handle, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  peer_say(&b.peer, PROCESS_ERROR("500 Oops", "internal", "error resizing tty: tty not assigned to process"), PEER_CLOSE);
+  CHECK_INT(e2b_pty_resize(b.sandbox, 1, 1, 1, NULL, &b.err), E2B_ERR_BAD_STATE);
+  files_end(&b);
+}
+#endif
+
+/* ---- without memory ---- */
+
+static e2b_err process_try_input(files_bench *b, peer *p) {
+  noise_source source;
+  e2b_err code;
+  memset(&source, 0, sizeof source);
+  source.seed = source.sizes = 1;
+  source.left = 100000;
+  peer_clear(p);
+  process_say_ok(p, PEER_REPEAT);
+  code = e2b_commands_send_stdin_from(b->sandbox, 7, noise_give, &source, NULL, &b->err);
+  if (!code) code = e2b_commands_send_stdin(b->sandbox, 7, "x", 1, NULL, &b->err);
+  return code;
+}
+
+static e2b_err process_try_tree(files_bench *b, peer *p) {
+  static const process_events killed = { 5, "3 3\n", NULL, NULL, true, 0, NULL };
+  static const e2b_kv pair = { "x-mine", "1" };
+  uint32_t count = 0;
+  e2b_call call;
+  e2b_err code;
+  memset(&call, 0, sizeof call);
+  call.headers.items = &pair;
+  call.headers.count = 1;
+  peer_clear(p);
+  process_say_events(p, &killed);
+  process_say_ok(p, PEER_REPEAT);
+  code = e2b_commands_kill_tree(b->sandbox, 7, &call, &count, &b->err);
+  CHECK(code || count == 3);
+  return code;
+}
+
+static e2b_err process_try_attach(files_bench *b, peer *p) {
+  static const process_events missing = { 0, NULL, NULL, NULL, false, 0, "{\"error\":{\"code\":\"not_found\",\"message\":\"no tag\"}}" },
+                              attached = { 300, "out", NULL, NULL, true, 0, NULL }, opened = { 301, "\n", NULL, NULL, true, 0, NULL };
+  e2b_command_handle *handle;
+  e2b__process_info info;
+  e2b__process_list list;
+  e2b_run_opts opts;
+  uint32_t pid;
+  e2b_err code;
+  memset(&info, 0, sizeof info);
+  memset(&opts, 0, sizeof opts);
+  info.pid = 300;
+  info.has_tag = true;
+  info.tag = e2b__str("mine");
+  list.processes.items = &info;
+  list.processes.count = 1;
+  peer_clear(p);
+  process_say_events(p, &missing);
+  files_say_message(p, &e2b__msg_process_list, &list);
+  process_say_events(p, &attached);
+  process_say_events(p, &opened);
+  code = e2b_commands_connect_to_tag(b->sandbox, "mine", NULL, &handle, &b->err);
+  CHECK((code == E2B_OK) == (handle != NULL));
+  e2b_command_handle_free(handle);
+  opts.output_file = "/x";
+  if (!code) code = e2b_commands_start_detached(b->sandbox, "true", &opts, &pid, &b->err);
+  return code;
+}
+
+#ifndef E2B_NO_PTY
+static e2b_err process_try_pty(files_bench *b, peer *p) {
+  static const process_events shell = { 300, NULL, NULL, "text", true, 0, NULL };
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_err code;
+  peer_clear(p);
+  process_say_events(p, &shell);
+  process_say_ok(p, PEER_REPEAT);
+  code = e2b_pty_create(b->sandbox, NULL, &handle, &b->err);
+  if (!code) code = e2b_command_handle_wait(handle, NULL, &r, &b->err);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  if (!code) code = e2b_pty_resize(b->sandbox, 300, 1, 1, NULL, &b->err);
+  return code;
+}
+#endif
+
+/* As files_each_allocation, with a script per attempt: each has a server of its own, for one cut off may still be heard by it. */
+static void process_each_allocation(e2b_err (*attempt)(files_bench *b, peer *p)) {
+  bool reached = true;
+  long n;
+  for (n = 1; reached && n < 1000; n++) {
+    e2b_attach_opts attach;
+    files_bench b;
+    peer second;
+    e2b_err code;
+    files_begin(&b);
+    files_open(&b, NULL, NULL);
+    b.heap.fail_at = b.heap.calls + (size_t)n;
+    code = attempt(&b, &b.peer);
+    reached = b.heap.calls >= b.heap.fail_at;
+    if (code != E2B_OK && code != E2B_ERR_NO_MEMORY) printf("allocation %ld: %s: %s\n", n, e2b_err_name(code), b.err.message);
+    CHECK(code == E2B_ERR_NO_MEMORY || code == E2B_OK);
+    CHECK(reached || code == E2B_OK);
+    b.heap.fail_at = 0;
+    peer_start(&second);
+    second.health = b.peer.health;
+    memset(&attach, 0, sizeof attach);
+    attach.base_url = second.url;
+    CHECK_INT(e2b_sandbox_attach(b.client, "sbx", &attach, &b.sandbox, &b.err), E2B_OK);
+    CHECK_INT(attempt(&b, &second), E2B_OK); /* the client is as good as before */
+    files_end(&b);
+    peer_stop(&second);
+  }
+  CHECK(n > 10 && n < 1000);
+}
+
+static void test_process_no_memory(void) {
+  process_each_allocation(process_try_input);
+  process_each_allocation(process_try_tree);
+  process_each_allocation(process_try_attach);
+#ifndef E2B_NO_PTY
+  process_each_allocation(process_try_pty);
+#endif
+}
+
+/* ================================================================================================================== */
 /* >>>> bad input */
 /* ================================================================================================================== */
 
@@ -11336,6 +12120,7 @@ static void test_null_arguments(void) {
   e2b_pollfd fds[4];
   e2b_error err;
   e2b_op none = { 0 };
+  uint32_t pid;
   bool flag;
   char text[8];
   size_t got;
@@ -11441,7 +12226,27 @@ static void test_null_arguments(void) {
     REFUSED(e2b_commands_kill(s, 0, NULL, &flag, &err));
     REFUSED(e2b_commands_send_stdin(s, 0, "x", 1, NULL, &err));
     REFUSED(e2b_commands_send_stdin(s, 1, NULL, 1, NULL, &err));
+    REFUSED(e2b_commands_send_stdin_from(s, 0, transfer_source, NULL, NULL, &err));
+    REFUSED(e2b_commands_send_stdin_from(s, 1, NULL, NULL, NULL, &err));
     REFUSED(e2b_commands_close_stdin(s, 0, NULL, &err));
+    REFUSED(e2b_commands_start_detached(s, missing, NULL, &pid, &err));
+    REFUSED(e2b_commands_start_detached(s, "true", NULL, NULL, &err));
+    REFUSED(e2b_commands_connect_to_tag(s, missing, NULL, &handle, &err));
+    REFUSED(e2b_commands_connect_to_tag(s, "tag", NULL, NULL, &err));
+    REFUSED(e2b_commands_send_signal(s, 0, 9, NULL, &flag, &err));
+    REFUSED(e2b_commands_send_signal(s, 1, 0, NULL, &flag, &err));
+    REFUSED(e2b_commands_kill_tree(s, 0, NULL, &pid, &err));
+    REFUSED(e2b_commands_stop(s, 0, 0, NULL, NULL, &err));
+    REFUSED(e2b_commands_stop(s, 1, -1, NULL, NULL, &err));
+#ifndef E2B_NO_PTY
+    REFUSED(e2b_pty_create(s, NULL, NULL, &err));
+    REFUSED(e2b_pty_connect(s, 0, NULL, &handle, &err));
+    REFUSED(e2b_pty_connect(s, 1, NULL, NULL, &err));
+    REFUSED(e2b_pty_send_input(s, 0, "x", 1, NULL, &err));
+    REFUSED(e2b_pty_send_input(s, 1, NULL, 1, NULL, &err));
+    REFUSED(e2b_pty_resize(s, 0, 1, 1, NULL, &err));
+    REFUSED(e2b_pty_kill(s, 0, NULL, &flag, &err));
+#endif
     REFUSED(e2b_files_list(s, missing, NULL, &entries, &err));
     REFUSED(e2b_files_list(s, "/", NULL, NULL, &err));
     REFUSED(e2b_files_exists(s, missing, NULL, &flag, &err));
@@ -11518,8 +12323,12 @@ static void test_injection(void) {
     e2b_sandbox_opts opts = { 0 };
     e2b_attach_opts attach;
     e2b_run_opts run = { 0 };
+#ifndef E2B_NO_PTY
+    e2b_pty_opts pty;
+#endif
     e2b_files_opts files = { 0 };
     e2b_list_opts list = { 0 };
+    uint32_t pid;
     pair.key = "X-Header";
     pair.value = evil[i];
     call.headers.items = &pair;
@@ -11558,6 +12367,23 @@ static void test_injection(void) {
     run.call = call;
     REFUSED(e2b_commands_run(sandbox, "true", &run, &result, &err));
     REFUSED(e2b_commands_kill(sandbox, 1, &call, &flag, &err));
+    REFUSED(e2b_commands_kill_tree(sandbox, 1, &call, NULL, &err));
+    REFUSED(e2b_commands_stop(sandbox, 1, 1, &call, NULL, &err));
+    REFUSED(e2b_commands_send_stdin(sandbox, 1, "x", 1, &call, &err));
+    REFUSED(e2b_commands_connect_to_tag(sandbox, "tag", &run, &handle, &err));
+    REFUSED(e2b_commands_connect_to_tag(sandbox, evil[i], NULL, &handle, &err));
+    memset(&run, 0, sizeof run);
+    run.output_file = evil[i];
+    REFUSED(e2b_commands_start_detached(sandbox, "true", &run, &pid, &err));
+#ifndef E2B_NO_PTY
+    memset(&pty, 0, sizeof pty);
+    pty.user = evil[i];
+    REFUSED(e2b_pty_create(sandbox, &pty, &handle, &err));
+    pty.user = NULL;
+    pty.tag = evil[i];
+    REFUSED(e2b_pty_create(sandbox, &pty, &handle, &err));
+    REFUSED(e2b_pty_resize(sandbox, 1, 1, 1, &call, &err));
+#endif
     files.user = evil[i];
     REFUSED(e2b_files_list(sandbox, "/", &files, &entries, &err));
     REFUSED(e2b_files_read(sandbox, "/a", &files, &buf, &err));
@@ -11633,6 +12459,12 @@ static const test tests[] = {
   UNIT(rpc_json_unary), UNIT(rpc_json_bad_answers), UNIT(rpc_json_stream), UNIT(rpc_pulled), UNIT(rpc_stream_cut),
   UNIT(rpc_stream_damaged), UNIT(rpc_same_errors), UNIT(rpc_message_limit), UNIT(rpc_415_unary), UNIT(rpc_415_start),
   UNIT(rpc_415_at_once), UNIT(rpc_415_is_final), UNIT(rpc_415_deadline), UNIT(rpc_codec_option), UNIT(rpc_no_memory),
+  UNIT(process_input_pieces), UNIT(process_input_order), UNIT(process_input_broken), UNIT(process_input_many),
+  UNIT(process_absent), UNIT(process_tree), UNIT(process_tree_control), UNIT(process_detached), UNIT(process_tag),
+#ifndef E2B_NO_PTY
+  UNIT(process_pty),
+#endif
+  UNIT(process_no_memory),
   UNIT(bad_answers), UNIT(endless_answers), UNIT(unreachable), UNIT(null_arguments), UNIT(injection),
 
   UNIT(sha256),
