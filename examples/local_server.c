@@ -2028,7 +2028,7 @@ static void launch_child(const launch *l) {
   int i, number;
   memset(&standard, 0, sizeof standard);
   standard.sa_handler = SIG_DFL;
-  (void)sigaction(SIGPIPE, &standard, NULL);
+  for (i = 1; i < NSIG; i++) (void)sigaction(i, &standard, NULL); /* a server in the background has SIGINT ignored */
   (void)sigemptyset(&none);
   (void)sigprocmask(SIG_SETMASK, &none, NULL);
   (void)setrlimit(RLIMIT_NOFILE, &server.files);
