@@ -651,6 +651,125 @@ group('commands', {}, () => {
   })
 })
 
+// ---- terminals ----------------------------------------------------------------------------------
+
+group('pty', {}, () => {
+  // A terminal and what it shows; its text grows, so `shows` looks for what was printed, never for what was typed.
+  async function terminal(options = {}) {
+    const decoder = new TextDecoder()
+    const term = { text: '' }
+    term.onData = data => { term.text += decoder.decode(data, { stream: true }) }
+    term.handle = await sbx.pty.create({ cols: 80, rows: 24, onData: term.onData, ...options })
+    term.pid = term.handle.pid
+    pids.add(term.pid)
+    return term
+  }
+  const type = (term, text) => sbx.pty.sendInput(term.pid, new TextEncoder().encode(text))
+  const shows = (term, text) => until(`"${text}" on the terminal`, () => term.text.includes(text))
+  const killed = async term => { await sbx.pty.kill(term.pid); return rejects(term.handle.wait(), CommandExitError) }
+
+  check('create: a login shell on a terminal of its size', async () => {
+    const term = await terminal({ cols: 101, rows: 31 })
+    await type(term, `stty size; tty; shopt -q login_shell && echo "$TERM=$LANG=$LC_ALL"\n`)
+    await shows(term, '31 101\r\n/dev/pts/')
+    await shows(term, '\r\nxterm-256color=C.UTF-8=C.UTF-8\r\n')
+    await killed(term)
+  })
+  check('create: envs, cwd, and the list', async () => {
+    const term = await terminal({ envs: { MINE: 'yes', LANG: 'C' }, cwd: dir })
+    await type(term, 'echo "$MINE=$LANG=$PWD"\n')
+    await shows(term, `yes=C=${dir}\r\n`)
+    const info = (await sbx.commands.list()).find(one => one.pid === term.pid)
+    assert.ok(info, 'not listed')
+    assert.deepEqual([info.cmd, info.args, info.cwd], ['/bin/bash', ['-i', '-l'], dir])
+    await killed(term)
+  })
+  check('create: unknown user, missing cwd', async () => {
+    await rejects(sbx.pty.create({ cols: 80, rows: 24, onData() {}, user: 'no-such-user' }), AuthenticationError, /no-such-user/)
+    await rejects(sbx.pty.create({ cols: 80, rows: 24, onData() {}, cwd: `${dir}/missing` }), InvalidArgumentError)
+  })
+  check('the exit code of the shell', async () => {
+    const term = await terminal()
+    await type(term, 'exit 3\n')
+    assert.equal((await rejects(term.handle.wait(), CommandExitError)).exitCode, 3)
+  })
+  check('sendInput: UTF-8, every key, 200 KB at once', async () => {
+    const term = await terminal()
+    await type(term, `stty -echo; echo 're'ady; read -r line; echo "<$line>"\n`)
+    await shows(term, 'ready\r\n')
+    await type(term, 'žluť 🐎\n')
+    await shows(term, '<žluť 🐎>\r\n')
+    const text = 'abcdefghijklmnopqrstuvwxyz0123456789\n'.repeat(5400)
+    await type(term, `echo 're'ady2; sha256sum\n`)
+    await shows(term, 'ready2\r\n')
+    await type(term, text + '\x04')
+    await shows(term, sha256(text))
+    await killed(term)
+  })
+  check('sendInput: Ctrl+\\ ends what runs', async () => { // not Ctrl+C: a server started in the background has it ignored
+    const term = await terminal()
+    await type(term, `bash -c "echo 'on'e; exec sleep 100"\n`)
+    await shows(term, 'one\r\n')
+    await type(term, '\x1c')
+    await type(term, `echo 'tw'o\n`)
+    await shows(term, 'two\r\n')
+    await killed(term)
+  })
+  check('resize', async () => {
+    const term = await terminal()
+    await type(term, `trap 'echo "is $(stty size)"' WINCH; echo 're'ady\n`)
+    await shows(term, 'ready\r\n')
+    await sbx.pty.resize(term.pid, { cols: 132, rows: 43 })
+    await type(term, '\n') // bash looks at signals between lines
+    await shows(term, 'is 43 132\r\n')
+    await killed(term)
+  })
+  check('kill: true, SIGKILL, then false', async () => {
+    const term = await terminal()
+    assert.equal(await sbx.pty.kill(term.pid), true)
+    const error = await rejects(term.handle.wait(), CommandExitError)
+    assert.deepEqual([error.exitCode, error.error], [-1, 'signal: killed'])
+    await until('false from a second kill', async () => (await sbx.pty.kill(term.pid)) === false)
+  })
+  check('connect: the same shell after a disconnect', async () => {
+    const term = await terminal()
+    await type(term, `KEPT=this; echo 're'ady\n`)
+    await shows(term, 'ready\r\n')
+    await term.handle.disconnect()
+    const before = term.text
+    const second = { text: '', pid: term.pid }
+    const decoder = new TextDecoder()
+    second.handle = await sbx.pty.connect(term.pid, { onData: data => { second.text += decoder.decode(data, { stream: true }) } })
+    assert.equal(second.handle.pid, term.pid)
+    await type(second, 'echo "<$KEPT>"\n')
+    await shows(second, '<this>\r\n')
+    assert.equal(term.text, before)
+    await killed(second)
+  })
+  check('unknown pid', async () => {
+    const unknown = { pid: 4_000_000 }
+    await rejects(sbx.pty.connect(unknown.pid, { onData() {} }), NotFoundError)
+    await rejects(type(unknown, 'x'), NotFoundError)
+    await rejects(sbx.pty.resize(unknown.pid, { cols: 80, rows: 24 }), NotFoundError)
+    assert.equal(await sbx.pty.kill(unknown.pid), false)
+  })
+  check('input and size are for terminals only, stdin is not', async () => {
+    const handle = await background('sleep 30', { stdin: true })
+    await rejects(type(handle, 'x'), SandboxError, /tty/)
+    await rejects(sbx.pty.resize(handle.pid, { cols: 80, rows: 24 }), SandboxError, /tty/)
+    await handle.kill()
+    const term = await terminal()
+    await rejects(sbx.commands.sendStdin(term.pid, 'x'), SandboxError, /pty/)
+    await rejects(sbx.commands.closeStdin(term.pid), SandboxError, /PTY/)
+    await killed(term)
+  })
+  check('timeoutMs: TimeoutError, and the shell dies', async () => {
+    const term = await terminal({ timeoutMs: 700 })
+    await rejects(term.handle.wait(), TimeoutError)
+    await until('its removal from the list', async () => !(await sbx.commands.list()).some(one => one.pid === term.pid))
+  })
+})
+
 // ---- files --------------------------------------------------------------------------------------
 
 group('files', {}, () => {
@@ -905,7 +1024,7 @@ group('files', {}, () => {
   })
 })
 
-// Still to come, each a group of its own: pty, watch, metadata, signed URLs, pause and resume, metrics,
+// Still to come, each a group of its own: watch, metadata, signed URLs, pause and resume, metrics,
 // snapshots, code interpreter.
 
 // ---- main ---------------------------------------------------------------------------------------
