@@ -5139,6 +5139,7 @@ typedef struct e2b__tls {
   uint8_t first[8]; /* what the peer sent first, to recognise plain text */
   uint8_t first_len;
   uint8_t last[8];  /* and last, to recognise alerts */
+  bool seen;        /* the server's certificate: what breaks the handshake afterwards may be ours */
   bool pin_ok;      /* the server's key is one of the pinned ones */
   bool pin_failed;
   bool offered;     /* a session of a connection whose pin was checked */
@@ -5212,6 +5213,7 @@ static bool e2b__tls_pinned(const e2b__tls_shared *s, const mbedtls_x509_crt *ce
  * flags a mismatch, which is cleared here when the address is found. */
 static int e2b__tls_verify(void *arg, mbedtls_x509_crt *cert, int depth, uint32_t *flags) {
   e2b__tls *t = (e2b__tls *)arg;
+  if (depth == 0) t->seen = true;
   if (depth == 0 && t->shared->pin_count) {
     t->pin_ok = e2b__tls_pinned(t->shared, cert);
     t->pin_failed = !t->pin_ok;
@@ -5452,6 +5454,12 @@ static e2b_err e2b__tls_handshake_error(e2b__tls *t, int code, e2b_error *err) {
     e2b__error_set(err, E2B_ERR_NO_MEMORY, E2B_PHASE_TLS, "out of memory in the TLS handshake with %.100s", t->host);
     return E2B_ERR_NO_MEMORY;
   }
+  if (code == MBEDTLS_ERR_NET_SEND_FAILED) { /* an alert may have come before the connection broke */
+    uint8_t rest[64];
+    int io_code = t->io_code;
+    (void)e2b__tls_bio_rx(t, rest, sizeof rest);
+    t->io_code = io_code;
+  }
   if (!t->shared->insecure && flags != 0 && flags != 0xFFFFFFFFu) {
     rc = E2B_ERR_TLS_CERTIFICATE;
     e2b__tls_certificate_text(flags, why, sizeof why);
@@ -5460,7 +5468,9 @@ static e2b_err e2b__tls_handshake_error(e2b__tls *t, int code, e2b_error *err) {
                    subject);
   } else {
     if (!e2b__tls_bytes_text(t, why, sizeof why)) {
-      if (t->io_code)
+      if (t->seen && (t->io_code || t->rx_eof))
+        (void)snprintf(why, sizeof why, "the server broke it off; does it want a (different) client certificate?");
+      else if (t->io_code)
         e2b__transport_text(t->transport, t->io_code, why, sizeof why);
       else if (t->rx_eof)
         (void)snprintf(why, sizeof why, "the server closed the connection");
