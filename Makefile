@@ -15,11 +15,13 @@ T =
 DEPS = $(BUILD)/deps.libs
 COMPILE = $(CC) -std=c99 $(CFLAGS) $(WARNINGS) -I. $$(cat $(BUILD)/deps.cflags)
 LINK = $$(cat $(BUILD)/deps.libs) $(LDFLAGS)
-EXAMPLES = $(BUILD)/quickstart $(BUILD)/stream_output $(BUILD)/thousand_sandboxes
+EXAMPLES = $(BUILD)/quickstart $(BUILD)/stream_output $(BUILD)/thousand_sandboxes $(BUILD)/own_ca_and_proxy \
+           $(BUILD)/own_transport $(BUILD)/game_loop
 
 # The local server is for Linux; without it the tests that need it are skipped.
 ifeq ($(shell uname -s),Linux)
   SERVER = $(BUILD)/local_server
+  EXAMPLES += $(BUILD)/own_event_loop
 endif
 
 # A key on the command line means a real service; one in the environment does not.

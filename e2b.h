@@ -5887,8 +5887,9 @@ static void e2b__put_host_port(char *out, size_t cap, const char *host, uint16_t
 
 /* What to do about an answer of a proxy that is not 2xx. */
 static const char *e2b__proxy_advice(const e2b__proxy *proxy, int status) {
-  if (status == 407 && proxy->auth) return "it does not accept the user or the password of proxy_url (or HTTPS_PROXY)";
-  if (status == 407) return "it wants a user and a password: http://user:password@host:port in proxy_url (or HTTPS_PROXY)";
+  bool who = status == 407 || status == 401; /* some say 401 */
+  if (who && proxy->auth) return "it does not accept the user or the password of proxy_url (or HTTPS_PROXY)";
+  if (who) return "it wants a user and a password: http://user:password@host:port in proxy_url (or HTTPS_PROXY)";
   if (status == 403 || status == 405) return "its rules do not allow that: ask who runs it, or add an exception to no_proxy";
   return "it cannot reach the server";
 }

@@ -120,7 +120,7 @@ for cc in gcc clang; do
   check "warnings, $cc, E2B_NO_THREADS" compile $cc "-std=c99 $strict_c -DE2B_NO_THREADS" all.c no_threads.o
   check "warnings, $cc, E2B_MALLOC and E2B_ASSERT" compile $cc "-std=c99 $strict_c" allocator.c allocator.o
   check "warnings, $cc, NDEBUG" compile $cc "-std=c99 -O2 $strict_c -DNDEBUG" all.c ndebug.o
-  for example in quickstart stream_output thousand_sandboxes; do
+  for example in quickstart stream_output thousand_sandboxes own_ca_and_proxy own_event_loop own_transport game_loop; do
     check "warnings, $cc, examples/$example.c" compile $cc "-std=c99 $strict_c" "../../examples/$example.c" example.o
   done
 done
