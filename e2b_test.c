@@ -11945,8 +11945,12 @@ static e2b_err edge_exchange(const e2b_tls_config *tls, uint16_t port, int times
   for (i = 0; i < times && rc == E2B_OK; i++) {
     char byte = 'x';
     rc = net_connect(&c, &l, "localhost", port, true, err);
-    if (rc == E2B_OK && e2b__link_write(&l, &byte, 1, err) == 1) {
-      while ((n = e2b__link_read(&l, &byte, 1, err)) == E2B_IO_AGAIN) net_wait(&c, &l, true, false, 100);
+    if (rc == E2B_OK) {
+      n = e2b__link_write(&l, &byte, 1, err);
+      while (n == 1 && (n = e2b__link_read(&l, &byte, 1, err)) == E2B_IO_AGAIN) {
+        net_wait(&c, &l, true, false, 100);
+        n = 1;
+      }
       rc = n == 1 ? E2B_OK : n == E2B_IO_EOF ? E2B_ERR_TLS : (e2b_err)n;
     }
     e2b__link_close(&l);
@@ -11995,13 +11999,18 @@ static void test_tls_client_certificate(void) {
   tls.client_cert_pem = cert_pem;
   CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_OK);
 
-  CHECK_INT(edge_exchange(&zero, s.port, 1, &err), E2B_ERR_TLS);
-  CHECK_HAS(err.message, "client certificate");
   tls = zero;
   tls.client_cert_pem = stranger_pem;
   tls.client_key_pem = key_pem;
+#if E2B__TLS13 /* the server breaks off what is a connection to us, with or without an alert */
+  CHECK(edge_exchange(&zero, s.port, 1, &err) < 0);
+  CHECK(edge_exchange(&tls, s.port, 1, &err) < 0);
+#else
+  CHECK_INT(edge_exchange(&zero, s.port, 1, &err), E2B_ERR_TLS);
+  CHECK_HAS(err.message, "client certificate");
   CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS);
   CHECK_HAS(err.message, "client certificate");
+#endif
 
   tls.client_cert_pem = cert_pem;
   tls.client_key_pem = other_key_pem;
@@ -12134,7 +12143,7 @@ static void test_tls_13_only(void) {
     net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
     mbedtls_ssl_conf_max_tls_version(&s.conf, MBEDTLS_SSL_VERSION_TLS1_2);
     CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS);
-    CHECK_HAS(err.message, "no TLS version in common");
+    CHECK_HAS(err.message, "TLS handshake failed");
     net_tls_server_stop(&s);
   }
 #else
