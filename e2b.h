@@ -194,7 +194,7 @@ typedef enum e2b_err {
   E2B_ERR_IO = -35,              /* a local system call failed; sys_code                                                */
   E2B_ERR_PROTOCOL = -36,        /* the peer sent what is not valid HTTP, Connect, protobuf or JSON                      */
   E2B_ERR_TRUNCATED = -37,       /* the answer began but did not end properly; what arrived is kept where the call says */
-  E2B_ERR_PROXY = -38,           /* the proxy refused                                                                   */
+  E2B_ERR_PROXY = -38,           /* the proxy refused, or is none; http_status is its answer (407: user and password)   */
   /* service */
   E2B_ERR_NOT_FOUND = -50,       /* subject says what: sandbox, file, process                                           */
   E2B_ERR_ALREADY_EXISTS = -51,
@@ -423,7 +423,7 @@ typedef struct e2b_client_config {
   uint16_t runtime_port;        /* envd's port inside the sandbox; 0 = 49983                                            */
   e2b_codec codec;              /* of calls to sandboxes                                                                */
   int32_t request_timeout_ms;   /* default of call.timeout_ms; 0 = 60000, E2B_TIMEOUT_NONE                              */
-  int32_t connect_timeout_ms;   /* name look-up, TCP and TLS; 0 = 10000                                                 */
+  int32_t connect_timeout_ms;   /* name look-up, TCP, proxy and TLS; 0 = 10000                                          */
   int32_t idle_ms;              /* default of call.idle_ms; 0 = 60000, E2B_TIMEOUT_NONE                                 */
   int32_t keepalive_interval_s; /* pings asked of command streams; three missing ones end the stream; 0 = 50, 1..3600   */
   bool debug;                   /* kill and set_timeout succeed without a request; env E2B_DEBUG "true"                 */
@@ -440,19 +440,20 @@ typedef struct e2b_client_config {
   e2b_logger logger;              /* zeroed = silent                                                                    */
   const e2b_transport *transport; /* NULL = sockets; must live as long as the client                                    */
   e2b_tls_config tls;
-  const char *proxy_url;          /* http://[user:password@]host[:port], user and password percent-encoded, port 80 when not
-                                     given: an HTTP proxy for all connections. https:// servers are reached through CONNECT:
-                                     the proxy sees their name and port, nothing else. http:// servers are asked through the
-                                     proxy in its own form of request (absolute-form), as proxies refuse CONNECT to their
-                                     ports. The proxy looks up the names. When it refuses: E2B_ERR_PROXY, with http_status.
+  const char *proxy_url;          /* http://[user:password@]host[:port], user and password percent-encoded, port 80 when
+                                     not given: an HTTP proxy for all connections. It looks up the servers' names.
+                                     https:// servers are reached through CONNECT: it sees their name and port, no more.
+                                     http:// servers are asked in its own form of request (absolute-form), which it can
+                                     read, keys included: most proxies refuse CONNECT to other ports than 443. When it
+                                     refuses: E2B_ERR_PROXY.
                                      env https_proxy, HTTPS_PROXY for https:// servers, http_proxy (never HTTP_PROXY, which
                                      CGI lets strangers set) for http:// ones, all_proxy, ALL_PROXY for both. Those of the
                                      environment are not used for this machine itself, nor with a transport of yours    */
   const char *no_proxy;           /* exceptions, with commas between: "name" or ".name" (and all below it), an address, a
-                                     block such as 10.0.0.0/8, each perhaps with :port, or "*". With a proxy of the
-                                     environment: env no_proxy, NO_PROXY                                                     */
-  const e2b_host_entry *hosts;    /* fixed addresses of servers and proxies; the first entry that fits decides, more of the
-                                     same host and port are tried in their order; copied                                */
+                                     block such as 10.0.0.0/8, each perhaps with :port, or "*".
+                                     env no_proxy, NO_PROXY, with a proxy of the environment                            */
+  const e2b_host_entry *hosts;    /* fixed addresses of servers and proxies; the first entry that fits decides, more of
+                                     the same host and port are tried in their order; copied                            */
   size_t host_count;
   uint64_t (*now_ms_fn)(void *user); /* monotonic clock; NULL = the system's                                            */
   void (*yield_fn)(void *user);      /* called once per turn of a blocking call: feed a watchdog, yield to an RTOS      */
@@ -7151,6 +7152,7 @@ static void e2b__conn_step(e2b__conn *conn) {
   e2b_client *client = conn->client;
   e2b_error err;
   e2b_err code;
+  uint64_t fair;
   int rounds;
   conn->kick = conn->ready = false;
   if (conn->state == E2B__CONN_OPENING) {
@@ -7166,7 +7168,9 @@ static void e2b__conn_step(e2b__conn *conn) {
     e2b__conn_begin(conn);
   }
   if (conn->state == E2B__CONN_OPEN) e2b__conn_send(conn);
-  for (rounds = 0; rounds < 8 && conn->state == E2B__CONN_OPEN; rounds++) {
+  /* Until nothing is there, but no longer than is fair to the other connections: TLS records may be small. */
+  fair = client->stats.bytes_rx + 8u * (uint64_t)client->config.io_buffer_size;
+  for (rounds = 0; rounds < 64 && client->stats.bytes_rx < fair && conn->state == E2B__CONN_OPEN; rounds++) {
     if (rounds && e2b__budget_spent(client)) return;
     if (!e2b__conn_receive_once(conn)) return;
   }

@@ -11889,19 +11889,27 @@ static void e2e_proxy(fixture *f) {
   e2b_client_stats stats;
   e2b_command_result result = { 0 };
   e2b_run_opts opts = { 0 };
-  e2b_sandbox *sandbox;
+  e2b_sandbox *sandbox = NULL;
   e2b_client *client;
   e2b_buf file = { { 0 }, NULL, 0 };
+  e2b_attach_opts attach;
   e2b_error err;
   char proxy[64], head[64], path[200];
   static char big[300000];
-  relay_start(&r, (uint16_t)atoi(strrchr(the_host->url, ':') + 1));
+  memset(&attach, 0, sizeof attach);
+  attach.base_url = the_host->url;
+  attach.access_token = getenv("E2B_ENVD_TOKEN");
+  relay_start(&r, (uint16_t)strtoul(strrchr(the_host->url, ':') + 1, NULL, 10));
   config = edge_config(the_host->url, r.port, proxy);
   config.api_key = HOST_KEY;
   config.tls.ca_pem = NULL;
   if (the_host->tls) config.tls.ca_file = the_host->ca_file;
   client = edge_client(&config, &err);
-  if (client && CHECK_OK(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err))) {
+  if (the_host->control_plane)
+    CHECK_OK(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err));
+  else
+    CHECK_OK(e2b_sandbox_attach(client, "test", &attach, &sandbox, &err));
+  if (sandbox) {
     CHECK_OK(e2b_commands_run(sandbox, "echo through; echo the proxy >&2", &opts, &result, &err));
     CHECK_STR(result.stdout_data.ptr, "through\n");
     e2b_mem_free(&result.mem);
@@ -11911,16 +11919,16 @@ static void e2e_proxy(fixture *f) {
     CHECK_OK(e2b_files_read(sandbox, path, NULL, &file, &err));
     CHECK(file.len == sizeof big && memcmp(file.data, big, sizeof big) == 0);
     e2b_mem_free(&file.mem);
-    CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+    if (the_host->control_plane) CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
   }
   e2b_client_get_stats(client, &stats);
   e2b_client_free(client);
   relay_stop(&r);
   edge_check_no_secret(&err);
-  snprintf(head, sizeof head, the_host->tls ? "CONNECT localhost:%u HTTP/1.1\r\n" : "POST http://localhost:%u/sandboxes ",
-           (unsigned)r.to);
+  if (the_host->tls) snprintf(head, sizeof head, "CONNECT %.40s HTTP/1.1\r\n", the_host->url + 8);
+  else snprintf(head, sizeof head, "POST %.40s/", the_host->url);
   CHECK_HAS(r.heads, head);
-  CHECK_INT(the_host->tls ? r.tunnels : r.requests > 4, the_host->tls ? (int)stats.connections_made : 1);
+  CHECK_INT(the_host->tls ? r.tunnels : r.requests > 2, the_host->tls ? (int)stats.connections_made : 1);
   CHECK(!the_host->tls || (r.requests == 0 && !strstr(r.heads, HOST_KEY))); /* nothing of ours in the clear */
 }
 
@@ -12290,6 +12298,7 @@ static void e2e_reads_on(fixture *f) {
   t.fd_fn = NULL;
   t.user = &c;
   config.transport = &t;
+  config.io_buffer_size = 65536; /* more than a record: a short read does not mean that there is no more */
   attach.base_url = the_host->url;
   attach.access_token = the_host->control_plane ? e2b_sandbox_access_token(f->sandbox) : getenv("E2B_ENVD_TOKEN");
   client = edge_client(&config, &err);
@@ -12381,7 +12390,7 @@ static const test tests[] = {
   SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),
   SERVER(api_by_id), SERVER(refused_by_the_api), SERVER(wrong_access_token), SERVER(routes), SERVER(many_sandboxes), SERVER(many_streams),
   SERVER(no_memory), SERVER(certificates),
-  SERVER(proxy), HOST(fixed_heap), HOST(reads_on),
+  HOST(proxy), HOST(fixed_heap), HOST(reads_on),
 };
 
 static int passed, failed, skipped;
