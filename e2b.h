@@ -6050,6 +6050,7 @@ typedef struct e2b__link {
   const char *alpn; /* the protocol agreed on, or NULL: then HTTP/1.1 */
   uint16_t port;
   bool secure;      /* https */
+  bool absolute;    /* no tunnel: requests go to the proxy, which asks the host */
   bool connected;   /* conn is valid: for a transport of the user's it may be NULL */
   bool unclean_eof; /* with TLS: the peer went away without close_notify, so the end of its data proves nothing */
   bool want_write;  /* the last read or write waits until the connection takes bytes */
@@ -6128,6 +6129,7 @@ static e2b_err e2b__link_open(e2b__link *l, const char *host, uint16_t port, boo
   l->secure = secure;
   l->unclean_eof = false;
   l->proxy = e2b__proxy_for(&net->proxies, host, port, secure);
+  l->absolute = l->proxy && !secure;
   if (!own_names && !e2b__dns_literal(host, literal) && !e2b__dns_name_ok(host)) {
     e2b__error_set(err, E2B_ERR_INVALID_ARGUMENT, E2B_PHASE_NONE, "\"%.100s\" is not a valid host name", host);
     return e2b__link_fail(l, E2B_ERR_INVALID_ARGUMENT);
@@ -6349,7 +6351,7 @@ static e2b_err e2b__link_tunnel(e2b__link *l, e2b_error *err) {
 
 /* On a fresh connection. E2B_OK = what comes next is in l->state. */
 static e2b_err e2b__link_connected(e2b__link *l, e2b_error *err) {
-  if (l->proxy && l->secure) {
+  if (l->proxy && !l->absolute) {
     l->tunnel = e2b__tunnel_new(l->net->mem, l->proxy, l->host, l->port);
     l->state = E2B__LINK_TUNNEL;
     if (l->tunnel) return E2B_OK;
@@ -6832,7 +6834,7 @@ static e2b_err e2b__conn_on_head(void *owner, int status, const e2b__headers *he
   e2b__req *req = conn->req;
   e2b_err code;
   req->status = status;
-  if (status == 407 && conn->link.proxy && !conn->tls) return e2b__conn_proxy_refused(conn);
+  if (status == 407 && conn->link.absolute) return e2b__conn_proxy_refused(conn);
   e2b__buf_put(&req->answer_headers.text, headers->text.data, headers->text.len);
   req->answer_headers.count = headers->count;
   if (req->answer_headers.text.err) return req->answer_headers.text.err;
@@ -6948,7 +6950,7 @@ static void e2b__conn_fail_with(e2b__conn *conn, e2b_err code, const char *what)
  * sent again. */
 static void e2b__conn_write_head(e2b__conn *conn, const char *host) {
   e2b__req *req = conn->req;
-  const e2b__proxy *proxy = conn->tls ? NULL : conn->link.proxy;
+  const e2b__proxy *proxy = conn->link.absolute ? conn->link.proxy : NULL;
   e2b_str path = e2b__str_n((const char *)req->path.data, req->path.len);
   e2b__buf url;
   e2b__buf_init(&url, &conn->client->mem, 131072);
