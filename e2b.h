@@ -56,9 +56,10 @@
      A client, its sandboxes and its handles belong to one thread at a time; different clients are independent. Only
      e2b_client_wake and e2b_client_interrupt may be called from any thread. There are no mutable globals. The only thread
      this library starts is a short-lived one for a name look-up (none with E2B_NO_THREADS or a transport with its own DNS).
-     One thing is shared below us: with mbedTLS 3 and 4 the state of PSA (random numbers, key slots) belongs to the process.
-     Builds of mbedTLS without MBEDTLS_THREADING_C do not lock it: then clients with https must not run on two threads at
-     the same time, not even different ones. Debian's and most other packaged builds have it; mbedTLS 2.28 needs it not.
+     One thing is shared below us: with mbedTLS 3 and 4 the state of PSA (random numbers, key slots) belongs to the
+     process. Builds of mbedTLS without MBEDTLS_THREADING_C do not lock it: then clients with https must not run on two
+     threads at the same time, not even different ones. Debian's and most other packaged builds have it; mbedTLS 2.28
+     needs it not.
 
    BLOCKING OR NOT
      Every call that takes an e2b_call (alone or first in its options) blocks when neither call.op nor call.on_done is set,
@@ -299,10 +300,11 @@ typedef struct e2b_mem {
  * allocator works. */
 E2B_API void e2b_mem_free(e2b_mem *mem);
 
-/* An allocator over one block of yours, for e2b_client_config.allocator where there is no malloc, or none is wanted: first
- * fit, free neighbours merge, no bytes lost per block but rounding to E2B_HEAP_ALIGN. Start, size and free_list are its
- * own; used and peak (bytes) may be read at any time. For one thread at a time, like the client. `mem` must outlive all that
- * is allocated from it; it need not be aligned. mbedTLS, name look-ups and the waker have E2B_MALLOC, see SWITCHES. */
+/* An allocator over one block of yours, for e2b_client_config.allocator where there is no malloc, or none is wanted:
+ * first fit, free neighbours merge, nothing lost per block but rounding to E2B_HEAP_ALIGN. used and peak (bytes) may be
+ * read at any time, the other members are its own. For one thread at a time, like the client. `mem` must outlive all that
+ * is allocated from it; it need not be aligned. Name look-ups and the waker have E2B_MALLOC (see SWITCHES), mbedTLS has
+ * an allocator of its own. */
 #define E2B_HEAP_ALIGN 16
 typedef struct e2b_fixed_heap { void *base; size_t size; size_t used, peak; void *free_list; } e2b_fixed_heap;
 E2B_API e2b_allocator e2b_fixed_heap_init(e2b_fixed_heap *heap, void *mem, size_t size);
@@ -5129,6 +5131,7 @@ typedef struct e2b__tls {
   uint16_t port;
   bool over;                   /* the handshake is done */
   bool broken;                 /* after a failure the context must not be used again */
+  bool ended;                  /* the peer said close_notify */
   bool again;                  /* not done, but not waiting for the network either: call again */
   bool rx_blocked, tx_blocked; /* what the transport said during the last call */
   bool rx_eof;
@@ -5203,7 +5206,8 @@ static bool e2b__tls_pinned(const e2b__tls_shared *s, const mbedtls_x509_crt *ce
   if (psa_hash_compute(PSA_ALG_SHA_256, cert->pk_raw.p, cert->pk_raw.len, hash, sizeof hash, &len) != PSA_SUCCESS)
     return false;
 #else
-  if (mbedtls_md(mbedtls_md_info_from_type(MBEDTLS_MD_SHA256), cert->pk_raw.p, cert->pk_raw.len, hash) != 0) return false;
+  const mbedtls_md_info_t *sha256 = mbedtls_md_info_from_type(MBEDTLS_MD_SHA256);
+  if (mbedtls_md(sha256, cert->pk_raw.p, cert->pk_raw.len, hash) != 0) return false;
 #endif
   for (i = 0; i < s->pin_count; i++)
     if (memcmp(s->pins + i * E2B__TLS_PIN_LEN, hash, sizeof hash) == 0) return true;
@@ -5550,8 +5554,8 @@ static int e2b__tls_io_error(e2b__tls *t, int code, e2b_error *err) {
   if (e2b__tls_no_memory(code)) rc = E2B_ERR_NO_MEMORY;
   if (t->io_code)
     e2b__transport_text(t->transport, t->io_code, why, sizeof why);
-  else if (code == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE) /* with TLS 1.3 that is how a server refuses a client certificate */
-    (void)snprintf(why, sizeof why, "the server ended it with a TLS alert; does it want a (different) client certificate?");
+  else if (code == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE) /* with TLS 1.3 client certificates are refused that way */
+    (void)snprintf(why, sizeof why, "the server ended it with an alert; does it want a (different) client certificate?");
   else
     e2b__tls_code_text(code, why, sizeof why);
   e2b__error_set(err, rc, E2B_PHASE_NONE, "the connection to %.80s:%u failed: %s", t->host, (unsigned)t->port, why);
@@ -5567,11 +5571,15 @@ static int e2b__tls_io_error(e2b__tls *t, int code, e2b_error *err) {
 static int e2b__tls_read(e2b__tls *t, void *buf, size_t cap, bool *unclean, e2b_error *err) {
   int turns;
   if (t->broken) return e2b__tls_io_error(t, MBEDTLS_ERR_SSL_BAD_INPUT_DATA, err);
+  if (t->ended) return E2B_IO_EOF;
   e2b__tls_begin(t);
   for (turns = 0; turns < 16; turns++) { /* records without data are bounded work for one call */
     int n = mbedtls_ssl_read(&t->ssl, (unsigned char *)buf, E2B__MIN(cap, (size_t)INT_MAX));
     if (n > 0) return n;
-    if (n == MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY) return E2B_IO_EOF;
+    if (n == MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY) {
+      t->ended = true;
+      return E2B_IO_EOF;
+    }
     if (n == 0 || n == MBEDTLS_ERR_SSL_CONN_EOF) {
       *unclean = true;
       return E2B_IO_EOF;
@@ -5707,8 +5715,10 @@ static const char *e2b__host_read(const e2b_host_entry *entry, e2b_str *name, e2
 static bool e2b__host_matches(const e2b__host *entry, const char *host, uint16_t port) {
   if (entry->port && entry->port != port) return false;
   if (strcmp(entry->name, "*") == 0) return true;
-  if (strncmp(entry->name, "*.", 2) == 0)
-    return e2b__host_fits(host, e2b__str(entry->name + 2), true) && !e2b__host_fits(host, e2b__str(entry->name + 2), false);
+  if (strncmp(entry->name, "*.", 2) == 0) {
+    e2b_str domain = e2b__str(entry->name + 2);
+    return e2b__host_fits(host, domain, true) && !e2b__host_fits(host, domain, false);
+  }
   return e2b__host_fits(host, e2b__str(entry->name), false);
 }
 
@@ -5716,11 +5726,12 @@ static bool e2b__host_matches(const e2b__host *entry, const char *host, uint16_t
 static bool e2b__hosts_find(const e2b__host *hosts, size_t count, const char *host, uint16_t port, e2b__dns **out) {
   char text[48];
   size_t i, first = 0;
+  int family;
   *out = NULL;
   while (first < count && !e2b__host_matches(&hosts[first], host, port)) first++;
   if (first == count) return true;
-  if (!inet_ntop(hosts[first].addr.len == 16 ? AF_INET6 : AF_INET, hosts[first].addr.bytes, text, (socklen_t)sizeof text))
-    return false;
+  family = hosts[first].addr.len == 16 ? AF_INET6 : AF_INET;
+  if (!inet_ntop(family, hosts[first].addr.bytes, text, (socklen_t)sizeof text)) return false;
   *out = e2b__dns_start(NULL, text); /* a literal: done at once */
   if (!*out) return false;
   for (i = first + 1; i < count; i++)
@@ -5782,7 +5793,8 @@ static e2b_err e2b__proxy_auth(e2b__mem *mem, e2b_str userinfo, char **out) {
   e2b__buf_init(&plain, mem, 4096);
   e2b__buf_init(&value, mem, 8192);
   while (colon < userinfo.len && userinfo.ptr[colon] != ':') colon++;
-  if (e2b__proxy_unescape(&plain, e2b__str_n(userinfo.ptr, colon)) && (!plain.len || !memchr(plain.data, ':', plain.len))) {
+  if (e2b__proxy_unescape(&plain, e2b__str_n(userinfo.ptr, colon)) &&
+      (!plain.len || !memchr(plain.data, ':', plain.len))) {
     e2b__buf_byte(&plain, ':');
     if (colon < userinfo.len) colon++;
     if (e2b__proxy_unescape(&plain, e2b__str_n(userinfo.ptr + colon, userinfo.len - colon))) rc = plain.err;
@@ -5891,7 +5903,8 @@ static const char *e2b__proxy_advice(const e2b__proxy *proxy, int status) {
   bool who = status == 407 || status == 401; /* some say 401 */
   if (who && proxy->auth) return "it does not accept the user or the password of proxy_url (or HTTPS_PROXY)";
   if (who) return "it wants a user and a password: http://user:password@host:port in proxy_url (or HTTPS_PROXY)";
-  if (status == 403 || status == 405) return "its rules do not allow that: ask who runs it, or add an exception to no_proxy";
+  if (status == 403 || status == 405)
+    return "its rules do not allow that: ask who runs it, or add an exception to no_proxy";
   return "it cannot reach the server";
 }
 
@@ -6306,8 +6319,9 @@ static e2b_err e2b__link_tunnel_error(e2b__link *l, e2b_err code, const char *wh
     e2b__error_set(err, E2B_ERR_PROXY, E2B_PHASE_CONNECT, "the proxy %.60s:%u opened no connection to %.60s: %s",
                    l->proxy->host, (unsigned)l->proxy->port, to, why);
   else
-    e2b__error_set(err, E2B_ERR_PROXY, E2B_PHASE_CONNECT, "the proxy %.60s:%u refused a connection to %.60s (HTTP %d): %s",
-                   l->proxy->host, (unsigned)l->proxy->port, to, status, e2b__proxy_advice(l->proxy, status));
+    e2b__error_set(err, E2B_ERR_PROXY, E2B_PHASE_CONNECT,
+                   "the proxy %.60s:%u refused a connection to %.60s (HTTP %d): %s", l->proxy->host,
+                   (unsigned)l->proxy->port, to, status, e2b__proxy_advice(l->proxy, status));
   if (err) err->http_status = status;
   return E2B_ERR_PROXY;
 }
@@ -6317,7 +6331,8 @@ static e2b_err e2b__link_tunnel_feed(e2b__link *l, const uint8_t *data, size_t l
   e2b__h1 *h1 = &l->tunnel->h1;
   size_t used = 0;
   e2b_err code = e2b__h1_feed(h1, data, len, &used);
-  if (h1->head_done && (h1->status < 200 || h1->status > 299)) return e2b__link_tunnel_error(l, E2B_ERR_PROXY, NULL, err);
+  if (h1->head_done && (h1->status < 200 || h1->status > 299))
+    return e2b__link_tunnel_error(l, E2B_ERR_PROXY, NULL, err);
   if (code) return e2b__link_tunnel_error(l, code, h1->detail ? h1->detail : "its answer cannot be used", err);
   if (!h1->head_done) return E2B_PENDING;
   if (used < len) return e2b__link_tunnel_error(l, E2B_ERR_PROXY, "it went on talking after its answer", err);
@@ -6342,7 +6357,8 @@ static e2b_err e2b__link_tunnel(e2b__link *l, e2b_error *err) {
     if (n > 0) rc = e2b__link_tunnel_feed(l, data, (size_t)n, err);
   }
   if (rc != E2B_PENDING || n == E2B_IO_AGAIN) return rc;
-  if (n == E2B_IO_EOF) return e2b__link_tunnel_error(l, E2B_ERR_PROXY, "it closed the connection before its answer ended", err);
+  if (n == E2B_IO_EOF)
+    return e2b__link_tunnel_error(l, E2B_ERR_PROXY, "it closed the connection before its answer ended", err);
   e2b__transport_text(tp, n, why, sizeof why);
   rc = e2b__link_tunnel_error(l, E2B_ERR_PROXY, why, err);
   if (err) err->sys_code = e2b__transport_code(tp, n);
@@ -6818,7 +6834,7 @@ struct e2b__conn {
 
 static void e2b__conn_fail(e2b__conn *conn, const e2b_error *err);
 
-/* A server asked through a proxy (http:// only) never says 407: it is the proxy that did not let the request through. */
+/* A server asked through a proxy never says 407: it is the proxy that did not let the request through. */
 static e2b_err e2b__conn_proxy_refused(e2b__conn *conn) {
   const e2b__proxy *proxy = conn->link.proxy;
   e2b_error err;
@@ -6945,9 +6961,9 @@ static void e2b__conn_fail_with(e2b__conn *conn, e2b_err code, const char *what)
   e2b__conn_fail(conn, &err);
 }
 
-/* To a proxy, which is to ask an http:// server, goes the whole URL (RFC 9112, absolute-form), and who we are to it. That
- * never reaches a server asked directly: whether there is a proxy depends on the origin alone, also when the request is
- * sent again. */
+/* To a proxy, which is to ask an http:// server, goes the whole URL (RFC 9112, absolute-form), and who we are to it.
+ * That never reaches a server asked directly: whether there is a proxy depends on the origin alone, also when the request
+ * is sent again. */
 static void e2b__conn_write_head(e2b__conn *conn, const char *host) {
   e2b__req *req = conn->req;
   const e2b__proxy *proxy = conn->link.absolute ? conn->link.proxy : NULL;
@@ -8815,17 +8831,18 @@ static e2b_err e2b__config_check_pem(const char *data, size_t data_len, const ch
 static e2b_err e2b__config_check_tls(const e2b_tls_config *tls, const e2b_transport *transport, e2b_error *err) {
   bool demands = tls->client_cert_pem || tls->pin_count || tls->min_tls13;
   e2b_err code;
-  if ((code = e2b__config_check_pem(tls->ca_pem, tls->ca_pem_len, "tls.ca_pem", err)) != E2B_OK ||
-      (code = e2b__config_check_pem(tls->client_cert_pem, tls->client_cert_pem_len, "tls.client_cert_pem", err)) != E2B_OK ||
-      (code = e2b__config_check_pem(tls->client_key_pem, tls->client_key_pem_len, "tls.client_key_pem", err)) != E2B_OK)
-    return code;
+  code = e2b__config_check_pem(tls->ca_pem, tls->ca_pem_len, "tls.ca_pem", err);
+  if (!code) code = e2b__config_check_pem(tls->client_cert_pem, tls->client_cert_pem_len, "tls.client_cert_pem", err);
+  if (!code) code = e2b__config_check_pem(tls->client_key_pem, tls->client_key_pem_len, "tls.client_key_pem", err);
+  if (code) return code;
   if (!tls->client_cert_pem != !tls->client_key_pem)
     return e2b__invalid(err, tls->client_cert_pem ? "tls.client_key_pem" : "tls.client_cert_pem",
                         "is missing: a client certificate needs its key");
   if (tls->pin_count && (!tls->pin_sha256 || tls->pin_count > 65536))
     return e2b__invalid(err, "tls.pin_sha256", "must be pin_count times 32 bytes");
   if (transport && (transport->flags & E2B_TRANSPORT_HAS_TLS) && demands)
-    return e2b__invalid(err, "tls", "asks for pins, a client certificate or TLS 1.3, but the transport does TLS itself");
+    return e2b__invalid(err, "tls",
+                        "asks for pins, a client certificate or TLS 1.3, but the transport does TLS itself");
   if (tls->min_tls13 && !E2B__TLS13) {
     (void)e2b__invalid(err, "tls.min_tls13", "needs an mbedTLS with TLS 1.3, and this one has none");
     if (err) err->code = E2B_ERR_NOT_BUILT;
@@ -8868,7 +8885,8 @@ static e2b_err e2b__config_proxy(e2b__net *net, const char *url, const char *nam
   e2b_err code = url ? e2b__proxy_parse(net->mem, url, out) : E2B_OK;
   if (code == E2B_ERR_NO_MEMORY) return e2b__no_memory(err);
   if (code == E2B_OK) return E2B_OK;
-  return e2b__invalid(err, name, "is not http://[user:password@]host[:port], the only kind of proxy there is support for");
+  return e2b__invalid(err, name,
+                      "is not http://[user:password@]host[:port], the only kind of proxy there is support for");
 }
 
 /* The first of two variables that is set. */
@@ -8877,8 +8895,8 @@ static const char *e2b__config_env2(const e2b_client_config *config, const char 
   return value ? value : e2b__config_env(config, other);
 }
 
-/* HTTP_PROXY in upper case is never looked at: under CGI it is a header of whoever sent the request ("httpoxy"). Windows
- * does not tell the cases apart. */
+/* HTTP_PROXY in upper case is never looked at: under CGI it is a header of whoever sent the request ("httpoxy").
+ * Windows does not tell the cases apart. */
 static const char *e2b__config_env_http_proxy(const e2b_client_config *config) {
   bool cgi = E2B__WIN32 && getenv("REQUEST_METHOD");
   return cgi ? NULL : e2b__config_env(config, "http_proxy");
@@ -8960,10 +8978,11 @@ static bool e2b__config_copy_headers(e2b__mem *mem, e2b_kvs *out) {
 static bool e2b__config_copy_tls(e2b__mem *mem, e2b_tls_config *tls) {
   const char *pem = tls->ca_pem, *cert = tls->client_cert_pem, *key = tls->client_key_pem;
   const uint8_t *pins = tls->pin_count ? tls->pin_sha256 : NULL;
+  size_t pins_len = tls->pin_count * E2B__TLS_PIN_LEN;
   if (pem) tls->ca_pem = e2b__mem_dup(mem, pem, tls->ca_pem_len);
   if (cert) tls->client_cert_pem = e2b__mem_dup(mem, cert, tls->client_cert_pem_len);
   if (key) tls->client_key_pem = e2b__mem_dup(mem, key, tls->client_key_pem_len);
-  tls->pin_sha256 = pins ? (const uint8_t *)e2b__mem_dup(mem, (const char *)pins, tls->pin_count * E2B__TLS_PIN_LEN) : NULL;
+  tls->pin_sha256 = pins ? (const uint8_t *)e2b__mem_dup(mem, (const char *)pins, pins_len) : NULL;
   return (!pem || tls->ca_pem) && (!cert || tls->client_cert_pem) && (!key || tls->client_key_pem) &&
          (!pins || tls->pin_sha256);
 }

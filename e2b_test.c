@@ -11146,8 +11146,9 @@ static e2b_client *edge_client(const e2b_client_config *config, e2b_error *err) 
 
 static void test_hosts(void) {
   static const e2b_host_entry entries[] = {
-    { "api.test:443", "10.0.0.1" }, { "api.test", "10.0.0.2" },  { "*.box.test", "::1" },    { "API.test.:443", "10.0.0.3" },
-    { "api.test:443", "10.0.0.4" }, { "192.0.2.1", "10.0.0.5" }, { "[2001:db8::1]:80", "10.0.0.6" },
+    { "api.test:443", "10.0.0.1" },  { "api.test", "10.0.0.2" },     { "*.box.test", "::1" },
+    { "API.test.:443", "10.0.0.3" }, { "api.test:443", "10.0.0.4" }, { "192.0.2.1", "10.0.0.5" },
+    { "[2001:db8::1]:80", "10.0.0.6" },
   };
   static const struct {
     const char *host;
@@ -11280,7 +11281,8 @@ static void test_proxy_urls(void) {
     { "http://%C3%BC:%25@p", "p", 80, "Basic w7w6JQ==" },
   };
   static const char *const bad[] = {
-    "https://proxy", "socks5://proxy:1080", "socks5h://p", "http://", "http://proxy/path", "http://proxy?x", "http://proxy#x",
+    "https://proxy", "socks5://proxy:1080", "socks5h://p", "http://", "http://proxy/path", "http://proxy?x",
+    "http://proxy#x",
     "http://pro xy", "http://proxy:0", "http://proxy:99999", "http://proxy:x", "http://a:b@", "http://u%0d:p@proxy",
     "http://u:p%0A@proxy", "http://u%:p@proxy", "http://u%2:p@proxy", "http://u%zz:p@proxy", "http://u%3ax:p@proxy",
     "http://u\n:p@proxy", "http://[::1", "http://\xc3\xbc", "\xc3\xbc:80",
@@ -11513,12 +11515,16 @@ static void test_proxy_refusals(void) {
     int status;
     const char *says;
   } rows[] = {
-    { "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\nContent-Length: 5\r\n\r\nsorry",
+    { "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\n"
+      "Content-Length: 5\r\n\r\nsorry",
       0, E2B_ERR_PROXY, 407, "does not accept the user or the password" },
     { "HTTP/1.0 407 No\r\n\r\n<html>a page without end", PEER_HANG, E2B_ERR_PROXY, 407, "HTTP 407" },
-    { "HTTP/1.1 403 Filtered\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 0, E2B_ERR_PROXY, 403, "rules" },
-    { "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_PROXY, 502, "cannot reach the server" },
-    { "HTTP/1.1 302 Found\r\nLocation: http://login.test/\r\nContent-Length: 0\r\n\r\n", 0, E2B_ERR_PROXY, 302, "HTTP 302" },
+    { "HTTP/1.1 403 Filtered\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 0, E2B_ERR_PROXY, 403,
+      "rules" },
+    { "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_PROXY, 502,
+      "cannot reach the server" },
+    { "HTTP/1.1 302 Found\r\nLocation: http://login.test/\r\nContent-Length: 0\r\n\r\n", 0, E2B_ERR_PROXY, 302,
+      "HTTP 302" },
     { "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 Busy\r\n\r\n", PEER_CLOSE, E2B_ERR_PROXY, 503, "HTTP 503" },
     { "HTTP/1.1 101 Switching Protocols\r\n\r\n", PEER_CLOSE, E2B_ERR_PROXY, 101, "" },
     { "HTTP/1.1 200 OK\r\n\r\nwelcome", PEER_HANG, E2B_ERR_PROXY, 200, "went on talking" },
@@ -11528,7 +11534,8 @@ static void test_proxy_refusals(void) {
     { "HTTP/1.1 200 OK\r\nX-Half: ", PEER_CLOSE, E2B_ERR_PROXY, 0, "before its answer ended" },
     { "", PEER_CLOSE, E2B_ERR_PROXY, 0, "before its answer ended" },
     { "", PEER_RESET, E2B_ERR_PROXY, 0, "reset" },
-    { "HTTP/1.1 200 OK\r\nX-More: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", PEER_ENDLESS, E2B_ERR_PROXY, 0, "" },
+    { "HTTP/1.1 200 OK\r\nX-More: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", PEER_ENDLESS,
+      E2B_ERR_PROXY, 0, "" },
     { "", PEER_HANG, E2B_ERR_TIMEOUT, 0, "" },
     { "HTTP/1.1 200 OK\r\nX-Slow: ", PEER_HANG | PEER_DRIBBLE, E2B_ERR_TIMEOUT, 0, "" },
   };
@@ -11557,8 +11564,8 @@ static void test_proxy_refusals(void) {
     CHECK_HAS(err.message, rows[i].says);
     CHECK(!err.maybe_done && now_ms() - from < 8000);
     edge_check_no_secret(&err);
-    CHECK_STR(peer_asked(&p, 0), "CONNECT api.test:443 HTTP/1.1\r\nhost: api.test:443\r\nproxy-authorization: Basic " EDGE_BASIC
-                                 "\r\n\r\n");
+    CHECK_STR(peer_asked(&p, 0), "CONNECT api.test:443 HTTP/1.1\r\nhost: api.test:443\r\n"
+                                 "proxy-authorization: Basic " EDGE_BASIC "\r\n\r\n");
     CHECK_INT(peer_asked_count(&p), 1); /* no key, and nothing sent twice */
     e2b_client_get_stats(client, &stats);
     CHECK(stats.connections_open == 0 && stats.mem_peak < 200000);
@@ -11681,7 +11688,8 @@ static int relay_dial(const relay *r) {
   return -1;
 }
 
-/* Turns "GET http://host/path" into "GET /path", and takes out what is for the proxy. The client sends a head in one piece. */
+/* Turns "GET http://host/path" into "GET /path", and takes out what is for the proxy. The client sends a head in one
+ * piece. */
 static bool relay_forward_head(relay *r, int to, char *text, size_t len) {
   char *end = find_bytes(text, len, "\r\n\r\n"), *scheme, *path, *auth, *auth_end;
   if (!end) return false;
@@ -11696,7 +11704,8 @@ static bool relay_forward_head(relay *r, int to, char *text, size_t len) {
 }
 
 static bool relay_move(relay *r, int from, int to, bool plain_request) {
-  static const char *const methods[] = { "GET http://", "POST http://", "PUT http://", "DELETE http://", "PATCH http://" };
+  static const char *const methods[] = { "GET http://", "POST http://", "PUT http://", "DELETE http://",
+                                         "PATCH http://" };
   char buf[65537];
   ssize_t n = recv_some(from, buf, sizeof buf - 1);
   size_t i;
@@ -11800,8 +11809,8 @@ static void relay_stop(relay *r) {
   pthread_mutex_destroy(&r->lock);
 }
 
-/* TLS goes through the tunnel, with the name of the server, which only the proxy resolves; the server gets to see neither
- * user nor password of the proxy, the proxy not the key. */
+/* TLS goes through the tunnel, with the name of the server, which only the proxy resolves; the server gets to see
+ * neither user nor password of the proxy, the proxy not the key. */
 static void test_proxy_tunnel(void) {
   static const net_names names = { "CN=api.test", "api.test", NULL, 0, NULL, NULL, false };
   static relay r;
@@ -11977,7 +11986,8 @@ static void test_tls_client_certificate(void) {
   static const net_names stranger = { "CN=stranger", NULL, NULL, 0, NULL, NULL, true };
   char cert_pem[2048], key_pem[2048], other_key_pem[2048], stranger_pem[2048];
   uint8_t cert[2048], key[512], strange[2048];
-  size_t cert_len = net_cert_make(&client_names, cert, sizeof cert), strange_len = net_cert_make(&stranger, strange, sizeof strange);
+  size_t cert_len = net_cert_make(&client_names, cert, sizeof cert);
+  size_t strange_len = net_cert_make(&stranger, strange, sizeof strange);
   int key_len = mbedtls_pk_write_key_der(&net_the_pki->key, key, sizeof key);
   mbedtls_x509_crt ca;
   e2b_tls_config tls, zero;
@@ -12189,8 +12199,8 @@ static void test_tls_options(void) {
 
 /* Everything that is copied, and every allocation of it failing. */
 static void test_edges_copied(void) {
-  char url[] = "http://u:p@proxy:1", list[] = "a.test", cert[] = "-----BEGIN CERT", key[] = "-----BEGIN KEY", dir[] = "/dir";
-  char host[] = "x.test:5", address[] = "10.1.1.1";
+  char url[] = "http://u:p@proxy:1", list[] = "a.test", cert[] = "-----BEGIN CERT", key[] = "-----BEGIN KEY";
+  char dir[] = "/dir", host[] = "x.test:5", address[] = "10.1.1.1";
   uint8_t pins[64];
   e2b_host_entry entry;
   e2b_client_config config;
@@ -12247,8 +12257,8 @@ static void test_edges_copied(void) {
 
 /* ---- reading ---- */
 
-/* A transport that counts: how often there was something to read, and how often the loop waited though the last read had
- * still given something. */
+/* A transport that counts: how often there was something to read, and how often the loop waited though the last read
+ * had still given something. */
 typedef struct counted {
   void *conn;
   bool again;
@@ -12464,8 +12474,8 @@ static void find_server(const char *program) {
 int main(int argc, char **argv) {
   static const char *const variables[] = { "E2B_API_KEY", "E2B_DOMAIN", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DEBUG",
                                            "X_API_KEY",   "X_ACCESS_TOKEN", "SCHEME",  "PROTOCOL",
-                                           "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY",
-                                           "no_proxy",    "NO_PROXY" };
+                                           "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy",
+                                           "ALL_PROXY",   "no_proxy",       "NO_PROXY" };
   const char *envd = getenv("E2B_ENVD_URL");
   bool list = false;
   size_t i;
