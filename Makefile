@@ -15,11 +15,13 @@ T =
 DEPS = $(BUILD)/deps.libs
 COMPILE = $(CC) -std=c99 $(CFLAGS) $(WARNINGS) -I. $$(cat $(BUILD)/deps.cflags)
 LINK = $$(cat $(BUILD)/deps.libs) $(LDFLAGS)
-EXAMPLES = $(BUILD)/quickstart $(BUILD)/stream_output $(BUILD)/thousand_sandboxes $(BUILD)/pty_shell
+EXAMPLES = $(patsubst examples/%.c,$(BUILD)/%,$(filter-out $(LINUX_ONLY),$(wildcard examples/*.c)))
 
 # The local server is for Linux; without it the tests that need it are skipped.
 ifeq ($(shell uname -s),Linux)
   SERVER = $(BUILD)/local_server
+else
+  LINUX_ONLY = examples/local_server.c examples/own_event_loop.c
 endif
 
 # A key on the command line means a real service; one in the environment does not.
@@ -39,7 +41,7 @@ demo: $(BUILD)/quickstart $(DEMO_SERVER)
 test: $(BUILD)/e2b_test $(SERVER)
 	@$(BUILD)/e2b_test $(T)
 
-examples: $(EXAMPLES) $(SERVER)
+examples: $(EXAMPLES)
 
 bench: $(BUILD)/bench_pump $(SERVER)
 	@sh tests/with_server.sh $(BUILD)/local_server -- $(BUILD)/bench_pump

@@ -35,9 +35,10 @@
      implementation   | >>>> platform      | >>>> memory        | >>>> bytes         | >>>> errors
                       | >>>> json          | >>>> protobuf      | >>>> messages      | >>>> url
                       | >>>> http1         | >>>> sockets       | >>>> dns           | >>>> tls
-                      | >>>> link          | >>>> requests      | >>>> connections   | >>>> operations
-                      | >>>> loop          | >>>> answers       | >>>> rpc           | >>>> client
-                      | >>>> sandbox       | >>>> commands      | >>>> pty           | >>>> files
+                      | >>>> proxy         | >>>> link          | >>>> requests      | >>>> connections
+                      | >>>> operations    | >>>> loop          | >>>> answers       | >>>> rpc
+                      | >>>> client        | >>>> sandbox       | >>>> commands      | >>>> pty
+                      | >>>> files
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
@@ -55,6 +56,10 @@
      A client, its sandboxes and its handles belong to one thread at a time; different clients are independent. Only
      e2b_client_wake and e2b_client_interrupt may be called from any thread. There are no mutable globals. The only thread
      this library starts is a short-lived one for a name look-up (none with E2B_NO_THREADS or a transport with its own DNS).
+     One thing is shared below us: with mbedTLS 3 and 4 the state of PSA (random numbers, key slots) belongs to the
+     process. Builds of mbedTLS without MBEDTLS_THREADING_C do not lock it: then clients with https must not run on two
+     threads at the same time, not even different ones. Debian's and most other packaged builds have it; mbedTLS 2.28
+     needs it not.
 
    BLOCKING OR NOT
      Every call that takes an e2b_call (alone or first in its options) blocks when neither call.op nor call.on_done is set,
@@ -65,7 +70,9 @@
 
    SWITCHES
      E2B_STATIC               everything static: the whole library private to each file that includes it
-     E2B_MALLOC/REALLOC/FREE  default allocator, all three or none       E2B_ASSERT(x)        for programmer errors only
+     E2B_MALLOC/REALLOC/FREE  default allocator, all three or none; must be callable from several threads at once unless
+                              E2B_NO_THREADS is defined: a name look-up and the waker are freed by whoever is last
+     E2B_ASSERT(x)            for programmer errors only
      E2B_DEFAULT_DOMAIN       "e2b.app"                                   E2B_NO_THREADS       name look-ups block
      E2B_NO_PTY               leaves out e2b_pty_*
      E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
@@ -189,7 +196,7 @@ typedef enum e2b_err {
   E2B_ERR_IO = -35,              /* a local system call failed; sys_code                                                */
   E2B_ERR_PROTOCOL = -36,        /* the peer sent what is not valid HTTP, Connect, protobuf or JSON                      */
   E2B_ERR_TRUNCATED = -37,       /* the answer began but did not end properly; what arrived is kept where the call says */
-  E2B_ERR_PROXY = -38,           /* the proxy refused                                                                   */
+  E2B_ERR_PROXY = -38,           /* the proxy refused, or is none; http_status is its answer (407: user and password)   */
   /* service */
   E2B_ERR_NOT_FOUND = -50,       /* subject says what: sandbox, file, process                                           */
   E2B_ERR_ALREADY_EXISTS = -51,
@@ -294,6 +301,15 @@ typedef struct e2b_mem {
  * allocator works. */
 E2B_API void e2b_mem_free(e2b_mem *mem);
 
+/* An allocator over one block of yours, for e2b_client_config.allocator where there is no malloc, or none is wanted:
+ * first fit, free neighbours merge, nothing lost per block but rounding to E2B_HEAP_ALIGN. used and peak (bytes) may be
+ * read at any time, the other members are its own. For one thread at a time, like the client. `mem` must outlive all that
+ * is allocated from it; it need not be aligned. Name look-ups and the waker have E2B_MALLOC (see SWITCHES), mbedTLS has
+ * an allocator of its own. */
+#define E2B_HEAP_ALIGN 16
+typedef struct e2b_fixed_heap { void *base; size_t size; size_t used, peak; void *free_list; } e2b_fixed_heap;
+E2B_API e2b_allocator e2b_fixed_heap_init(e2b_fixed_heap *heap, void *mem, size_t size);
+
 typedef struct e2b_buf { e2b_mem mem; uint8_t *data; size_t len; } e2b_buf; /* data is never NULL in a result; data[len] == 0 */
 
 /* Receives bytes as they arrive: raw, not terminated, cut anywhere, valid during the call only. Return 0 to go on,
@@ -324,7 +340,8 @@ typedef struct e2b_endpoint {
   const char *host;           /* name or address literal, without brackets                                              */
   uint16_t port;
   bool tls;                   /* the origin is https                                                                    */
-  const uint8_t *addr;        /* the address to connect to, network order, when names are resolved here; else NULL      */
+  const uint8_t *addr;        /* the address to connect to, network order, when names are resolved here or config.hosts
+                                 has it; else NULL                                                                      */
   int addr_len;               /* 4, 16 or 0                                                                             */
 } e2b_endpoint;
 
@@ -349,7 +366,19 @@ typedef struct e2b_tls_config {
   const char *ca_pem;        /* certificates to trust instead of the system's: PEM, or one DER certificate; copied      */
   size_t ca_pem_len;         /* 0 = strlen                                                                              */
   const char *ca_file;       /* the same from a file; with ca_pem both are trusted                                      */
-  bool insecure_skip_verify; /* accept any certificate; a warning is logged for each connection                         */
+  const char *ca_path;       /* the same from all files of a directory                                                  */
+  bool ca_add;               /* trust ca_pem, ca_file and ca_path besides the system's, not instead                     */
+  const char *client_cert_pem; /* shown to servers that ask for one: PEM with its chain behind it, or DER; copied       */
+  size_t client_cert_pem_len;  /* 0 = strlen                                                                            */
+  const char *client_key_pem;  /* the private key to it, not encrypted; copied, wiped at the end. Both or none. What is
+                                  wrong with them is E2B_ERR_TLS (subject OPTION) of the first https connection         */
+  size_t client_key_pem_len;   /* 0 = strlen                                                                            */
+  const uint8_t *pin_sha256; /* pin_count times 32 bytes, SHA-256 of a SubjectPublicKeyInfo in DER; copied. The server's own
+                                certificate must have one of these keys, whatever else is checked; else the connection ends
+                                with TLS_CERTIFICATE before a request is sent. For all https servers of the client      */
+  size_t pin_count;
+  bool min_tls13;            /* no TLS 1.2. NOT_BUILT where mbedTLS has no TLS 1.3 (2.28 has none)                      */
+  bool insecure_skip_verify; /* accept any certificate (pins hold); a warning is logged for each connection             */
   bool no_session_resumption;
 } e2b_tls_config;
 
@@ -365,6 +394,12 @@ typedef enum e2b_codec {
   E2B_CODEC_PROTOBUF,    /* nothing else                                                                                */
   E2B_CODEC_JSON         /* from the first call on; output takes a third more bytes on the wire                         */
 } e2b_codec;
+
+/* Where a name is found, without asking DNS; what goes into the Host header and into TLS stays the name. */
+typedef struct e2b_host_entry {
+  const char *host;    /* "name", "name:port" (only for that port), "*.domain" (all names below it) or "*"              */
+  const char *address; /* an IPv4 or IPv6 address literal, without brackets and port                                    */
+} e2b_host_entry;
 
 typedef enum e2b_protocol {
   E2B_PROTOCOL_DEFAULT = 0,
@@ -391,7 +426,7 @@ typedef struct e2b_client_config {
   uint16_t runtime_port;        /* envd's port inside the sandbox; 0 = 49983                                            */
   e2b_codec codec;              /* of calls to sandboxes                                                                */
   int32_t request_timeout_ms;   /* default of call.timeout_ms; 0 = 60000, E2B_TIMEOUT_NONE                              */
-  int32_t connect_timeout_ms;   /* name look-up, TCP and TLS; 0 = 10000                                                 */
+  int32_t connect_timeout_ms;   /* name look-up, TCP, proxy and TLS; 0 = 10000                                          */
   int32_t idle_ms;              /* default of call.idle_ms; 0 = 60000, E2B_TIMEOUT_NONE                                 */
   int32_t keepalive_interval_s; /* pings asked of command streams; three missing ones end the stream; 0 = 50, 1..3600   */
   bool debug;                   /* kill and set_timeout succeed without a request; env E2B_DEBUG "true"                 */
@@ -408,6 +443,21 @@ typedef struct e2b_client_config {
   e2b_logger logger;              /* zeroed = silent                                                                    */
   const e2b_transport *transport; /* NULL = sockets; must live as long as the client                                    */
   e2b_tls_config tls;
+  const char *proxy_url;          /* http://[user:password@]host[:port], user and password percent-encoded, port 80 when
+                                     not given: an HTTP proxy for all connections. It looks up the servers' names.
+                                     https:// servers are reached through CONNECT: it sees their name and port, no more.
+                                     http:// servers are asked in its own form of request (absolute-form), which it can
+                                     read, keys included: most proxies refuse CONNECT to other ports than 443. When it
+                                     refuses: E2B_ERR_PROXY.
+                                     env https_proxy, HTTPS_PROXY for https:// servers, http_proxy (never HTTP_PROXY, which
+                                     CGI lets strangers set) for http:// ones, all_proxy, ALL_PROXY for both. Those of the
+                                     environment are not used for this machine itself, nor with a transport of yours    */
+  const char *no_proxy;           /* exceptions, with commas between: "name" or ".name" (and all below it), an address, a
+                                     block such as 10.0.0.0/8, each perhaps with :port, or "*".
+                                     env no_proxy, NO_PROXY, with a proxy of the environment                            */
+  const e2b_host_entry *hosts;    /* fixed addresses of servers and proxies; the first entry that fits decides, more of
+                                     the same host and port are tried in their order; copied                            */
+  size_t host_count;
   uint64_t (*now_ms_fn)(void *user); /* monotonic clock; NULL = the system's                                            */
   void (*yield_fn)(void *user);      /* called once per turn of a blocking call: feed a watchdog, yield to an RTOS      */
   void *platform_user;               /* for now_ms_fn and yield_fn                                                      */
@@ -1082,6 +1132,115 @@ static const char *e2b__pack_bytes(e2b__pack *pack, const char *data, size_t len
 
 static const char *e2b__pack_str(e2b__pack *pack, e2b_str text) {
   return e2b__pack_bytes(pack, text.ptr, text.len);
+}
+
+/* e2b_fixed_heap. Blocks know no size of their own: who frees one says it. What is free is a list in the order of
+ * addresses; its heads lie in the free memory. */
+typedef struct e2b__hole {
+  struct e2b__hole *next;
+  size_t size; /* a multiple of E2B_HEAP_ALIGN */
+} e2b__hole;
+
+static size_t e2b__heap_round(size_t size) {
+  size_t rounded = (size + (E2B_HEAP_ALIGN - 1u)) & ~(size_t)(E2B_HEAP_ALIGN - 1u);
+  return rounded < size ? SIZE_MAX & ~(size_t)(E2B_HEAP_ALIGN - 1u) : E2B__MAX(rounded, (size_t)E2B_HEAP_ALIGN);
+}
+
+static void e2b__heap_count(e2b_fixed_heap *heap, size_t taken) {
+  heap->used += taken;
+  if (heap->used > heap->peak) heap->peak = heap->used;
+}
+
+/* Takes `size` bytes, rounded already, from the front of the hole behind *link. */
+static void *e2b__heap_cut(e2b_fixed_heap *heap, e2b__hole **link, size_t size) {
+  e2b__hole *hole = *link, *rest;
+  if (hole->size == size) {
+    *link = hole->next;
+  } else {
+    rest = (e2b__hole *)(void *)((uint8_t *)hole + size);
+    rest->size = hole->size - size;
+    rest->next = hole->next;
+    *link = rest;
+  }
+  e2b__heap_count(heap, size);
+  return hole;
+}
+
+static void *e2b__heap_alloc(void *user, size_t size) {
+  e2b_fixed_heap *heap = (e2b_fixed_heap *)user;
+  e2b__hole *first = (e2b__hole *)heap->free_list, **link = &first;
+  void *ptr = NULL;
+  size = e2b__heap_round(size);
+  while (*link && (*link)->size < size) link = &(*link)->next;
+  if (*link) ptr = e2b__heap_cut(heap, link, size);
+  heap->free_list = first;
+  return ptr;
+}
+
+static void e2b__heap_free(void *user, void *ptr, size_t size) {
+  e2b_fixed_heap *heap = (e2b_fixed_heap *)user;
+  e2b__hole *made = (e2b__hole *)ptr, *before = NULL, *after = (e2b__hole *)heap->free_list;
+  size = e2b__heap_round(size);
+  heap->used -= size;
+  for (; after && after < made; after = after->next) before = after;
+  made->size = size;
+  made->next = after;
+  if (after && (uint8_t *)made + size == (uint8_t *)after) {
+    made->size += after->size;
+    made->next = after->next;
+  }
+  if (!before) {
+    heap->free_list = made;
+  } else if ((uint8_t *)before + before->size == (uint8_t *)made) {
+    before->size += made->size;
+    before->next = made->next;
+  } else {
+    before->next = made;
+  }
+}
+
+/* Grows into the hole behind the block when there is one: most of what grows here is the block allocated last. */
+static void *e2b__heap_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
+  e2b_fixed_heap *heap = (e2b_fixed_heap *)user;
+  e2b__hole *first = (e2b__hole *)heap->free_list, **link = &first;
+  size_t had = e2b__heap_round(old_size), want = e2b__heap_round(new_size);
+  uint8_t *end = (uint8_t *)ptr + had;
+  void *moved;
+  if (want <= had) {
+    if (want < had) e2b__heap_free(heap, (uint8_t *)ptr + want, had - want);
+    return ptr;
+  }
+  while (*link && (uint8_t *)*link < end) link = &(*link)->next;
+  if (*link && (uint8_t *)*link == end && (*link)->size >= want - had) {
+    (void)e2b__heap_cut(heap, link, want - had);
+    heap->free_list = first;
+    return ptr;
+  }
+  moved = e2b__heap_alloc(heap, new_size);
+  if (!moved) return NULL;
+  memcpy(moved, ptr, old_size);
+  e2b__heap_free(heap, ptr, old_size);
+  return moved;
+}
+
+E2B_API e2b_allocator e2b_fixed_heap_init(e2b_fixed_heap *heap, void *mem, size_t size) {
+  size_t off = (size_t)(0u - (uintptr_t)mem) & (E2B_HEAP_ALIGN - 1u);
+  e2b__hole *all;
+  e2b_allocator allocator;
+  memset(heap, 0, sizeof *heap);
+  heap->base = (uint8_t *)mem + off;
+  heap->size = size > off ? (size - off) & ~(size_t)(E2B_HEAP_ALIGN - 1u) : 0;
+  if (heap->size >= sizeof *all) {
+    all = (e2b__hole *)heap->base;
+    all->next = NULL;
+    all->size = heap->size;
+    heap->free_list = all;
+  }
+  allocator.alloc_fn = e2b__heap_alloc;
+  allocator.realloc_fn = e2b__heap_realloc;
+  allocator.free_fn = e2b__heap_free;
+  allocator.user = heap;
+  return allocator;
 }
 
 /* ================================================================================================================== */
@@ -4553,6 +4712,7 @@ static void e2b__dns_forget(e2b__dns_slot *slots, const char *host) {
   #error "e2b.h: mbedTLS 2.28, or 3.2 or newer is needed"
 #endif
 #include <mbedtls/net_sockets.h> /* error codes for the BIO; none of its functions */
+#include <mbedtls/pk.h>
 #include <mbedtls/ssl.h>
 #include <mbedtls/ssl_ciphersuites.h>
 #include <mbedtls/x509_crt.h>
@@ -4561,6 +4721,7 @@ static void e2b__dns_forget(e2b__dns_slot *slots, const char *host) {
 #if !E2B__MBEDTLS4
   #include <mbedtls/ctr_drbg.h>
   #include <mbedtls/entropy.h>
+  #include <mbedtls/md.h>
 #endif
 #if E2B__MBEDTLS3
   #include <psa/crypto.h>
@@ -4575,14 +4736,17 @@ static void e2b__dns_forget(e2b__dns_slot *slots, const char *host) {
   #define E2B__TLS_BAD_VERSION MBEDTLS_ERR_SSL_BAD_HS_PROTOCOL_VERSION
 #endif
 #if E2B__MBEDTLS3 && defined(MBEDTLS_SSL_PROTO_TLS1_3)
-  #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2 and 1.3)"
+  #define E2B__TLS13 1
+  #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2 and 1.3, or only 1.3 with tls.min_tls13)"
 #else
+  #define E2B__TLS13 0
   #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2)"
 #endif
 
 #define E2B__TLS_SESSIONS 32
 #define E2B__TLS_SESSION_MAX 16384 /* bytes of one saved session: it holds the peer's certificate */
 #define E2B__TLS_ALPN_MAX 2
+#define E2B__TLS_PIN_LEN 32 /* SHA-256 */
 
 /* A session to resume, serialised. Holds secrets. */
 typedef struct e2b__tls_session {
@@ -4600,11 +4764,16 @@ typedef struct e2b__tls_shared {
   e2b__mem *mem;
   mbedtls_ssl_config conf;
   mbedtls_x509_crt ca;
+  mbedtls_x509_crt own_cert; /* the client's, and its key; empty when there is none */
+  mbedtls_pk_context own_key;
 #if !E2B__MBEDTLS4
   mbedtls_entropy_context entropy;
   mbedtls_ctr_drbg_context rng;
 #endif
   const char *alpn[E2B__TLS_ALPN_MAX + 1];
+  const uint8_t *pins; /* the client's */
+  size_t pin_count;
+  bool min_tls13;
   bool insecure;
   bool keep_sessions; /* never when insecure: a resumed session is not verified again */
   uint32_t stamp;
@@ -4640,6 +4809,73 @@ static e2b_err e2b__tls_setup_error(e2b_error *err, int code, const char *what) 
   return E2B_ERR_TLS;
 }
 
+/* The same for what the user gave. */
+static e2b_err e2b__tls_option_error(e2b_error *err, int code, const char *option, const char *why) {
+  char text[160];
+  if (e2b__tls_no_memory(code)) return e2b__tls_setup_error(err, code, option);
+  if (!why) e2b__tls_code_text(code, text, sizeof text);
+  e2b__error_set(err, E2B_ERR_TLS, E2B_PHASE_TLS, "%s cannot be used: %s", option, why ? why : text);
+  if (err) {
+    err->tls_code = code;
+    err->subject = E2B_SUBJECT_OPTION;
+  }
+  return E2B_ERR_TLS;
+}
+
+/* A copy of PEM or DER for the parsers, which want to see the NUL behind PEM counted in *parse_len. NULL = no memory.
+ * To be freed with len + 1 bytes. */
+static char *e2b__tls_input(e2b__mem *mem, const char *data, size_t len, size_t *parse_len) {
+  bool der = len > 0 && (uint8_t)data[0] == 0x30; /* a SEQUENCE */
+  *parse_len = der || (len > 0 && !data[len - 1]) ? len : len + 1;
+  return e2b__mem_dup(mem, data, len);
+}
+
+static size_t e2b__tls_input_len(const char *data, size_t len) {
+  return len || !data ? len : strlen(data);
+}
+
+/* The client's certificate and key. */
+
+static int e2b__tls_key_parse(e2b__tls_shared *s, const char *data, size_t len) {
+#if E2B__MBEDTLS3 && !E2B__MBEDTLS4
+  return mbedtls_pk_parse_key(&s->own_key, (const unsigned char *)data, len, NULL, 0, mbedtls_ctr_drbg_random, &s->rng);
+#else
+  return mbedtls_pk_parse_key(&s->own_key, (const unsigned char *)data, len, NULL, 0);
+#endif
+}
+
+static int e2b__tls_key_fits(e2b__tls_shared *s) {
+#if E2B__MBEDTLS3 && !E2B__MBEDTLS4
+  return mbedtls_pk_check_pair(&s->own_cert.pk, &s->own_key, mbedtls_ctr_drbg_random, &s->rng);
+#else
+  return mbedtls_pk_check_pair(&s->own_cert.pk, &s->own_key);
+#endif
+}
+
+static e2b_err e2b__tls_own_load(e2b__tls_shared *s, const e2b_tls_config *config, e2b_error *err) {
+  size_t cert_len = e2b__tls_input_len(config->client_cert_pem, config->client_cert_pem_len);
+  size_t key_len = e2b__tls_input_len(config->client_key_pem, config->client_key_pem_len);
+  size_t len;
+  char *copy;
+  int code;
+  if (!cert_len || !key_len) return E2B_OK;
+  copy = e2b__tls_input(s->mem, config->client_cert_pem, cert_len, &len);
+  if (!copy) return e2b__tls_setup_error(err, MBEDTLS_ERR_SSL_ALLOC_FAILED, "tls.client_cert_pem");
+  code = mbedtls_x509_crt_parse(&s->own_cert, (const unsigned char *)copy, len);
+  e2b__mem_free(s->mem, copy, cert_len + 1);
+  if (code > 0) return e2b__tls_option_error(err, 0, "tls.client_cert_pem", "one of its certificates cannot be read");
+  if (code < 0) return e2b__tls_option_error(err, code, "tls.client_cert_pem", NULL);
+  copy = e2b__tls_input(s->mem, config->client_key_pem, key_len, &len);
+  if (!copy) return e2b__tls_setup_error(err, MBEDTLS_ERR_SSL_ALLOC_FAILED, "tls.client_key_pem");
+  code = e2b__tls_key_parse(s, copy, len);
+  e2b__mem_wipe(copy, key_len + 1);
+  e2b__mem_free(s->mem, copy, key_len + 1);
+  if (code != 0) return e2b__tls_option_error(err, code, "tls.client_key_pem", NULL);
+  code = e2b__tls_key_fits(s);
+  return code == 0 ? E2B_OK
+                   : e2b__tls_option_error(err, code, "tls.client_key_pem", "it is not the key of tls.client_cert_pem");
+}
+
 /* CA certificates. */
 
 static bool e2b__tls_ca_loaded(const e2b__tls_shared *s) {
@@ -4667,17 +4903,12 @@ static void e2b__tls_ca_note(const e2b_logger *logger, int unread, const char *w
 
 static e2b_err e2b__tls_ca_from_memory(e2b__tls_shared *s, const e2b_tls_config *config, const e2b_logger *logger,
                                        e2b_error *err) {
-  size_t len = config->ca_pem_len ? config->ca_pem_len : strlen(config->ca_pem);
-  char *copy;
+  size_t parse_len, len = e2b__tls_input_len(config->ca_pem, config->ca_pem_len);
+  char *copy = e2b__tls_input(s->mem, config->ca_pem, len, &parse_len);
   int rc;
-  if (len > 0 && (uint8_t)config->ca_pem[0] == 0x30) { /* DER: a SEQUENCE */
-    rc = mbedtls_x509_crt_parse_der(&s->ca, (const unsigned char *)config->ca_pem, len);
-  } else {
-    copy = e2b__mem_dup(s->mem, config->ca_pem, len); /* for the NUL that the parser wants to see */
-    if (!copy) return e2b__tls_setup_error(err, MBEDTLS_ERR_SSL_ALLOC_FAILED, "tls.ca_pem");
-    rc = mbedtls_x509_crt_parse(&s->ca, (const unsigned char *)copy, len + (copy[len ? len - 1 : 0] != 0));
-    e2b__mem_free(s->mem, copy, len + 1);
-  }
+  if (!copy) return e2b__tls_setup_error(err, MBEDTLS_ERR_SSL_ALLOC_FAILED, "tls.ca_pem");
+  rc = mbedtls_x509_crt_parse(&s->ca, (const unsigned char *)copy, parse_len);
+  e2b__mem_free(s->mem, copy, len + 1);
   if (rc < 0 || !e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, rc, "tls.ca_pem", NULL);
   e2b__tls_ca_note(logger, rc, "tls.ca_pem");
   return E2B_OK;
@@ -4689,6 +4920,15 @@ static int e2b__tls_ca_from_path(e2b__tls_shared *s, const char *path, bool dire
   int rc = directory ? mbedtls_x509_crt_parse_path(&s->ca, path) : mbedtls_x509_crt_parse_file(&s->ca, path);
   e2b__tls_ca_note(logger, rc, path);
   return rc;
+}
+#endif
+
+#if defined(MBEDTLS_FS_IO) && !E2B__WIN32
+static size_t e2b__tls_ca_count(const e2b__tls_shared *s) {
+  const mbedtls_x509_crt *at;
+  size_t count = 0;
+  for (at = &s->ca; at && at->raw.p; at = at->next) count++;
+  return count;
 }
 #endif
 
@@ -4718,8 +4958,8 @@ static int e2b__tls_ca_from_system(e2b__tls_shared *s, const e2b_logger *logger)
     "/apex/com.android.conscrypt/cacerts/",              /* Android */
     "/system/etc/security/cacerts/",
   };
-  size_t i;
-  for (i = 0; i < E2B__COUNT(places) && !e2b__tls_ca_loaded(s); i++) {
+  size_t i, before = e2b__tls_ca_count(s);
+  for (i = 0; i < E2B__COUNT(places) && e2b__tls_ca_count(s) == before; i++) {
     int rc = e2b__tls_ca_from_path(s, places[i], places[i][strlen(places[i]) - 1] == '/', logger);
     if (e2b__tls_no_memory(rc)) return rc;
   }
@@ -4731,23 +4971,35 @@ static int e2b__tls_ca_from_system(e2b__tls_shared *s, const e2b_logger *logger)
 #endif
 }
 
-/* What the user named, else SSL_CERT_FILE and SSL_CERT_DIR, else the system's. Never nothing. */
-static e2b_err e2b__tls_ca_load(e2b__tls_shared *s, const e2b_tls_config *config, bool no_env, const e2b_logger *logger,
-                                e2b_error *err) {
-  const char *env_file = no_env ? NULL : getenv("SSL_CERT_FILE"), *env_dir = no_env ? NULL : getenv("SSL_CERT_DIR");
-  bool pem_given = config->ca_pem && (config->ca_pem_len > 0 || config->ca_pem[0]);
-  e2b_err rc;
-  int code;
-  if (pem_given) {
-    rc = e2b__tls_ca_from_memory(s, config, logger, err);
-    if (rc != E2B_OK) return rc;
-  }
+/* What the user named. */
+static e2b_err e2b__tls_ca_from_config(e2b__tls_shared *s, const e2b_tls_config *config, const e2b_logger *logger,
+                                       e2b_error *err) {
+  e2b_err rc = E2B_OK;
 #if defined(MBEDTLS_FS_IO)
-  if (e2b__given(config->ca_file)) {
+  int code;
+#endif
+  if (e2b__tls_input_len(config->ca_pem, config->ca_pem_len)) rc = e2b__tls_ca_from_memory(s, config, logger, err);
+#if defined(MBEDTLS_FS_IO)
+  if (rc == E2B_OK && e2b__given(config->ca_file)) {
     code = e2b__tls_ca_from_path(s, config->ca_file, false, logger);
-    if (code < 0 || !e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "tls.ca_file", config->ca_file);
+    if (code < 0 || !e2b__tls_ca_loaded(s)) rc = e2b__tls_ca_error(err, code, "tls.ca_file", config->ca_file);
   }
-  if (e2b__tls_ca_loaded(s)) return E2B_OK;
+  if (rc == E2B_OK && e2b__given(config->ca_path)) {
+    code = e2b__tls_ca_from_path(s, config->ca_path, true, logger);
+    if (code < 0 || !e2b__tls_ca_loaded(s)) rc = e2b__tls_ca_error(err, code, "tls.ca_path", config->ca_path);
+  }
+#else
+  if (rc == E2B_OK && (e2b__given(config->ca_file) || e2b__given(config->ca_path)))
+    rc = e2b__tls_ca_error(err, 0, "this mbedTLS reads no files: tls.ca_file or tls.ca_path", NULL);
+#endif
+  return rc;
+}
+
+/* SSL_CERT_FILE and SSL_CERT_DIR, else the system's; to a chain that may hold some already. */
+static e2b_err e2b__tls_ca_from_machine(e2b__tls_shared *s, bool no_env, const e2b_logger *logger, e2b_error *err) {
+  int code;
+#if defined(MBEDTLS_FS_IO)
+  const char *env_file = no_env ? NULL : getenv("SSL_CERT_FILE"), *env_dir = no_env ? NULL : getenv("SSL_CERT_DIR");
   if (e2b__given(env_file)) {
     code = e2b__tls_ca_from_path(s, env_file, false, logger);
     if (code < 0 || !e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "SSL_CERT_FILE", env_file);
@@ -4756,16 +5008,20 @@ static e2b_err e2b__tls_ca_load(e2b__tls_shared *s, const e2b_tls_config *config
     code = e2b__tls_ca_from_path(s, env_dir, true, logger);
     if (!e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "SSL_CERT_DIR", env_dir);
   }
+  if (e2b__given(env_file) || e2b__given(env_dir)) return E2B_OK;
 #else
-  E2B__UNUSED(env_file);
-  E2B__UNUSED(env_dir);
-  if (e2b__given(config->ca_file))
-    return e2b__tls_ca_error(err, 0, "this mbedTLS reads no files: tls.ca_file", config->ca_file);
+  E2B__UNUSED(no_env);
 #endif
-  if (e2b__tls_ca_loaded(s)) return E2B_OK;
   code = e2b__tls_ca_from_system(s, logger);
-  if (e2b__tls_ca_loaded(s) && code == 0) return E2B_OK;
-  if (code != 0) return e2b__tls_ca_error(err, code, "the system's certificates", NULL);
+  return code == 0 ? E2B_OK : e2b__tls_ca_error(err, code, "the system's certificates", NULL);
+}
+
+/* What the user named, or the machine's, or both (ca_add). Never nothing. */
+static e2b_err e2b__tls_ca_load(e2b__tls_shared *s, const e2b_tls_config *config, bool no_env, const e2b_logger *logger,
+                                e2b_error *err) {
+  e2b_err rc = e2b__tls_ca_from_config(s, config, logger, err);
+  if (rc == E2B_OK && (!e2b__tls_ca_loaded(s) || config->ca_add)) rc = e2b__tls_ca_from_machine(s, no_env, logger, err);
+  if (rc != E2B_OK || e2b__tls_ca_loaded(s)) return rc;
   e2b__error_set(
       err, E2B_ERR_TLS, E2B_PHASE_TLS,
       "no CA certificates found (tried SSL_CERT_FILE, SSL_CERT_DIR and the places of "
@@ -4797,7 +5053,7 @@ static const int *e2b__tls_suites(void) {
 /* TLS 1.2 or newer, and no SHA-1, which some builds would offer. RSA-PSS comes last: a server that speaks TLS 1.2 only
  * takes the first it knows, and mbedTLS 3.6.6 and 4.1.0 offer RSA-PSS but refuse it there. With TLS 1.3 PKCS #1 is no
  * choice, whatever its place. */
-static void e2b__tls_conf_version(mbedtls_ssl_config *conf) {
+static void e2b__tls_conf_version(mbedtls_ssl_config *conf, bool min_tls13) {
 #if E2B__MBEDTLS3
   static const uint16_t algs[] = {
     MBEDTLS_TLS1_3_SIG_ECDSA_SECP256R1_SHA256,
@@ -4811,10 +5067,16 @@ static void e2b__tls_conf_version(mbedtls_ssl_config *conf) {
     MBEDTLS_TLS1_3_SIG_RSA_PSS_RSAE_SHA512,
     MBEDTLS_TLS1_3_SIG_NONE,
   };
+  #if E2B__TLS13
+  mbedtls_ssl_conf_min_tls_version(conf, min_tls13 ? MBEDTLS_SSL_VERSION_TLS1_3 : MBEDTLS_SSL_VERSION_TLS1_2);
+  #else
+  E2B__UNUSED(min_tls13); /* refused before */
   mbedtls_ssl_conf_min_tls_version(conf, MBEDTLS_SSL_VERSION_TLS1_2);
+  #endif
   mbedtls_ssl_conf_sig_algs(conf, algs);
 #else
   static const int hashes[] = { MBEDTLS_MD_SHA256, MBEDTLS_MD_SHA384, MBEDTLS_MD_SHA512, MBEDTLS_MD_NONE };
+  E2B__UNUSED(min_tls13); /* refused before */
   mbedtls_ssl_conf_min_version(conf, MBEDTLS_SSL_MAJOR_VERSION_3, MBEDTLS_SSL_MINOR_VERSION_3);
   mbedtls_ssl_conf_sig_hashes(conf, hashes);
 #endif
@@ -4824,9 +5086,13 @@ static int e2b__tls_conf_fill(e2b__tls_shared *s) {
   int rc = mbedtls_ssl_config_defaults(&s->conf, MBEDTLS_SSL_IS_CLIENT, MBEDTLS_SSL_TRANSPORT_STREAM,
                                        MBEDTLS_SSL_PRESET_DEFAULT);
   if (rc != 0) return rc;
-  e2b__tls_conf_version(&s->conf);
+  e2b__tls_conf_version(&s->conf, s->min_tls13);
   mbedtls_ssl_conf_ciphersuites(&s->conf, e2b__tls_suites());
   mbedtls_ssl_conf_ca_chain(&s->conf, &s->ca, NULL);
+  if (s->own_cert.raw.p) {
+    rc = mbedtls_ssl_conf_own_cert(&s->conf, &s->own_cert, &s->own_key);
+    if (rc != 0) return rc;
+  }
   /* OPTIONAL completes the handshake whatever is wrong; the verify callback clears the flags then. */
   mbedtls_ssl_conf_authmode(&s->conf, s->insecure ? MBEDTLS_SSL_VERIFY_OPTIONAL : MBEDTLS_SSL_VERIFY_REQUIRED);
 #if defined(MBEDTLS_SSL_SESSION_TICKETS)
@@ -4866,6 +5132,8 @@ static void e2b__tls_shared_free(e2b__tls_shared *s) {
   for (i = 0; i < E2B__TLS_SESSIONS; i++) e2b__tls_session_clear(s, &s->sessions[i]);
   mbedtls_ssl_config_free(&s->conf);
   mbedtls_x509_crt_free(&s->ca);
+  mbedtls_x509_crt_free(&s->own_cert);
+  mbedtls_pk_free(&s->own_key);
 #if !E2B__MBEDTLS4
   mbedtls_ctr_drbg_free(&s->rng);
   mbedtls_entropy_free(&s->entropy);
@@ -4901,9 +5169,14 @@ static e2b_err e2b__tls_shared_get(e2b__tls_shared **slot, e2b__mem *mem, const 
   s->mem = mem;
   s->insecure = config->insecure_skip_verify;
   s->keep_sessions = !config->no_session_resumption && !s->insecure;
+  s->min_tls13 = config->min_tls13;
+  s->pins = config->pin_sha256;
+  s->pin_count = config->pin_count;
   for (i = 0; i < E2B__TLS_ALPN_MAX && alpn[i]; i++) s->alpn[i] = alpn[i];
   mbedtls_ssl_config_init(&s->conf);
   mbedtls_x509_crt_init(&s->ca);
+  mbedtls_x509_crt_init(&s->own_cert);
+  mbedtls_pk_init(&s->own_key);
 #if !E2B__MBEDTLS4
   mbedtls_entropy_init(&s->entropy);
   mbedtls_ctr_drbg_init(&s->rng);
@@ -4911,6 +5184,7 @@ static e2b_err e2b__tls_shared_get(e2b__tls_shared **slot, e2b__mem *mem, const 
   code = e2b__tls_rng_start(s);
   if (code != 0) rc = e2b__tls_setup_error(err, code, "random numbers");
   if (rc == E2B_OK && !s->insecure) rc = e2b__tls_ca_load(s, config, no_env, logger, err);
+  if (rc == E2B_OK) rc = e2b__tls_own_load(s, config, err);
   if (rc == E2B_OK) {
     code = e2b__tls_conf_fill(s);
     if (code != 0) rc = e2b__tls_setup_error(err, code, "configuration");
@@ -4933,6 +5207,7 @@ typedef struct e2b__tls {
   uint16_t port;
   bool over;                   /* the handshake is done */
   bool broken;                 /* after a failure the context must not be used again */
+  bool ended;                  /* the peer said close_notify */
   bool again;                  /* not done, but not waiting for the network either: call again */
   bool rx_blocked, tx_blocked; /* what the transport said during the last call */
   bool rx_eof;
@@ -4941,8 +5216,13 @@ typedef struct e2b__tls {
   size_t tx_left;   /* bytes of records that mbedTLS still holds */
   uint8_t addr_len; /* of the host when it is an address */
   uint8_t addr[16];
-  uint8_t first[8]; /* what the peer sent first, to recognise alerts and plain text */
+  uint8_t first[8]; /* what the peer sent first, to recognise plain text */
   uint8_t first_len;
+  uint8_t last[8];  /* and last, to recognise alerts */
+  bool seen;        /* the server's certificate: what breaks the handshake afterwards may be ours */
+  bool pin_ok;      /* the server's key is one of the pinned ones */
+  bool pin_failed;
+  bool offered;     /* a session of a connection whose pin was checked */
   char subject[80]; /* of a certificate that was refused */
 } e2b__tls;
 
@@ -4953,6 +5233,9 @@ static int e2b__tls_bio_rx(void *arg, unsigned char *buf, size_t cap) {
     size_t take = E2B__MIN((size_t)n, sizeof t->first - t->first_len);
     memcpy(t->first + t->first_len, buf, take);
     t->first_len = (uint8_t)(t->first_len + take);
+    take = E2B__MIN((size_t)n, sizeof t->last);
+    memmove(t->last, t->last + take, sizeof t->last - take);
+    memcpy(t->last + sizeof t->last - take, buf + (size_t)n - take, take);
     return n;
   }
   if (n == E2B_IO_AGAIN) {
@@ -4990,10 +5273,33 @@ static bool e2b__tls_names_addr(const mbedtls_x509_crt *cert, const uint8_t *add
   return false;
 }
 
+/* Is the certificate's key pinned? */
+static bool e2b__tls_pinned(const e2b__tls_shared *s, const mbedtls_x509_crt *cert) {
+  uint8_t hash[E2B__TLS_PIN_LEN];
+  size_t i;
+#if E2B__MBEDTLS4
+  size_t len = 0;
+  if (psa_hash_compute(PSA_ALG_SHA_256, cert->pk_raw.p, cert->pk_raw.len, hash, sizeof hash, &len) != PSA_SUCCESS)
+    return false;
+#else
+  const mbedtls_md_info_t *sha256 = mbedtls_md_info_from_type(MBEDTLS_MD_SHA256);
+  if (mbedtls_md(sha256, cert->pk_raw.p, cert->pk_raw.len, hash) != 0) return false;
+#endif
+  for (i = 0; i < s->pin_count; i++)
+    if (memcmp(s->pins + i * E2B__TLS_PIN_LEN, hash, sizeof hash) == 0) return true;
+  return false;
+}
+
 /* Called for each certificate of a chain, the server's own last. mbedTLS 2.28 does not know addresses as names: it
  * flags a mismatch, which is cleared here when the address is found. */
 static int e2b__tls_verify(void *arg, mbedtls_x509_crt *cert, int depth, uint32_t *flags) {
   e2b__tls *t = (e2b__tls *)arg;
+  if (depth == 0) t->seen = true;
+  if (depth == 0 && t->shared->pin_count) {
+    t->pin_ok = e2b__tls_pinned(t->shared, cert);
+    t->pin_failed = !t->pin_ok;
+    if (t->pin_failed) return MBEDTLS_ERR_X509_FATAL_ERROR; /* a flag would not stop an unverified handshake */
+  }
   if (t->shared->insecure) {
     *flags = 0;
     return 0;
@@ -5026,9 +5332,9 @@ static void e2b__tls_session_offer(e2b__tls *t) {
   mbedtls_ssl_session session;
   if (!saved) return;
   mbedtls_ssl_session_init(&session);
-  if (mbedtls_ssl_session_load(&session, saved->blob, saved->len) != 0 ||
-      mbedtls_ssl_set_session(&t->ssl, &session) != 0 || saved->once)
-    e2b__tls_session_clear(t->shared, saved);
+  t->offered = mbedtls_ssl_session_load(&session, saved->blob, saved->len) == 0 &&
+               mbedtls_ssl_set_session(&t->ssl, &session) == 0;
+  if (!t->offered || saved->once) e2b__tls_session_clear(t->shared, saved);
   mbedtls_ssl_session_free(&session);
 }
 
@@ -5179,21 +5485,29 @@ static void e2b__tls_certificate_text(uint32_t flags, char *out, size_t cap) {
 static const char *e2b__tls_alert_text(unsigned alert) {
   switch (alert) {
   case 40: return "the server shares no cipher with this client";
+  case 42:
+  case 43:
+  case 44:
+  case 45:
+  case 46:
+  case 48: return "the server does not accept the client certificate";
   case 70: return E2B__TLS_NO_VERSION;
   case 80: return "the server had an internal error";
   case 86: return "the server refuses a fallback";
   case 112: return "the server does not know this host name";
-  case 116: return "the server demands a client certificate";
+  case 116: return "the server demands a client certificate (tls.client_cert_pem)";
   case 120: return "the server speaks none of the offered protocols (ALPN)";
   default: return "the server refused the handshake";
   }
 }
 
-/* Recognises from its first bytes what a peer that failed the handshake is. False when they look like TLS. */
-static bool e2b__tls_first_bytes_text(const e2b__tls *t, char *out, size_t cap) {
+/* Recognises from its first and last bytes why a peer failed the handshake. False when they look like TLS. */
+static bool e2b__tls_bytes_text(const e2b__tls *t, char *out, size_t cap) {
+  const uint8_t *alert = t->last + 1; /* type, version, length, level, number */
   char seen[16];
-  if (t->first_len >= 7 && t->first[0] == 0x15 && t->first[3] == 0 && t->first[4] == 2 && t->first[5] == 2) {
-    (void)snprintf(out, cap, "%s (alert %u)", e2b__tls_alert_text(t->first[6]), (unsigned)t->first[6]);
+  if (alert[0] == 0x15 && alert[1] == 3 && alert[3] == 0 && alert[4] == 2 && alert[5] == 2) {
+    bool late = t->first[0] != 0x15 && alert[6] == 40; /* ciphers were agreed on before */
+    (void)snprintf(out, cap, "%s (alert %u)", e2b__tls_alert_text(late ? 116u : alert[6]), (unsigned)alert[6]);
     return true;
   }
   if (t->first_len == 0 || (t->first[0] >= 0x14 && t->first[0] <= 0x17)) return false;
@@ -5210,9 +5524,22 @@ static e2b_err e2b__tls_handshake_error(e2b__tls *t, int code, e2b_error *err) {
   uint32_t flags = mbedtls_ssl_get_verify_result(&t->ssl);
   e2b_err rc = E2B_ERR_TLS;
   char why[200], subject[104] = "";
+  if (t->pin_failed) {
+    e2b__error_set(err, E2B_ERR_TLS_CERTIFICATE, E2B_PHASE_TLS,
+                   "%.80s:%u: certificate refused: its key is none of tls.pin_sha256: somebody is between you and the "
+                   "server, or the server has a new key", t->host, (unsigned)t->port);
+    if (err) err->tls_code = code;
+    return E2B_ERR_TLS_CERTIFICATE;
+  }
   if (e2b__tls_no_memory(code)) {
     e2b__error_set(err, E2B_ERR_NO_MEMORY, E2B_PHASE_TLS, "out of memory in the TLS handshake with %.100s", t->host);
     return E2B_ERR_NO_MEMORY;
+  }
+  if (code == MBEDTLS_ERR_NET_SEND_FAILED) { /* an alert may have come before the connection broke */
+    uint8_t rest[64];
+    int io_code = t->io_code;
+    (void)e2b__tls_bio_rx(t, rest, sizeof rest);
+    t->io_code = io_code;
   }
   if (!t->shared->insecure && flags != 0 && flags != 0xFFFFFFFFu) {
     rc = E2B_ERR_TLS_CERTIFICATE;
@@ -5221,8 +5548,10 @@ static e2b_err e2b__tls_handshake_error(e2b__tls *t, int code, e2b_error *err) {
     e2b__error_set(err, rc, E2B_PHASE_TLS, "%.80s:%u: certificate refused: %s%s", t->host, (unsigned)t->port, why,
                    subject);
   } else {
-    if (!e2b__tls_first_bytes_text(t, why, sizeof why)) {
-      if (t->io_code)
+    if (!e2b__tls_bytes_text(t, why, sizeof why)) {
+      if (t->seen && (t->io_code || t->rx_eof))
+        (void)snprintf(why, sizeof why, "the server broke it off; does it want a (different) client certificate?");
+      else if (t->io_code)
         e2b__transport_text(t->transport, t->io_code, why, sizeof why);
       else if (t->rx_eof)
         (void)snprintf(why, sizeof why, "the server closed the connection");
@@ -5260,6 +5589,11 @@ static e2b_err e2b__tls_handshake(e2b__tls *t, e2b_error *err) {
     code = mbedtls_ssl_handshake_step(&t->ssl);
     t->over = code == 0 && e2b__tls_is_over(t);
   } while (code == 0 && !t->over && e2b__net_now_us() - started < 500);
+  if (t->over && t->shared->pin_count && !t->pin_ok && !t->offered) { /* no certificate was shown */
+    t->pin_failed = true;
+    t->over = false;
+    code = MBEDTLS_ERR_X509_FATAL_ERROR;
+  }
   if (t->over) {
 #if E2B__MBEDTLS3
     if (mbedtls_ssl_get_version_number(&t->ssl) == MBEDTLS_SSL_VERSION_TLS1_3)
@@ -5296,6 +5630,8 @@ static int e2b__tls_io_error(e2b__tls *t, int code, e2b_error *err) {
   if (e2b__tls_no_memory(code)) rc = E2B_ERR_NO_MEMORY;
   if (t->io_code)
     e2b__transport_text(t->transport, t->io_code, why, sizeof why);
+  else if (code == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE) /* with TLS 1.3 client certificates are refused that way */
+    (void)snprintf(why, sizeof why, "the server ended it with an alert; does it want a (different) client certificate?");
   else
     e2b__tls_code_text(code, why, sizeof why);
   e2b__error_set(err, rc, E2B_PHASE_NONE, "the connection to %.80s:%u failed: %s", t->host, (unsigned)t->port, why);
@@ -5311,11 +5647,15 @@ static int e2b__tls_io_error(e2b__tls *t, int code, e2b_error *err) {
 static int e2b__tls_read(e2b__tls *t, void *buf, size_t cap, bool *unclean, e2b_error *err) {
   int turns;
   if (t->broken) return e2b__tls_io_error(t, MBEDTLS_ERR_SSL_BAD_INPUT_DATA, err);
+  if (t->ended) return E2B_IO_EOF;
   e2b__tls_begin(t);
   for (turns = 0; turns < 16; turns++) { /* records without data are bounded work for one call */
     int n = mbedtls_ssl_read(&t->ssl, (unsigned char *)buf, E2B__MIN(cap, (size_t)INT_MAX));
     if (n > 0) return n;
-    if (n == MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY) return E2B_IO_EOF;
+    if (n == MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY) {
+      t->ended = true;
+      return E2B_IO_EOF;
+    }
     if (n == 0 || n == MBEDTLS_ERR_SSL_CONN_EOF) {
       *unclean = true;
       return E2B_IO_EOF;
@@ -5369,10 +5709,335 @@ static void e2b__tls_close_notify(e2b__tls *t) {
 }
 
 /* ================================================================================================================== */
+/* >>>> proxy */
+/* ================================================================================================================== */
+
+/* Which way a connection goes: fixed addresses (config.hosts), HTTP proxies and their exceptions; and the request that
+ * opens a tunnel through a proxy. */
+
+#define E2B__TUNNEL_HEAD_MAX 16384u /* bytes of a proxy's answer to CONNECT */
+
+/* "name", "name:port", "address", "[v6]:port". `port` stays as it was when there is none. */
+static bool e2b__host_port_split(e2b_str text, e2b_str *host, uint16_t *port) {
+  const char *end = text.len ? (const char *)memchr(text.ptr, ']', text.len) : NULL;
+  size_t at = 0;
+  if (e2b__host_is_ipv6(text)) {
+    *host = text;
+    return true;
+  }
+  if (text.len && text.ptr[0] == '[') {
+    if (!end) return false;
+    *host = e2b__str_n(text.ptr + 1, (size_t)(end - text.ptr) - 1);
+    at = (size_t)(end - text.ptr) + 1;
+    if (!e2b__host_is_ipv6(*host)) return false;
+  } else {
+    while (at < text.len && text.ptr[at] != ':') at++;
+    *host = e2b__str_n(text.ptr, at);
+  }
+  return host->len > 0 && e2b__url_port(e2b__str_n(text.ptr + at, text.len - at), port);
+}
+
+/* As e2b__dns_literal, for a part of a text. */
+static uint8_t e2b__host_literal(e2b_str host, uint8_t out[16]) {
+  char text[48];
+  if (host.len >= sizeof text) return 0;
+  memcpy(text, host.ptr, host.len);
+  text[host.len] = 0;
+  return e2b__dns_literal(text, out);
+}
+
+/* Is `host` the name or address, with `below` also a name below it? Case and a final dot do not matter. */
+static bool e2b__host_fits(const char *host, e2b_str pattern, bool below) {
+  uint8_t a[16], b[16];
+  uint8_t len = e2b__dns_literal(host, a);
+  size_t n = e2b__dns_name_len(host), skip;
+  if (len) return e2b__host_literal(pattern, b) == len && memcmp(a, b, len) == 0;
+  if (pattern.len && pattern.ptr[pattern.len - 1] == '.') pattern.len--;
+  if (!pattern.len || n < pattern.len || (n > pattern.len && !below)) return false;
+  skip = n - pattern.len;
+  if (skip && host[skip - 1] != '.') return false;
+  for (n = 0; n < pattern.len; n++)
+    if (e2b__ascii_lower(host[skip + n]) != e2b__ascii_lower(pattern.ptr[n])) return false;
+  return true;
+}
+
+/* Fixed addresses. */
+
+typedef struct e2b__host {
+  char *name;    /* of the entry, without the port */
+  uint16_t port; /* 0 = any */
+  e2b__addr addr;
+} e2b__host;
+
+/* NULL when the entry is good, else what is wrong with it. `out` takes a slice of the entry's text for its name. */
+static const char *e2b__host_read(const e2b_host_entry *entry, e2b_str *name, e2b__host *out) {
+  char plain[E2B__HOST_MAX + 2];
+  memset(out, 0, sizeof *out);
+  if (!e2b__given(entry->host) || !e2b__host_port_split(e2b__str(entry->host), name, &out->port))
+    return "has a host that is not name, name:port, *.domain or *";
+  if (!e2b__str_eq(*name, "*")) {
+    bool star = name->len > 2 && memcmp(name->ptr, "*.", 2) == 0;
+    e2b_str rest = star ? e2b__str_n(name->ptr + 2, name->len - 2) : *name;
+    if (rest.len >= sizeof plain) return "has a host name that is too long";
+    memcpy(plain, rest.ptr, rest.len);
+    plain[rest.len] = 0;
+    if (!e2b__dns_name_ok(plain) && (star || !e2b__host_is_ip(rest)))
+      return "has a host that is not name, name:port, *.domain or *";
+  }
+  out->addr.len = entry->address ? e2b__dns_literal(entry->address, out->addr.bytes) : 0;
+  return out->addr.len ? NULL : "has an address that is not an IPv4 or IPv6 address";
+}
+
+static bool e2b__host_matches(const e2b__host *entry, const char *host, uint16_t port) {
+  if (entry->port && entry->port != port) return false;
+  if (strcmp(entry->name, "*") == 0) return true;
+  if (strncmp(entry->name, "*.", 2) == 0) {
+    e2b_str domain = e2b__str(entry->name + 2);
+    return e2b__host_fits(host, domain, true) && !e2b__host_fits(host, domain, false);
+  }
+  return e2b__host_fits(host, e2b__str(entry->name), false);
+}
+
+/* The fixed addresses of a host as a finished look-up; NULL in *out when there are none. False = no memory. */
+static bool e2b__hosts_find(const e2b__host *hosts, size_t count, const char *host, uint16_t port, e2b__dns **out) {
+  char text[48];
+  size_t i, first = 0;
+  int family;
+  *out = NULL;
+  while (first < count && !e2b__host_matches(&hosts[first], host, port)) first++;
+  if (first == count) return true;
+  family = hosts[first].addr.len == 16 ? AF_INET6 : AF_INET;
+  if (!inet_ntop(family, hosts[first].addr.bytes, text, (socklen_t)sizeof text)) return false;
+  *out = e2b__dns_start(NULL, text); /* a literal: done at once */
+  if (!*out) return false;
+  for (i = first + 1; i < count; i++)
+    if (hosts[i].port == hosts[first].port && e2b__str_eq_nocase(e2b__str(hosts[i].name), hosts[first].name))
+      e2b__dns_add(*out, hosts[i].addr.bytes, hosts[i].addr.len);
+  return true;
+}
+
+/* Proxies. */
+
+typedef struct e2b__proxy {
+  char *host; /* NULL = there is none */
+  char *auth; /* value of Proxy-Authorization, or NULL */
+  uint16_t port;
+} e2b__proxy;
+
+typedef struct e2b__proxies {
+  e2b__proxy http, https; /* by the scheme of the server's URL */
+  char *except;           /* a list as in NO_PROXY, or NULL */
+  bool loopback_direct;
+} e2b__proxies;
+
+static void e2b__proxy_free(e2b__mem *mem, e2b__proxy *proxy) {
+  e2b__mem_free_str(mem, proxy->host);
+  e2b__mem_free_str(mem, proxy->auth);
+  memset(proxy, 0, sizeof *proxy);
+}
+
+static void e2b__proxies_free(e2b__mem *mem, e2b__proxies *proxies) {
+  e2b__proxy_free(mem, &proxies->http);
+  e2b__proxy_free(mem, &proxies->https);
+  e2b__mem_free_str(mem, proxies->except);
+  proxies->except = NULL;
+}
+
+/* Percent-decodes user or password. False when it is malformed or has a control character. */
+static bool e2b__proxy_unescape(e2b__buf *out, e2b_str text) {
+  size_t i;
+  for (i = 0; i < text.len; i++) {
+    int c = (uint8_t)text.ptr[i];
+    if (c == '%') {
+      int high = i + 2 < text.len ? e2b__hex_value(text.ptr[i + 1]) : -1;
+      int low = high >= 0 ? e2b__hex_value(text.ptr[i + 2]) : -1;
+      if (low < 0) return false;
+      c = high * 16 + low;
+      i += 2;
+    }
+    if (c < 0x20 || c == 0x7f) return false;
+    e2b__buf_byte(out, (uint8_t)c);
+  }
+  return true;
+}
+
+/* "user:password" in front of the '@' becomes the value of a header field. */
+static e2b_err e2b__proxy_auth(e2b__mem *mem, e2b_str userinfo, char **out) {
+  size_t colon = 0;
+  e2b_err rc = E2B_ERR_INVALID_ARGUMENT;
+  e2b__buf plain, value;
+  e2b__buf_init(&plain, mem, 4096);
+  e2b__buf_init(&value, mem, 8192);
+  while (colon < userinfo.len && userinfo.ptr[colon] != ':') colon++;
+  if (e2b__proxy_unescape(&plain, e2b__str_n(userinfo.ptr, colon)) &&
+      (!plain.len || !memchr(plain.data, ':', plain.len))) {
+    e2b__buf_byte(&plain, ':');
+    if (colon < userinfo.len) colon++;
+    if (e2b__proxy_unescape(&plain, e2b__str_n(userinfo.ptr + colon, userinfo.len - colon))) rc = plain.err;
+  }
+  if (rc == E2B_OK) {
+    e2b__buf_text(&value, "Basic ");
+    e2b__base64_encode(&value, plain.data, plain.len, true);
+    rc = value.err;
+    if (rc == E2B_OK) *out = e2b__mem_dup(mem, (const char *)value.data, value.len);
+    if (rc == E2B_OK && !*out) rc = E2B_ERR_NO_MEMORY;
+  }
+  e2b__buf_free(&plain);
+  e2b__buf_free(&value);
+  return rc == E2B_ERR_LIMIT ? E2B_ERR_INVALID_ARGUMENT : rc;
+}
+
+/* [http://][user[:password]@]host[:port][/]. E2B_ERR_INVALID_ARGUMENT or E2B_ERR_NO_MEMORY, and *out empty. */
+static e2b_err e2b__proxy_parse(e2b__mem *mem, const char *text, e2b__proxy *out) {
+  char plain[E2B__HOST_MAX + 32];
+  const char *scheme = strstr(text, "://"), *at = NULL, *c;
+  size_t len;
+  e2b__url url;
+  e2b_err rc = E2B_OK;
+  memset(out, 0, sizeof *out);
+  if (scheme && !e2b__str_eq_nocase(e2b__str_n(text, (size_t)(scheme - text)), "http")) return E2B_ERR_INVALID_ARGUMENT;
+  if (scheme) text = scheme + 3;
+  for (c = text; *c; c++)
+    if (*c == '@') at = c;
+  len = strlen(at ? at + 1 : text);
+  if (len + 8 > sizeof plain) return E2B_ERR_INVALID_ARGUMENT;
+  (void)snprintf(plain, sizeof plain, "http://%s", at ? at + 1 : text);
+  if (!e2b__url_parse(plain, &url) || url.path.len) return E2B_ERR_INVALID_ARGUMENT;
+  out->port = url.port;
+  out->host = e2b__mem_dup(mem, url.host.ptr, url.host.len);
+  if (!out->host) rc = E2B_ERR_NO_MEMORY;
+  if (rc == E2B_OK && at) rc = e2b__proxy_auth(mem, e2b__str_n(text, (size_t)(at - text)), &out->auth);
+  if (rc != E2B_OK) e2b__proxy_free(mem, out);
+  return rc;
+}
+
+static bool e2b__host_is_loopback(const char *host) {
+  static const uint8_t loopback6[16] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1 };
+  uint8_t addr[16];
+  uint8_t len = e2b__dns_literal(host, addr);
+  if (len == 4) return addr[0] == 127;
+  return len ? memcmp(addr, loopback6, 16) == 0 : e2b__dns_name_within(host, "localhost");
+}
+
+/* Is the address in the block, "10.0.0.0/8"? */
+static bool e2b__host_in_block(const char *host, e2b_str block) {
+  uint8_t a[16], b[16];
+  uint8_t len = e2b__dns_literal(host, a);
+  const char *slash = (const char *)memchr(block.ptr, '/', block.len);
+  e2b_str digits = e2b__str_n(slash + 1, block.len - (size_t)(slash - block.ptr) - 1);
+  unsigned bits = 0;
+  size_t i;
+  if (!len || e2b__host_literal(e2b__str_n(block.ptr, (size_t)(slash - block.ptr)), b) != len) return false;
+  if (digits.len < 1 || digits.len > 3) return false;
+  for (i = 0; i < digits.len; i++) {
+    if (!e2b__is_digit(digits.ptr[i])) return false;
+    bits = bits * 10u + (unsigned)(digits.ptr[i] - '0');
+  }
+  if (bits > len * 8u) return false;
+  for (i = 0; i < bits; i++)
+    if ((a[i / 8] ^ b[i / 8]) & (0x80u >> i % 8)) return false;
+  return true;
+}
+
+/* Does an entry of NO_PROXY name the host? What cannot be read fits nothing. */
+static bool e2b__proxy_entry_fits(e2b_str entry, const char *host, uint16_t port) {
+  e2b_str name;
+  uint16_t only = port;
+  if (e2b__str_eq(entry, "*")) return true;
+  if (entry.len && memchr(entry.ptr, '/', entry.len)) return e2b__host_in_block(host, entry);
+  if (!e2b__host_port_split(entry, &name, &only) || only != port) return false;
+  if (name.len > 1 && name.ptr[0] == '*' && name.ptr[1] == '.') name = e2b__str_n(name.ptr + 1, name.len - 1);
+  if (name.ptr[0] == '.') name = e2b__str_n(name.ptr + 1, name.len - 1);
+  return e2b__host_fits(host, name, true);
+}
+
+static bool e2b__proxy_excepted(const char *list, const char *host, uint16_t port) {
+  while (list && *list) {
+    size_t len = strcspn(list, ", \t");
+    if (len && e2b__proxy_entry_fits(e2b__str_n(list, len), host, port)) return true;
+    list += len;
+    list += strspn(list, ", \t");
+  }
+  return false;
+}
+
+/* The proxy for an origin, or NULL. What it depends on is all in the origin, so connections to the same origin go the
+ * same way: the pool need not look at it. */
+static const e2b__proxy *e2b__proxy_for(const e2b__proxies *proxies, const char *host, uint16_t port, bool secure) {
+  const e2b__proxy *proxy = secure ? &proxies->https : &proxies->http;
+  if (!proxy->host || (proxies->loopback_direct && e2b__host_is_loopback(host))) return NULL;
+  return e2b__proxy_excepted(proxies->except, host, port) ? NULL : proxy;
+}
+
+/* "host:port", with the brackets of IPv6. */
+static void e2b__put_host_port(char *out, size_t cap, const char *host, uint16_t port) {
+  (void)snprintf(out, cap, strchr(host, ':') ? "[%s]:%u" : "%s:%u", host, (unsigned)port);
+}
+
+/* What to do about an answer of a proxy that is not 2xx. */
+static const char *e2b__proxy_advice(const e2b__proxy *proxy, int status) {
+  bool who = status == 407 || status == 401; /* some say 401 */
+  if (who && proxy->auth) return "it does not accept the user or the password of proxy_url (or HTTPS_PROXY)";
+  if (who) return "it wants a user and a password: http://user:password@host:port in proxy_url (or HTTPS_PROXY)";
+  if (status == 403 || status == 405)
+    return "its rules do not allow that: ask who runs it, or add an exception to no_proxy";
+  return "it cannot reach the server";
+}
+
+/* A tunnel being opened: the request, and the answer. */
+typedef struct e2b__tunnel {
+  e2b__buf out;
+  size_t done;
+  e2b__h1 h1;
+} e2b__tunnel;
+
+static e2b_err e2b__tunnel_on_head(void *owner, int status, const e2b__headers *headers) {
+  E2B__UNUSED(owner);
+  E2B__UNUSED(status);
+  E2B__UNUSED(headers);
+  return E2B_OK;
+}
+
+static e2b_err e2b__tunnel_on_body(void *owner, const uint8_t *data, size_t len) {
+  E2B__UNUSED(owner);
+  E2B__UNUSED(data);
+  E2B__UNUSED(len);
+  return E2B_OK; /* of a refusal */
+}
+
+static void e2b__tunnel_free(e2b__mem *mem, e2b__tunnel *tunnel) {
+  if (!tunnel) return;
+  e2b__buf_free(&tunnel->out);
+  e2b__h1_free(&tunnel->h1);
+  e2b__mem_free(mem, tunnel, sizeof *tunnel);
+}
+
+/* NULL = no memory. */
+static e2b__tunnel *e2b__tunnel_new(e2b__mem *mem, const e2b__proxy *proxy, const char *host, uint16_t port) {
+  static const e2b__h1_events events = { e2b__tunnel_on_head, e2b__tunnel_on_body };
+  e2b__tunnel *tunnel = (e2b__tunnel *)e2b__mem_alloc(mem, sizeof *tunnel);
+  char target[E2B__HOST_MAX + 16];
+  e2b__headers headers;
+  if (!tunnel) return NULL;
+  e2b__put_host_port(target, sizeof target, host, port);
+  e2b__headers_init(&headers, mem, 16384);
+  if (proxy->auth) e2b__headers_add(&headers, e2b__str("proxy-authorization"), e2b__str(proxy->auth));
+  e2b__buf_init(&tunnel->out, mem, 32768);
+  e2b__h1_write_head(&tunnel->out, "CONNECT", e2b__str(target), e2b__str(target), &headers, E2B__BODY_NONE);
+  e2b__headers_free(&headers);
+  e2b__h1_init(&tunnel->h1, mem, E2B__TUNNEL_HEAD_MAX, &events, tunnel);
+  e2b__h1_begin(&tunnel->h1, false, true);
+  if (!tunnel->out.err) return tunnel;
+  e2b__tunnel_free(mem, tunnel);
+  return NULL;
+}
+
+/* ================================================================================================================== */
 /* >>>> link */
 /* ================================================================================================================== */
 
-/* One outgoing byte stream: name look-up, connection (happy eyeballs, RFC 8305), TLS. No HTTP here. */
+/* One outgoing byte stream: name look-up, connection (happy eyeballs, RFC 8305), tunnel through a proxy, TLS. No other
+ * HTTP here. */
 
 #define E2B__LINK_FDS 4             /* connection attempts side by side */
 #define E2B__LINK_STAGGER_MS 250u   /* until the next address gets its chance too */
@@ -5387,6 +6052,9 @@ typedef struct e2b__net {
   e2b_tls_config tls_config;               /* its strings belong to the client */
   const char *alpn[E2B__TLS_ALPN_MAX + 1]; /* offered, best first, then NULL; static texts */
   bool no_env;                             /* do not look at SSL_CERT_FILE and SSL_CERT_DIR */
+  e2b__proxies proxies;                    /* freed with the rest */
+  e2b__host *hosts;                        /* the same */
+  size_t host_count;
   e2b__waker *waker;                       /* may be NULL when the transport resolves names itself */
   e2b__tls_shared *tls;
   e2b__dns_slot names[E2B__DNS_SLOTS];
@@ -5399,7 +6067,12 @@ static void e2b__net_free(e2b__net *net) {
   size_t i;
   for (i = 0; i < E2B__DNS_SLOTS; i++) e2b__dns_slot_clear(&net->names[i]);
   e2b__tls_shared_free(net->tls);
+  e2b__proxies_free(net->mem, &net->proxies);
+  for (i = 0; net->hosts && i < net->host_count; i++) e2b__mem_free_str(net->mem, net->hosts[i].name);
+  e2b__mem_free(net->mem, net->hosts, net->host_count * sizeof *net->hosts);
   e2b__mem_free(net->mem, net->polls, net->poll_cap * sizeof *net->polls);
+  net->hosts = NULL;
+  net->host_count = 0;
   net->tls = NULL;
   net->polls = NULL;
   net->poll_cap = 0;
@@ -5425,12 +6098,13 @@ static int e2b__net_poll(e2b__net *net, e2b_pollfd *fds, size_t count, int timeo
   return ready;
 }
 
-/* While it opens (the middle three), a link wants to be stepped when the waker fires, when one of e2b__link_fds is
+/* While it opens (the middle four), a link wants to be stepped when the waker fires, when one of e2b__link_fds is
  * ready and when e2b__link_deadline is reached. */
 typedef enum e2b__link_state {
   E2B__LINK_IDLE,
   E2B__LINK_RESOLVING,
   E2B__LINK_CONNECTING,
+  E2B__LINK_TUNNEL, /* asks the proxy */
   E2B__LINK_TLS,
   E2B__LINK_READY,
   E2B__LINK_FAILED
@@ -5457,12 +6131,15 @@ typedef struct e2b__opening {
 typedef struct e2b__link {
   e2b__net *net;
   const char *host; /* the caller's */
+  const e2b__proxy *proxy; /* to connect to instead of the host; NULL = none */
   e2b__opening *opening;
+  e2b__tunnel *tunnel;     /* while it is being opened */
   void *conn;
   e2b__tls *tls;
   const char *alpn; /* the protocol agreed on, or NULL: then HTTP/1.1 */
   uint16_t port;
   bool secure;      /* https */
+  bool absolute;    /* no tunnel: requests go to the proxy, which asks the host */
   bool connected;   /* conn is valid: for a transport of the user's it may be NULL */
   bool unclean_eof; /* with TLS: the peer went away without close_notify, so the end of its data proves nothing */
   bool want_write;  /* the last read or write waits until the connection takes bytes */
@@ -5491,6 +6168,8 @@ static void e2b__link_opening_free(e2b__link *l) {
 /* Idempotent; the link can be opened again. */
 static void e2b__link_close(e2b__link *l) {
   e2b__link_opening_free(l);
+  e2b__tunnel_free(l->net->mem, l->tunnel);
+  l->tunnel = NULL;
   if (l->tls) {
     e2b__tls_close_notify(l->tls);
     e2b__tls_free(l->tls);
@@ -5514,26 +6193,39 @@ static e2b_err e2b__link_fail(e2b__link *l, e2b_err code) {
 /* How far the opening has come, for the text of a timeout. */
 static e2b_phase e2b__link_phase(const e2b__link *l) {
   if (l->state == E2B__LINK_RESOLVING) return E2B_PHASE_RESOLVE;
-  if (l->state == E2B__LINK_CONNECTING) return E2B_PHASE_CONNECT;
+  if (l->state == E2B__LINK_CONNECTING || l->state == E2B__LINK_TUNNEL) return E2B_PHASE_CONNECT;
   return l->state == E2B__LINK_TLS ? E2B_PHASE_TLS : E2B_PHASE_NONE;
+}
+
+/* Where the socket goes. */
+static const char *e2b__link_to_host(const e2b__link *l) {
+  return l->proxy ? l->proxy->host : l->host;
+}
+
+static uint16_t e2b__link_to_port(const e2b__link *l) {
+  return l->proxy ? l->proxy->port : l->port;
 }
 
 /* Starts. `host` is a name or a literal without brackets and must outlive the link. E2B_OK = under way. */
 static e2b_err e2b__link_open(e2b__link *l, const char *host, uint16_t port, bool secure, uint64_t now_ms,
                               e2b_error *err) {
-  bool own_names = (l->net->transport->flags & E2B_TRANSPORT_HAS_DNS) != 0;
+  e2b__net *net = l->net;
+  bool own_names = (net->transport->flags & E2B_TRANSPORT_HAS_DNS) != 0;
   uint8_t literal[16];
   E2B_ASSERT(l->state == E2B__LINK_IDLE || l->state == E2B__LINK_FAILED);
   l->host = host;
   l->port = port;
   l->secure = secure;
   l->unclean_eof = false;
+  l->proxy = e2b__proxy_for(&net->proxies, host, port, secure);
+  l->absolute = l->proxy && !secure;
   if (!own_names && !e2b__dns_literal(host, literal) && !e2b__dns_name_ok(host)) {
     e2b__error_set(err, E2B_ERR_INVALID_ARGUMENT, E2B_PHASE_NONE, "\"%.100s\" is not a valid host name", host);
     return e2b__link_fail(l, E2B_ERR_INVALID_ARGUMENT);
   }
-  l->opening = (e2b__opening *)e2b__mem_alloc(l->net->mem, sizeof *l->opening);
-  if (!l->opening) {
+  l->opening = (e2b__opening *)e2b__mem_alloc(net->mem, sizeof *l->opening);
+  if (!l->opening || !e2b__hosts_find(net->hosts, net->host_count, e2b__link_to_host(l), e2b__link_to_port(l),
+                                      &l->opening->dns)) {
     e2b__error_set(err, E2B_ERR_NO_MEMORY, E2B_PHASE_RESOLVE, "out of memory connecting to %.100s", host);
     return e2b__link_fail(l, E2B_ERR_NO_MEMORY);
   }
@@ -5544,20 +6236,21 @@ static e2b_err e2b__link_open(e2b__link *l, const char *host, uint16_t port, boo
 
 static e2b_err e2b__link_resolve(e2b__link *l, uint64_t now_ms, e2b_error *err) {
   e2b__opening *o = l->opening;
+  const char *host = e2b__link_to_host(l);
   o->checked_ms = now_ms;
   if (!o->dns) {
-    e2b_err rc = e2b__dns_get(l->net->names, l->net->waker, l->host, now_ms, &o->dns);
+    e2b_err rc = e2b__dns_get(l->net->names, l->net->waker, host, now_ms, &o->dns);
     if (rc == E2B_PENDING) return rc;
     if (rc != E2B_OK) {
-      e2b__error_set(err, rc, E2B_PHASE_RESOLVE, "out of memory looking up %.100s", l->host);
+      e2b__error_set(err, rc, E2B_PHASE_RESOLVE, "out of memory looking up %.100s", host);
       return rc;
     }
   }
   if (!e2b__dns_done(o->dns)) return E2B_PENDING;
   if (o->dns->count == 0) {
     e2b__error_set(err, E2B_ERR_RESOLVE, E2B_PHASE_RESOLVE,
-                   "cannot find the address of \"%.100s\": %s; check the domain and this machine's network", l->host,
-                   o->dns->why);
+                   "cannot find the address of %s\"%.100s\": %s; check %s and this machine's network",
+                   l->proxy ? "the proxy " : "", host, o->dns->why, l->proxy ? "proxy_url" : "the domain");
     if (err) err->sys_code = o->dns->sys_code;
     return E2B_ERR_RESOLVE;
   }
@@ -5607,9 +6300,9 @@ static e2b_err e2b__link_attempt(e2b__link *l, uint64_t now_ms) {
   void *conn = NULL;
   int rc;
   memset(&to, 0, sizeof to);
-  to.host = l->host;
-  to.port = l->port;
-  to.tls = l->secure;
+  to.host = e2b__link_to_host(l);
+  to.port = e2b__link_to_port(l);
+  to.tls = l->secure && !l->proxy;
   if (o->dns) {
     to.addr = o->dns->addrs[addr].bytes;
     to.addr_len = o->dns->addrs[addr].len;
@@ -5659,10 +6352,10 @@ static e2b_err e2b__link_connect_error(e2b__link *l, e2b_error *err) {
   e2b_err code = o->no_fds ? E2B_ERR_IO : E2B_ERR_CONNECT;
   const char *next = o->no_fds ? "raise the limit of open files (ulimit -n) or lower max_connections"
                                : "check that the service runs there and is reachable";
-  e2b__error_set(err, code, E2B_PHASE_CONNECT, "cannot connect to %.80s:%u (%s): %s", l->host, (unsigned)l->port, next,
-                 o->causes);
+  e2b__error_set(err, code, E2B_PHASE_CONNECT, "cannot connect to %s%.80s:%u (%s): %s", l->proxy ? "the proxy " : "",
+                 e2b__link_to_host(l), (unsigned)e2b__link_to_port(l), next, o->causes);
   if (err) err->sys_code = o->sys_code;
-  if (o->dns) e2b__dns_forget(l->net->names, l->host);
+  if (o->dns) e2b__dns_forget(l->net->names, e2b__link_to_host(l));
   return code;
 }
 
@@ -5689,7 +6382,79 @@ static e2b_err e2b__link_connect(e2b__link *l, uint64_t now_ms, e2b_error *err) 
   return E2B_OK;
 }
 
-/* On a fresh connection. E2B_OK = ready, or TLS is to follow. */
+/* The proxy did not open the tunnel. */
+static e2b_err e2b__link_tunnel_error(e2b__link *l, e2b_err code, const char *why, e2b_error *err) {
+  int status = l->tunnel->h1.status;
+  char to[E2B__HOST_MAX + 16];
+  if (code == E2B_ERR_NO_MEMORY) {
+    e2b__error_set(err, code, E2B_PHASE_CONNECT, "out of memory for the answer of the proxy");
+    return code;
+  }
+  e2b__put_host_port(to, sizeof to, l->host, l->port);
+  if (why)
+    e2b__error_set(err, E2B_ERR_PROXY, E2B_PHASE_CONNECT, "the proxy %.60s:%u opened no connection to %.60s: %s",
+                   l->proxy->host, (unsigned)l->proxy->port, to, why);
+  else
+    e2b__error_set(err, E2B_ERR_PROXY, E2B_PHASE_CONNECT,
+                   "the proxy %.60s:%u refused a connection to %.60s (HTTP %d): %s", l->proxy->host,
+                   (unsigned)l->proxy->port, to, status, e2b__proxy_advice(l->proxy, status));
+  if (err) err->http_status = status;
+  return E2B_ERR_PROXY;
+}
+
+/* What came from the proxy. E2B_PENDING = more is to come. */
+static e2b_err e2b__link_tunnel_feed(e2b__link *l, const uint8_t *data, size_t len, e2b_error *err) {
+  e2b__h1 *h1 = &l->tunnel->h1;
+  size_t used = 0;
+  e2b_err code = e2b__h1_feed(h1, data, len, &used);
+  if (h1->head_done && (h1->status < 200 || h1->status > 299))
+    return e2b__link_tunnel_error(l, E2B_ERR_PROXY, NULL, err);
+  if (code) return e2b__link_tunnel_error(l, code, h1->detail ? h1->detail : "its answer cannot be used", err);
+  if (!h1->head_done) return E2B_PENDING;
+  if (used < len) return e2b__link_tunnel_error(l, E2B_ERR_PROXY, "it went on talking after its answer", err);
+  return E2B_OK;
+}
+
+/* Sends CONNECT and reads the answer, not a byte more than has come: behind it is the server. E2B_OK = open. */
+static e2b_err e2b__link_tunnel(e2b__link *l, e2b_error *err) {
+  const e2b_transport *tp = l->net->transport;
+  e2b__tunnel *t = l->tunnel;
+  uint8_t data[512];
+  e2b_err rc = E2B_PENDING;
+  char why[96];
+  int n = 1;
+  while (t->done < t->out.len && n > 0) {
+    n = tp->tx_fn(tp->user, l->conn, t->out.data + t->done, t->out.len - t->done);
+    if (n > 0) t->done += (size_t)n;
+  }
+  l->want_write = n == E2B_IO_AGAIN;
+  while (rc == E2B_PENDING && n > 0) {
+    n = tp->rx_fn(tp->user, l->conn, data, sizeof data);
+    if (n > 0) rc = e2b__link_tunnel_feed(l, data, (size_t)n, err);
+  }
+  if (rc != E2B_PENDING || n == E2B_IO_AGAIN) return rc;
+  if (n == E2B_IO_EOF)
+    return e2b__link_tunnel_error(l, E2B_ERR_PROXY, "it closed the connection before its answer ended", err);
+  e2b__transport_text(tp, n, why, sizeof why);
+  rc = e2b__link_tunnel_error(l, E2B_ERR_PROXY, why, err);
+  if (err) err->sys_code = e2b__transport_code(tp, n);
+  return rc;
+}
+
+/* On a fresh connection. E2B_OK = what comes next is in l->state. */
+static e2b_err e2b__link_connected(e2b__link *l, e2b_error *err) {
+  if (l->proxy && !l->absolute) {
+    l->tunnel = e2b__tunnel_new(l->net->mem, l->proxy, l->host, l->port);
+    l->state = E2B__LINK_TUNNEL;
+    if (l->tunnel) return E2B_OK;
+    e2b__error_set(err, E2B_ERR_NO_MEMORY, E2B_PHASE_CONNECT, "out of memory connecting to %.100s", l->host);
+    return E2B_ERR_NO_MEMORY;
+  }
+  l->state = E2B__LINK_READY;
+  return E2B_OK;
+}
+
+/* On a fresh connection or tunnel. E2B_OK = ready, or TLS is to follow. */
 static e2b_err e2b__link_secure(e2b__link *l, e2b_error *err) {
   e2b__net *net = l->net;
   e2b_err rc;
@@ -5716,7 +6481,16 @@ static e2b_err e2b__link_step(e2b__link *l, uint64_t now_ms, e2b_error *err) {
   if (l->state == E2B__LINK_RESOLVING) rc = e2b__link_resolve(l, now_ms, err);
   if (rc == E2B_OK && l->state == E2B__LINK_CONNECTING) {
     rc = e2b__link_connect(l, now_ms, err);
-    if (rc == E2B_OK) rc = e2b__link_secure(l, err);
+    if (rc == E2B_OK) rc = e2b__link_connected(l, err);
+    if (rc == E2B_OK && l->state == E2B__LINK_READY) rc = e2b__link_secure(l, err);
+  }
+  if (rc == E2B_OK && l->state == E2B__LINK_TUNNEL) {
+    rc = e2b__link_tunnel(l, err);
+    if (rc == E2B_OK) {
+      e2b__tunnel_free(l->net->mem, l->tunnel);
+      l->tunnel = NULL;
+      rc = e2b__link_secure(l, err);
+    }
   }
   if (rc == E2B_OK && l->state == E2B__LINK_TLS) {
     rc = e2b__tls_handshake(l->tls, err);
@@ -5789,7 +6563,7 @@ static size_t e2b__link_fds(const e2b__link *l, e2b_pollfd *out, size_t cap, boo
   if (l->state == E2B__LINK_CONNECTING) {
     for (i = 0; i < l->opening->live; i++)
       e2b__link_fd(l, l->opening->attempts[i].conn, E2B_FD_WRITE, out, cap, &count);
-  } else if (l->state == E2B__LINK_TLS) {
+  } else if (l->state == E2B__LINK_TUNNEL || l->state == E2B__LINK_TLS) {
     e2b__link_fd(l, l->conn, l->want_write ? E2B_FD_WRITE : E2B_FD_READ, out, cap, &count);
   } else if (l->state == E2B__LINK_READY) {
     events = (want_read ? E2B_FD_READ : 0u) | (want_write ? E2B_FD_WRITE : 0u);
@@ -6054,7 +6828,7 @@ static void e2b__req_end(e2b__req *req, const e2b_error *err) {
   const char *id = e2b__headers_get(&req->answer_headers, "x-request-id");
   req->conn = NULL;
   req->end = *err;
-  req->end.http_status = req->status;
+  if (req->status) req->end.http_status = req->status; /* without an answer it may be the proxy's */
   if (id) (void)snprintf(req->end.request_id, sizeof req->end.request_id, "%s", id);
   if (err->code) req->end.maybe_done = req->sent && !req->idempotent;
   e2b__req_set_state(req, E2B__REQ_ENDED);
@@ -6134,11 +6908,25 @@ struct e2b__conn {
   uint64_t open_deadline, idle_since;
 };
 
+static void e2b__conn_fail(e2b__conn *conn, const e2b_error *err);
+
+/* A server asked through a proxy never says 407: it is the proxy that did not let the request through. */
+static e2b_err e2b__conn_proxy_refused(e2b__conn *conn) {
+  const e2b__proxy *proxy = conn->link.proxy;
+  e2b_error err;
+  e2b__error_set(&err, E2B_ERR_PROXY, E2B_PHASE_HEADERS, "the proxy %.100s:%u refused the request (HTTP 407): %s",
+                 proxy->host, (unsigned)proxy->port, e2b__proxy_advice(proxy, 407));
+  conn->req->sent = false;
+  e2b__conn_fail(conn, &err);
+  return E2B_ERR_CANCELED;
+}
+
 static e2b_err e2b__conn_on_head(void *owner, int status, const e2b__headers *headers) {
   e2b__conn *conn = (e2b__conn *)owner;
   e2b__req *req = conn->req;
   e2b_err code;
   req->status = status;
+  if (status == 407 && conn->link.absolute) return e2b__conn_proxy_refused(conn);
   e2b__buf_put(&req->answer_headers.text, headers->text.data, headers->text.len);
   req->answer_headers.count = headers->count;
   if (req->answer_headers.text.err) return req->answer_headers.text.err;
@@ -6249,6 +7037,27 @@ static void e2b__conn_fail_with(e2b__conn *conn, e2b_err code, const char *what)
   e2b__conn_fail(conn, &err);
 }
 
+/* To a proxy, which is to ask an http:// server, goes the whole URL (RFC 9112, absolute-form), and who we are to it.
+ * That never reaches a server asked directly: whether there is a proxy depends on the origin alone, also when the request
+ * is sent again. */
+static void e2b__conn_write_head(e2b__conn *conn, const char *host) {
+  e2b__req *req = conn->req;
+  const e2b__proxy *proxy = conn->link.absolute ? conn->link.proxy : NULL;
+  e2b_str path = e2b__str_n((const char *)req->path.data, req->path.len);
+  e2b__buf url;
+  e2b__buf_init(&url, &conn->client->mem, 131072);
+  if (proxy) {
+    if (proxy->auth) e2b__headers_set(&req->headers, "proxy-authorization", e2b__str(proxy->auth));
+    e2b__buf_text(&url, "http://");
+    e2b__buf_text(&url, host);
+    e2b__buf_str(&url, path);
+    path = e2b__str_n((const char *)url.data, url.len);
+    if (url.err) conn->out.err = url.err;
+  }
+  e2b__h1_write_head(&conn->out, req->method, path, e2b__str(host), &req->headers, req->body_len);
+  e2b__buf_free(&url);
+}
+
 /* Begins the exchange on an open connection. */
 static void e2b__conn_begin(e2b__conn *conn) {
   e2b__req *req = conn->req;
@@ -6263,8 +7072,7 @@ static void e2b__conn_begin(e2b__conn *conn) {
   e2b__h1_begin(&conn->h1, strcmp(req->method, "HEAD") == 0, false);
   memset(&conn->tx_error, 0, sizeof conn->tx_error);
   conn->out.len = conn->out_done = 0;
-  e2b__h1_write_head(&conn->out, req->method, e2b__str_n((const char *)req->path.data, req->path.len), e2b__str(host),
-                     &req->headers, req->body_len);
+  e2b__conn_write_head(conn, host);
   req->body_ended = req->body_len == E2B__BODY_NONE || req->body_len == 0;
   if (conn->out.err)
     e2b__conn_fail_with(conn, conn->out.err, conn->out.err == E2B_ERR_NO_MEMORY ? "no memory for the request" : "the request cannot be written");
@@ -6430,7 +7238,7 @@ static bool e2b__conn_receive_once(e2b__conn *conn) {
   if (conn->state == E2B__CONN_CLOSED) return false;
   if (code) e2b__conn_fail_with(conn, code, conn->h1.detail ? conn->h1.detail : "the answer could not be used");
   else if (conn->h1.complete) e2b__conn_complete(conn, used < (size_t)n);
-  else return (size_t)n == cap || e2b__link_buffered(&conn->link);
+  else return (size_t)n == cap || conn->link.tls; /* a TLS record is one read, and more of them may have come */
   return false;
 }
 
@@ -6438,6 +7246,7 @@ static void e2b__conn_step(e2b__conn *conn) {
   e2b_client *client = conn->client;
   e2b_error err;
   e2b_err code;
+  uint64_t fair;
   int rounds;
   conn->kick = conn->ready = false;
   if (conn->state == E2B__CONN_OPENING) {
@@ -6453,7 +7262,9 @@ static void e2b__conn_step(e2b__conn *conn) {
     e2b__conn_begin(conn);
   }
   if (conn->state == E2B__CONN_OPEN) e2b__conn_send(conn);
-  for (rounds = 0; rounds < 8 && conn->state == E2B__CONN_OPEN; rounds++) {
+  /* Until nothing is there, but no longer than is fair to the other connections: TLS records may be small. */
+  fair = client->stats.bytes_rx + 8u * (uint64_t)client->config.io_buffer_size;
+  for (rounds = 0; rounds < 64 && client->stats.bytes_rx < fair && conn->state == E2B__CONN_OPEN; rounds++) {
     if (rounds && e2b__budget_spent(client)) return;
     if (!e2b__conn_receive_once(conn)) return;
   }
@@ -8023,6 +8834,17 @@ static const e2b__config_limit e2b__config_limits[] = {
 };
 #undef E2B__LIMIT
 
+static void e2b__config_resolve_tls(e2b_tls_config *tls) {
+  tls->ca_pem_len = e2b__tls_input_len(tls->ca_pem, tls->ca_pem_len);
+  tls->client_cert_pem_len = e2b__tls_input_len(tls->client_cert_pem, tls->client_cert_pem_len);
+  tls->client_key_pem_len = e2b__tls_input_len(tls->client_key_pem, tls->client_key_pem_len);
+  if (!tls->ca_pem_len) tls->ca_pem = NULL;
+  if (!tls->client_cert_pem_len) tls->client_cert_pem = NULL;
+  if (!tls->client_key_pem_len) tls->client_key_pem = NULL;
+  if (!e2b__given(tls->ca_file)) tls->ca_file = NULL;
+  if (!e2b__given(tls->ca_path)) tls->ca_path = NULL;
+}
+
 static void e2b__config_resolve_numbers(e2b_client_config *config) {
   size_t i;
   for (i = 0; i < E2B__COUNT(e2b__config_limits); i++) {
@@ -8036,9 +8858,7 @@ static void e2b__config_resolve_numbers(e2b_client_config *config) {
   if (!config->connect_timeout_ms) config->connect_timeout_ms = 10000;
   if (!config->idle_ms) config->idle_ms = 60000;
   if (!config->keepalive_interval_s) config->keepalive_interval_s = 50;
-  if (config->tls.ca_pem && !config->tls.ca_pem_len) config->tls.ca_pem_len = strlen(config->tls.ca_pem);
-  if (!config->tls.ca_pem_len) config->tls.ca_pem = NULL;
-  if (!e2b__given(config->tls.ca_file)) config->tls.ca_file = NULL;
+  e2b__config_resolve_tls(&config->tls);
 }
 
 static e2b_err e2b__config_check_numbers(const e2b_client_config *config, e2b_error *err) {
@@ -8111,13 +8931,36 @@ static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_er
   return E2B_OK;
 }
 
-static bool e2b__config_looks_like_certificate(const e2b_tls_config *tls) {
+static e2b_err e2b__config_check_pem(const char *data, size_t data_len, const char *name, e2b_error *err) {
   static const char begin[] = "-----BEGIN ";
   size_t i, len = sizeof begin - 1;
-  if ((uint8_t)tls->ca_pem[0] == 0x30) return true; /* DER */
-  for (i = 0; i + len <= tls->ca_pem_len; i++)
-    if (memcmp(tls->ca_pem + i, begin, len) == 0) return true;
-  return false;
+  if (!data || (uint8_t)data[0] == 0x30) return E2B_OK; /* DER */
+  for (i = 0; i + len <= data_len; i++)
+    if (memcmp(data + i, begin, len) == 0) return E2B_OK;
+  return e2b__invalid(err, name, "holds neither PEM nor DER");
+}
+
+static e2b_err e2b__config_check_tls(const e2b_tls_config *tls, const e2b_transport *transport, e2b_error *err) {
+  bool demands = tls->client_cert_pem || tls->pin_count || tls->min_tls13;
+  e2b_err code;
+  code = e2b__config_check_pem(tls->ca_pem, tls->ca_pem_len, "tls.ca_pem", err);
+  if (!code) code = e2b__config_check_pem(tls->client_cert_pem, tls->client_cert_pem_len, "tls.client_cert_pem", err);
+  if (!code) code = e2b__config_check_pem(tls->client_key_pem, tls->client_key_pem_len, "tls.client_key_pem", err);
+  if (code) return code;
+  if (!tls->client_cert_pem != !tls->client_key_pem)
+    return e2b__invalid(err, tls->client_cert_pem ? "tls.client_key_pem" : "tls.client_cert_pem",
+                        "is missing: a client certificate needs its key");
+  if (tls->pin_count && (!tls->pin_sha256 || tls->pin_count > 65536))
+    return e2b__invalid(err, "tls.pin_sha256", "must be pin_count times 32 bytes");
+  if (transport && (transport->flags & E2B_TRANSPORT_HAS_TLS) && demands)
+    return e2b__invalid(err, "tls",
+                        "asks for pins, a client certificate or TLS 1.3, but the transport does TLS itself");
+  if (tls->min_tls13 && !E2B__TLS13) {
+    (void)e2b__invalid(err, "tls.min_tls13", "needs an mbedTLS with TLS 1.3, and this one has none");
+    if (err) err->code = E2B_ERR_NOT_BUILT;
+    return E2B_ERR_NOT_BUILT;
+  }
+  return E2B_OK;
 }
 
 static e2b_err e2b__config_check_platform(const e2b_client_config *config, e2b_error *err) {
@@ -8127,23 +8970,92 @@ static e2b_err e2b__config_check_platform(const e2b_client_config *config, e2b_e
     return e2b__invalid(err, "allocator", "must have all three functions or none");
   if (t && (!t->open_fn || !t->ready_fn || !t->rx_fn || !t->tx_fn || !t->shut_fn))
     return e2b__invalid(err, "transport", "lacks one of open_fn, ready_fn, rx_fn, tx_fn, shut_fn");
-  if (config->tls.ca_pem && !e2b__config_looks_like_certificate(&config->tls))
-    return e2b__invalid(err, "tls.ca_pem", "holds neither PEM nor a DER certificate");
+  return e2b__config_check_tls(&config->tls, t, err);
+}
+
+/* The network. */
+
+static e2b_err e2b__config_hosts(e2b__net *net, const e2b_client_config *config, e2b_error *err) {
+  size_t i;
+  if (config->host_count && !config->hosts) return e2b__invalid(err, "hosts", "is NULL, but host_count is not 0");
+  if (config->host_count > SIZE_MAX / sizeof *net->hosts) return e2b__invalid(err, "host_count", "is too large");
+  if (!config->host_count) return E2B_OK;
+  net->hosts = (e2b__host *)e2b__mem_alloc(net->mem, config->host_count * sizeof *net->hosts);
+  if (!net->hosts) return e2b__no_memory(err);
+  net->host_count = config->host_count;
+  for (i = 0; i < config->host_count; i++) {
+    e2b_str name;
+    const char *wrong = e2b__host_read(&config->hosts[i], &name, &net->hosts[i]);
+    if (wrong) return e2b__invalid(err, "hosts", wrong);
+    net->hosts[i].name = e2b__mem_dup(net->mem, name.ptr, name.len);
+    if (!net->hosts[i].name) return e2b__no_memory(err);
+  }
   return E2B_OK;
 }
 
-/* The texts of the configuration that the client owns copies of, besides headers and tls.ca_pem. */
+static e2b_err e2b__config_proxy(e2b__net *net, const char *url, const char *name, e2b__proxy *out, e2b_error *err) {
+  e2b_err code = url ? e2b__proxy_parse(net->mem, url, out) : E2B_OK;
+  if (code == E2B_ERR_NO_MEMORY) return e2b__no_memory(err);
+  if (code == E2B_OK) return E2B_OK;
+  return e2b__invalid(err, name,
+                      "is not http://[user:password@]host[:port], the only kind of proxy there is support for");
+}
+
+/* The first of two variables that is set. */
+static const char *e2b__config_env2(const e2b_client_config *config, const char *name, const char *other) {
+  const char *value = e2b__config_env(config, name);
+  return value ? value : e2b__config_env(config, other);
+}
+
+/* HTTP_PROXY in upper case is never looked at: under CGI it is a header of whoever sent the request ("httpoxy").
+ * Windows does not tell the cases apart. */
+static const char *e2b__config_env_http_proxy(const e2b_client_config *config) {
+  bool cgi = E2B__WIN32 && getenv("REQUEST_METHOD");
+  return cgi ? NULL : e2b__config_env(config, "http_proxy");
+}
+
+static e2b_err e2b__config_proxies(e2b__net *net, const e2b_client_config *config, e2b_error *err) {
+  const e2b_transport *t = config->transport;
+  bool given = e2b__given(config->proxy_url), env = !given && !t;
+  const char *all = env ? e2b__config_env2(config, "all_proxy", "ALL_PROXY") : NULL;
+  const char *https = env ? e2b__config_env2(config, "https_proxy", "HTTPS_PROXY") : config->proxy_url;
+  const char *http = env ? e2b__config_env_http_proxy(config) : config->proxy_url;
+  const char *except = e2b__given(config->no_proxy) ? config->no_proxy : NULL;
+  e2b_err code;
+  if (!given && !env) return E2B_OK;
+  if (given && t && (t->flags & E2B_TRANSPORT_HAS_TLS))
+    return e2b__invalid(err, "proxy_url", "cannot be used with a transport that does TLS itself");
+  if (env && !except) except = e2b__config_env2(config, "no_proxy", "NO_PROXY");
+  net->proxies.loopback_direct = env;
+  code = e2b__config_proxy(net, https ? https : all, given ? "proxy_url" : https ? "HTTPS_PROXY" : "ALL_PROXY",
+                           &net->proxies.https, err);
+  if (code == E2B_OK)
+    code = e2b__config_proxy(net, http ? http : all, given ? "proxy_url" : http ? "http_proxy" : "ALL_PROXY",
+                             &net->proxies.http, err);
+  if (code != E2B_OK || !except) return code;
+  net->proxies.except = e2b__mem_dup(net->mem, except, strlen(except));
+  return net->proxies.except ? E2B_OK : e2b__no_memory(err);
+}
+
+/* The texts of the configuration that the client owns copies of, besides headers and what has a length. */
 static const size_t e2b__config_texts[] = {
   offsetof(e2b_client_config, api_url),      offsetof(e2b_client_config, sandbox_base_url),
   offsetof(e2b_client_config, sandbox_url),  offsetof(e2b_client_config, api_key),
   offsetof(e2b_client_config, access_token), offsetof(e2b_client_config, domain),
   offsetof(e2b_client_config, scheme),       offsetof(e2b_client_config, default_user),
   offsetof(e2b_client_config, user_agent),   offsetof(e2b_client_config, tls) + offsetof(e2b_tls_config, ca_file),
+  offsetof(e2b_client_config, tls) + offsetof(e2b_tls_config, ca_path),
 };
 #define E2B__CONFIG_URLS 3 /* the first of them; kept without a final slash, for paths are appended to them */
 
 static const char **e2b__config_text_at(e2b_client_config *config, size_t i) {
   return (const char **)(void *)((uint8_t *)config + e2b__config_texts[i]);
+}
+
+/* Frees a copy of bytes, wiped: one is a private key. */
+static void e2b__config_free_bytes(e2b__mem *mem, const void *data, size_t len) {
+  if (data) e2b__mem_wipe((void *)(uintptr_t)data, len);
+  e2b__mem_free(mem, (void *)(uintptr_t)data, len + 1);
 }
 
 static void e2b__config_free(e2b__mem *mem, e2b_client_config *config) {
@@ -8155,7 +9067,10 @@ static void e2b__config_free(e2b__mem *mem, e2b_client_config *config) {
     e2b__mem_free_str(mem, (char *)headers[i].value);
   }
   e2b__mem_free(mem, headers, config->headers.count * sizeof *headers);
-  e2b__mem_free(mem, (char *)config->tls.ca_pem, config->tls.ca_pem_len + 1);
+  e2b__config_free_bytes(mem, config->tls.ca_pem, config->tls.ca_pem_len);
+  e2b__config_free_bytes(mem, config->tls.client_cert_pem, config->tls.client_cert_pem_len);
+  e2b__config_free_bytes(mem, config->tls.client_key_pem, config->tls.client_key_pem_len);
+  e2b__config_free_bytes(mem, config->tls.pin_sha256, config->tls.pin_count * E2B__TLS_PIN_LEN);
 }
 
 static bool e2b__config_copy_headers(e2b__mem *mem, e2b_kvs *out) {
@@ -8172,9 +9087,20 @@ static bool e2b__config_copy_headers(e2b__mem *mem, e2b_kvs *out) {
   return to || out->count == 0;
 }
 
+static bool e2b__config_copy_tls(e2b__mem *mem, e2b_tls_config *tls) {
+  const char *pem = tls->ca_pem, *cert = tls->client_cert_pem, *key = tls->client_key_pem;
+  const uint8_t *pins = tls->pin_count ? tls->pin_sha256 : NULL;
+  size_t pins_len = tls->pin_count * E2B__TLS_PIN_LEN;
+  if (pem) tls->ca_pem = e2b__mem_dup(mem, pem, tls->ca_pem_len);
+  if (cert) tls->client_cert_pem = e2b__mem_dup(mem, cert, tls->client_cert_pem_len);
+  if (key) tls->client_key_pem = e2b__mem_dup(mem, key, tls->client_key_pem_len);
+  tls->pin_sha256 = pins ? (const uint8_t *)e2b__mem_dup(mem, (const char *)pins, pins_len) : NULL;
+  return (!pem || tls->ca_pem) && (!cert || tls->client_cert_pem) && (!key || tls->client_key_pem) &&
+         (!pins || tls->pin_sha256);
+}
+
 /* Replaces the texts by copies. On failure e2b__config_free frees those that were made. */
 static bool e2b__config_copy(e2b__mem *mem, e2b_client_config *config) {
-  const char *pem = config->tls.ca_pem;
   bool ok = true;
   size_t i;
   for (i = 0; i < E2B__COUNT(e2b__config_texts); i++) {
@@ -8185,9 +9111,9 @@ static bool e2b__config_copy(e2b__mem *mem, e2b_client_config *config) {
     *text = e2b__mem_dup(mem, *text, len);
     if (!*text) ok = false;
   }
-  if (pem) config->tls.ca_pem = e2b__mem_dup(mem, pem, config->tls.ca_pem_len);
+  if (!e2b__config_copy_tls(mem, &config->tls)) ok = false;
   if (!e2b__config_copy_headers(mem, &config->headers)) ok = false;
-  return ok && (!pem || config->tls.ca_pem);
+  return ok;
 }
 
 /* The control plane by the rules of the protocol, when it is not given. */
@@ -8220,6 +9146,7 @@ static void e2b__client_destroy(e2b_client *client) {
 static e2b_err e2b__client_build(e2b_client *client, e2b_error *err) {
   e2b_client_config *config = &client->config;
   int sys_code = 0;
+  e2b_err code;
   client->net.mem = &client->mem;
   client->net.logger = &config->logger;
   client->net.transport = config->transport ? config->transport : e2b__net_transport();
@@ -8227,6 +9154,12 @@ static e2b_err e2b__client_build(e2b_client *client, e2b_error *err) {
   client->net.no_env = config->no_env;
   if (!e2b__config_copy(&client->mem, config) || !e2b__config_derive_api_url(&client->mem, config))
     return e2b__no_memory(err);
+  if ((code = e2b__config_hosts(&client->net, config, err)) != E2B_OK ||
+      (code = e2b__config_proxies(&client->net, config, err)) != E2B_OK)
+    return code;
+  config->hosts = NULL; /* the caller's */
+  config->proxy_url = config->no_proxy = NULL;
+  config->host_count = 0;
   client->net.tls_config = config->tls;
   client->io = (uint8_t *)e2b__mem_alloc(&client->mem, config->io_buffer_size);
   if (!client->io) return e2b__no_memory(err);

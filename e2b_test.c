@@ -12,9 +12,10 @@
 
    CONTENTS OF THIS FILE (search for the text after the bar)
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
-     | >>>> codecs          | >>>> url and http1   | >>>> network         | >>>> client and sandbox
-     | >>>> files           | >>>> rpc             | >>>> hosts           | >>>> end to end
-     | >>>> processes       | >>>> bad input       | >>>> table
+     | >>>> codecs          | >>>> url and http1   | >>>> network
+     | >>>> client and sandbox                     | >>>> files           | >>>> rpc
+     | >>>> hosts           | >>>> end to end      | >>>> processes       | >>>> bad input
+     | >>>> network edges   | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -2963,6 +2964,7 @@ typedef struct net_server {
   pthread_t thread;
   int stop;              /* by __atomic */
   int accepted, resumed; /* read after net_server_stop */
+  char heard[2048];      /* the same: what an echo server got last, as text */
   bool tls;
   mbedtls_ssl_config conf;
   mbedtls_x509_crt cert;
@@ -3009,12 +3011,14 @@ static void net_serve_tls(net_server *s, int fd) {
     mbedtls_ssl_set_bio(&ssl, &fd, net_server_bio_tx, net_server_bio_rx, NULL);
     if (mbedtls_ssl_handshake(&ssl) == 0) {
       if (s->mode == NET_ECHO || s->mode == NET_TICKETS_ONLY) {
-        while ((n = mbedtls_ssl_read(&ssl, buf, sizeof buf)) > 0)
+        while ((n = mbedtls_ssl_read(&ssl, buf, sizeof buf)) > 0) {
+          snprintf(s->heard, sizeof s->heard, "%.*s", n, (const char *)buf);
           for (at = 0; at < n;) {
             int put = mbedtls_ssl_write(&ssl, buf + at, (size_t)(n - at));
             if (put <= 0) break;
             at += put;
           }
+        }
       } else if (s->mode == NET_RESET) {
         (void)mbedtls_ssl_read(&ssl, buf, sizeof buf);
         reset_on_close(fd);
@@ -12401,6 +12405,1326 @@ static void test_injection(void) {
   e2b_client_free(client);
 }
 /* ================================================================================================================== */
+/* >>>> network edges */
+/* ================================================================================================================== */
+
+/* Proxies, fixed addresses, client certificates, pins, and the heap in a fixed block. */
+
+/* ---- fixed heap ---- */
+
+typedef struct heap_piece {
+  uint8_t *ptr;
+  size_t size;
+  uint8_t mark;
+} heap_piece;
+
+static bool heap_piece_ok(const heap_piece *p) {
+  size_t i;
+  for (i = 0; i < p->size; i++)
+    if (p->ptr[i] != p->mark) return false;
+  return true;
+}
+
+static size_t heap_holes(const e2b_fixed_heap *heap, size_t *total) {
+  const e2b__hole *at = (const e2b__hole *)heap->free_list;
+  size_t count = 0;
+  for (*total = 0; at; at = at->next, count++) {
+    *total += at->size;
+    if (at->next) CHECK((const uint8_t *)at + at->size < (const uint8_t *)at->next); /* in order, and none touch */
+  }
+  return count;
+}
+
+static void test_fixed_heap_random(void) {
+  static uint8_t block[20011];
+  heap_piece pieces[64];
+  e2b_fixed_heap heap;
+  e2b_allocator a = e2b_fixed_heap_init(&heap, block + 3, sizeof block - 3);
+  uint32_t seed = 12345;
+  size_t total, refused = 0, i;
+  int round;
+  memset(pieces, 0, sizeof pieces);
+  CHECK((uintptr_t)heap.base % E2B_HEAP_ALIGN == 0 && heap.size % E2B_HEAP_ALIGN == 0 && heap.size > 19900);
+  for (round = 0; round < 200000; round++) {
+    heap_piece *p = &pieces[(seed = seed * 1664525u + 1013904223u) >> 26];
+    size_t size = (seed >> 8) % 1500u;
+    if (p->ptr && !CHECK(heap_piece_ok(p))) return;
+    if (p->ptr && seed % 3 == 0) {
+      a.free_fn(a.user, p->ptr, p->size);
+      p->ptr = NULL;
+      p->size = 0;
+      continue;
+    }
+    {
+      uint8_t *ptr = (uint8_t *)(p->ptr ? a.realloc_fn(a.user, p->ptr, p->size, size) : a.alloc_fn(a.user, size));
+      if (!ptr) { /* the old one stays */
+        refused++;
+        continue;
+      }
+      CHECK((uintptr_t)ptr % E2B_HEAP_ALIGN == 0 && ptr >= block && ptr + size <= block + sizeof block);
+      for (i = 0; p->ptr && i < E2B__MIN(size, p->size) && ptr[i] == p->mark; i++) continue;
+      if (p->ptr) CHECK_INT(i, E2B__MIN(size, p->size));
+      p->ptr = ptr;
+      p->size = size;
+      p->mark = (uint8_t)round;
+      memset(ptr, p->mark, size);
+    }
+    if (round % 1000 == 0) {
+      (void)heap_holes(&heap, &total);
+      CHECK_INT(total + heap.used, heap.size);
+    }
+  }
+  CHECK(refused > 0 && heap.peak <= heap.size && heap.peak > heap.size / 2);
+  for (i = 0; i < E2B__COUNT(pieces); i++)
+    if (pieces[i].ptr) a.free_fn(a.user, pieces[i].ptr, pieces[i].size);
+  CHECK_INT(heap.used, 0);
+  CHECK_INT(heap_holes(&heap, &total), 1); /* all of it in one piece again */
+  CHECK_INT(total, heap.size);
+}
+
+static void test_fixed_heap_edges(void) {
+  static uint8_t block[64 + E2B_HEAP_ALIGN];
+  e2b_fixed_heap heap;
+  e2b_allocator a = e2b_fixed_heap_init(&heap, block, 7); /* not one block */
+  void *x, *y;
+  CHECK(a.alloc_fn(a.user, 1) == NULL && a.alloc_fn(a.user, 0) == NULL);
+  a = e2b_fixed_heap_init(&heap, block + (0u - (uintptr_t)block) % E2B_HEAP_ALIGN, 64);
+  CHECK_INT(heap.size, 64);
+  CHECK(a.alloc_fn(a.user, SIZE_MAX) == NULL && a.alloc_fn(a.user, 65) == NULL);
+  x = a.alloc_fn(a.user, 16);
+  y = a.alloc_fn(a.user, 16);
+  CHECK(x && y && a.realloc_fn(a.user, x, 16, 33) == NULL && a.realloc_fn(a.user, y, 16, SIZE_MAX) == NULL);
+  CHECK(a.realloc_fn(a.user, y, 16, 48) == y); /* into the hole behind it */
+  CHECK_INT(heap.used, 64);
+  CHECK(a.realloc_fn(a.user, y, 48, 1) == y);
+  CHECK_INT(heap.used, 32);
+  CHECK_INT(heap.peak, 64);
+  a.free_fn(a.user, x, 16);
+  a.free_fn(a.user, y, 1);
+  CHECK(a.alloc_fn(a.user, 64) != NULL);
+}
+
+/* A client lives in one block, from a small one that does not do to one that does. */
+static void e2e_fixed_heap(fixture *f) {
+  static uint8_t block[512 * 1024];
+  e2b_fixed_heap heap;
+  e2b_client_config config = host_config(the_host);
+  e2b_attach_opts attach;
+  e2b_err rc = E2B_ERR_NO_MEMORY;
+  size_t size, failed = 0;
+  e2b_error err;
+  memset(&attach, 0, sizeof attach);
+  attach.base_url = the_host->url;
+  attach.access_token = the_host->control_plane ? e2b_sandbox_access_token(f->sandbox) : getenv("E2B_ENVD_TOKEN");
+  for (size = 1024; rc != E2B_OK && size <= sizeof block; size += size / 4) {
+    e2b_command_result r = { 0 };
+    e2b_client *client;
+    e2b_sandbox *sandbox = NULL;
+    config.allocator = e2b_fixed_heap_init(&heap, block, size);
+    config.io_buffer_size = 4096;
+    client = e2b_client_create(&config, &err);
+    rc = client ? e2b_sandbox_attach(client, e2b_sandbox_id(f->sandbox), &attach, &sandbox, &err) : err.code;
+    if (rc == E2B_OK) rc = e2b_commands_run(sandbox, "echo in a block", NULL, &r, &err);
+    if (rc == E2B_OK) CHECK_STR(r.stdout_data.ptr, "in a block\n");
+    if (rc != E2B_OK) {
+      failed++;
+      CHECK_RC(rc, E2B_ERR_NO_MEMORY);
+    }
+    e2b_mem_free(&r.mem);
+    e2b_client_free(client);
+    CHECK_INT(heap.used, 0);
+  }
+  CHECK_OK(rc);
+  CHECK(failed > 0 && heap.peak > 4096);
+  if (verbose) printf("  a client in %lu bytes\n", (unsigned long)heap.peak);
+}
+
+/* ---- fixed addresses ---- */
+
+static e2b_client *edge_client(const e2b_client_config *config, e2b_error *err) {
+  e2b_client *client = e2b_client_create(config, err);
+  check_rc_at(client ? E2B_OK : err->code, E2B_OK, err, __LINE__, "e2b_client_create");
+  return client;
+}
+
+static void test_hosts(void) {
+  static const e2b_host_entry entries[] = {
+    { "api.test:443", "10.0.0.1" },  { "api.test", "10.0.0.2" },     { "*.box.test", "::1" },
+    { "API.test.:443", "10.0.0.3" }, { "api.test:443", "10.0.0.4" }, { "192.0.2.1", "10.0.0.5" },
+    { "[2001:db8::1]:80", "10.0.0.6" },
+  };
+  static const struct {
+    const char *host;
+    uint16_t port;
+    const char *expect; /* "" = to be looked up */
+  } rows[] = {
+    { "api.test", 443, "10.0.0.1 10.0.0.4" }, { "API.TEST.", 443, "10.0.0.1 10.0.0.4" }, { "api.test", 80, "10.0.0.2" },
+    { "x.api.test", 443, "" },  { "a.box.test", 443, "::1" }, { "a.b.box.test", 1, "::1" }, { "box.test", 443, "" },
+    { "abox.test", 443, "" },   { "192.0.2.1", 9, "10.0.0.5" }, { "2001:db8:0::1", 80, "10.0.0.6" },
+    { "2001:db8::1", 81, "" },  { "other.test", 443, "" },
+  };
+  static const e2b_host_entry any[] = { { "*", "127.0.0.1" } };
+  static const e2b_host_entry bad[] = {
+    { NULL, "10.0.0.1" },      { "", "10.0.0.1" },          { "a.test", NULL },         { "a.test", "" },
+    { "a.test", "b.test" },    { "a.test", "10.0.0.1:80" }, { "a.test", "[::1]" },      { "a.test:0", "10.0.0.1" },
+    { "a.test:70000", "::1" }, { "a b", "10.0.0.1" },       { "http://a", "10.0.0.1" }, { "*.", "10.0.0.1" },
+    { "*x", "10.0.0.1" },      { "[::1", "10.0.0.1" },      { "*.1.2.3.4", "::1" },     { ":80", "10.0.0.1" },
+  };
+  e2b_client_config config;
+  e2b_client *client;
+  e2b__dns *d;
+  e2b_error err;
+  size_t i, k;
+  memset(&config, 0, sizeof config);
+  config.no_env = true;
+  config.hosts = entries;
+  config.host_count = E2B__COUNT(entries);
+  client = edge_client(&config, &err);
+  if (!client) return;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    char got[200] = "", text[64];
+    CHECK(e2b__hosts_find(client->net.hosts, client->net.host_count, rows[i].host, rows[i].port, &d));
+    for (k = 0; d && k < d->count; k++) {
+      CHECK(inet_ntop(d->addrs[k].len == 16 ? AF_INET6 : AF_INET, d->addrs[k].bytes, text, sizeof text) != NULL);
+      snprintf(got + strlen(got), sizeof got - strlen(got), "%s%s", k ? " " : "", text);
+    }
+    if (!CHECK_STR(got, rows[i].expect)) printf("  %s:%u\n", rows[i].host, (unsigned)rows[i].port);
+    e2b__dns_release(d);
+  }
+  e2b_client_free(client);
+  config.hosts = any;
+  config.host_count = 1;
+  client = edge_client(&config, &err);
+  CHECK(e2b__hosts_find(client->net.hosts, 1, "anything.at.all", 7, &d) && d && d->count == 1);
+  e2b__dns_release(d);
+  malloc_calls = 0;
+  malloc_fail_at = 1;
+  CHECK(!e2b__hosts_find(client->net.hosts, 1, "anything.at.all", 7, &d) && !d);
+  malloc_fail_at = 0;
+  e2b_client_free(client);
+  config.host_count = 1;
+  for (i = 0; i < E2B__COUNT(bad); i++) {
+    config.hosts = &bad[i];
+    sb_refused(&config, "hosts");
+  }
+  config.hosts = NULL;
+  sb_refused(&config, "hosts");
+}
+
+/* The name stays in the Host header and in the certificate check; also when the transport resolves names itself. */
+static void test_hosts_used(void) {
+  static const net_names names = { "CN=api.test", "api.test", NULL, 0, NULL, NULL, false };
+  e2b_host_entry entries[2];
+  e2b_client_config config;
+  e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+  e2b_transport t = *e2b__net_transport();
+  e2b_client *client;
+  net_server s;
+  e2b__link l;
+  e2b_error err;
+  peer p;
+  char url[64], host[64];
+  int own_names;
+  entries[0].host = "api.test";
+  entries[1].host = "wrong.test";
+  entries[0].address = entries[1].address = "127.0.0.1";
+  for (own_names = 0; own_names < 2; own_names++) {
+    peer_start(&p);
+    peer_say(&p, GOOD_LIST, PEER_CLOSE);
+    config = peer_config(&p);
+    snprintf(url, sizeof url, "http://api.test:%u", (unsigned)p.port);
+    config.api_url = url;
+    config.hosts = entries;
+    config.host_count = 2;
+    t.flags = E2B_TRANSPORT_HAS_DNS;
+    if (own_names) config.transport = &t;
+    client = edge_client(&config, &err);
+    CHECK_OK(e2b_api_list(client, NULL, &list, &err));
+    e2b_mem_free(&list.mem);
+    snprintf(host, sizeof host, "\r\nhost: api.test:%u\r\n", (unsigned)p.port);
+    CHECK_HAS(peer_asked(&p, 0), host);
+    e2b_client_free(client);
+    peer_stop(&p);
+  }
+  net_tls_server_start(&s, NET_ECHO, &names, NULL);
+  config.tls.ca_pem = net_the_pki->ca_pem;
+  config.transport = NULL;
+  client = edge_client(&config, &err);
+  e2b__link_init(&l, &client->net);
+  CHECK_INT(e2b__link_open(&l, "api.test", s.port, true, now_ms(), &err), E2B_OK);
+  while (e2b__link_step(&l, now_ms(), &err) == E2B_PENDING) sleep_ms(1);
+  CHECK_INT(l.state, E2B__LINK_READY);
+  e2b__link_close(&l);
+  CHECK_INT(e2b__link_open(&l, "wrong.test", s.port, true, now_ms(), &err), E2B_OK);
+  while (e2b__link_step(&l, now_ms(), &err) == E2B_PENDING) sleep_ms(1);
+  CHECK_INT(err.code, E2B_ERR_TLS_CERTIFICATE);
+  e2b__link_close(&l);
+  e2b_client_free(client);
+  net_tls_server_stop(&s);
+}
+
+/* ---- which proxy ---- */
+
+static void test_proxy_urls(void) {
+  static const struct {
+    const char *text, *host;
+    uint16_t port;
+    const char *auth;
+  } good[] = {
+    { "http://proxy", "proxy", 80, NULL },
+    { "http://proxy:3128/", "proxy", 3128, NULL },
+    { "HTTP://Proxy.corp:8080", "Proxy.corp", 8080, NULL },
+    { "proxy:3128", "proxy", 3128, NULL },
+    { "10.1.2.3:1", "10.1.2.3", 1, NULL },
+    { "http://[::1]:8080", "::1", 8080, NULL },
+    { "http://user:pass@proxy:3128", "proxy", 3128, "Basic dXNlcjpwYXNz" },
+    { "user:pass@proxy", "proxy", 80, "Basic dXNlcjpwYXNz" },
+    { "http://user@proxy", "proxy", 80, "Basic dXNlcjo=" },
+    { "http://us%40er:p%3Aa%2Fs@s@[::1]:3", "::1", 3, "Basic dXNAZXI6cDphL3NAcw==" },
+    { "http://%C3%BC:%25@p", "p", 80, "Basic w7w6JQ==" },
+  };
+  static const char *const bad[] = {
+    "https://proxy", "socks5://proxy:1080", "socks5h://p", "http://", "http://proxy/path", "http://proxy?x",
+    "http://proxy#x",
+    "http://pro xy", "http://proxy:0", "http://proxy:99999", "http://proxy:x", "http://a:b@", "http://u%0d:p@proxy",
+    "http://u:p%0A@proxy", "http://u%:p@proxy", "http://u%2:p@proxy", "http://u%zz:p@proxy", "http://u%3ax:p@proxy",
+    "http://u\n:p@proxy", "http://[::1", "http://\xc3\xbc", "\xc3\xbc:80",
+  };
+  e2b_client_config config;
+  e2b__proxy proxy;
+  test_heap heap;
+  e2b__mem mem;
+  size_t i, n;
+  heap_mem(&heap, &mem);
+  for (i = 0; i < E2B__COUNT(good); i++) {
+    CHECK_INT(e2b__proxy_parse(&mem, good[i].text, &proxy), E2B_OK);
+    CHECK_STR(proxy.host, good[i].host);
+    CHECK_INT(proxy.port, good[i].port);
+    if (good[i].auth) CHECK_STR(proxy.auth, good[i].auth);
+    else CHECK(!proxy.auth);
+    e2b__proxy_free(&mem, &proxy);
+  }
+  memset(&config, 0, sizeof config);
+  config.no_env = true;
+  for (i = 0; i < E2B__COUNT(bad); i++) {
+    if (!CHECK_INT(e2b__proxy_parse(&mem, bad[i], &proxy), E2B_ERR_INVALID_ARGUMENT)) printf("  %s\n", bad[i]);
+    CHECK(!proxy.host && !proxy.auth);
+    config.proxy_url = bad[i];
+    sb_refused(&config, "proxy_url");
+  }
+  HEAP_CHECK_EMPTY(&heap);
+  for (n = 1; n < 100; n++) {
+    heap.calls = 0;
+    heap.fail_at = n;
+    if (e2b__proxy_parse(&mem, "http://user:pass@proxy", &proxy) == E2B_OK) break;
+    CHECK(!proxy.host);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+  CHECK(n > 3 && n < 100);
+  e2b__proxy_free(&mem, &proxy);
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+static void test_no_proxy(void) {
+  static const struct {
+    const char *list, *host;
+    uint16_t port;
+    bool direct;
+  } rows[] = {
+    { "", "a.test", 443, false },
+    { "*", "a.test", 443, true },
+    { "x, *", "a.test", 443, true },
+    { "a.test", "a.test", 443, true },
+    { "a.test", "A.TEST.", 443, true },
+    { "A.test.", "a.test", 443, true },
+    { "a.test", "b.a.test", 443, true },
+    { "a.test", "ba.test", 443, false },
+    { ".a.test", "a.test", 443, true },
+    { ".a.test", "b.a.test", 443, true },
+    { "*.a.test", "b.a.test", 443, true },
+    { ".a.test", "ba.test", 443, false },
+    { "test", "a.test", 443, true },
+    { "a.test", "test", 443, false },
+    { "b.test,a.test", "a.test", 443, true },
+    { "b.test a.test", "a.test", 443, true },
+    { " b.test ,\ta.test , ", "a.test", 443, true },
+    { "a.test:443", "a.test", 443, true },
+    { "a.test:80", "a.test", 443, false },
+    { "a.test:x", "a.test", 443, false },
+    { ".a.test:8080", "b.a.test", 8080, true },
+    { "10.0.0.1", "10.0.0.1", 443, true },
+    { "10.0.0.1:443", "10.0.0.1", 443, true },
+    { "10.0.0.1:80", "10.0.0.1", 443, false },
+    { "10.0.0.1", "10.0.0.11", 443, false },
+    { "0.0.1", "10.0.0.1", 443, false },
+    { ".1", "10.0.0.1", 443, false },
+    { "10.0.0.0/8", "10.255.0.1", 443, true },
+    { "10.0.0.0/8", "11.0.0.1", 443, false },
+    { "10.0.0.0/8", "a.test", 443, false },
+    { "192.168.1.128/25", "192.168.1.129", 1, true },
+    { "192.168.1.128/25", "192.168.1.127", 1, false },
+    { "0.0.0.0/0", "1.2.3.4", 1, true },
+    { "1.2.3.4/32", "1.2.3.4", 1, true },
+    { "1.2.3.4/33", "1.2.3.4", 1, false },
+    { "1.2.3.4/", "1.2.3.4", 1, false },
+    { "1.2.3.4/x", "1.2.3.4", 1, false },
+    { "/8", "1.2.3.4", 1, false },
+    { "::1", "::1", 1, true },
+    { "0:0::1", "::1", 1, true },
+    { "[::1]:80", "::1", 80, true },
+    { "[::1]:80", "::1", 81, false },
+    { "[::1]", "::1", 81, true },
+    { "2001:db8::/32", "2001:db8:5::9", 1, true },
+    { "2001:db8::/32", "2001:db9::9", 1, false },
+    { "2001:db8::/32", "32.1.13.184", 1, false },
+    { "0.0.0.0/0", "::1", 1, false },
+    { ",,[,]:,:,.,*.,%", "a.test", 1, false },
+  };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(rows); i++)
+    if (!CHECK_INT(e2b__proxy_excepted(rows[i].list, rows[i].host, rows[i].port), rows[i].direct))
+      printf("  \"%s\" %s:%u\n", rows[i].list, rows[i].host, (unsigned)rows[i].port);
+}
+
+/* The proxy a client would use: "host", or "" for none. */
+static const char *edge_proxy_of(e2b_client *client, const char *host, bool secure) {
+  const e2b__proxy *proxy = e2b__proxy_for(&client->net.proxies, host, secure ? 443 : 80, secure);
+  return proxy ? proxy->host : "";
+}
+
+static const char *const edge_variables[] = { "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY",
+                                              "all_proxy",   "ALL_PROXY",   "no_proxy",   "NO_PROXY" };
+
+static void edge_environment(const char *text) {
+  size_t i;
+  for (i = 0; i < E2B__COUNT(edge_variables); i++) unsetenv(edge_variables[i]);
+  sb_environment(text);
+}
+
+static void test_proxy_environment(void) {
+  static const struct {
+    const char *env, *member, *except; /* variables; proxy_url and no_proxy */
+    const char *https, *http;          /* the proxies for a.test */
+  } rows[] = {
+    { "", NULL, NULL, "", "" },
+    { "HTTPS_PROXY=http://s:1", NULL, NULL, "s", "" },
+    { "https_proxy=http://s:1 HTTPS_PROXY=http://other", NULL, NULL, "s", "" },
+    { "http_proxy=http://h:1", NULL, NULL, "", "h" },
+    { "HTTP_PROXY=http://h:1", NULL, NULL, "", "" },
+    { "ALL_PROXY=all:1", NULL, NULL, "all", "all" },
+    { "all_proxy=all:1 https_proxy=s:1", NULL, NULL, "s", "all" },
+    { "ALL_PROXY=all:1 http_proxy=h:1", NULL, NULL, "all", "h" },
+    { "ALL_PROXY=socks5://x https_proxy=s:1 http_proxy=h:1", NULL, NULL, "s", "h" }, /* not needed, not looked at */
+    { "HTTPS_PROXY= ALL_PROXY=", NULL, NULL, "", "" },
+    { "ALL_PROXY=all:1 NO_PROXY=a.test", NULL, NULL, "", "" },
+    { "ALL_PROXY=all:1 no_proxy=b.test NO_PROXY=a.test", NULL, NULL, "all", "all" },
+    { "ALL_PROXY=all:1 NO_PROXY=a.test:80", NULL, NULL, "all", "" },
+    { "ALL_PROXY=all:1 NO_PROXY=a.test", NULL, "b.test", "all", "all" }, /* the member wins */
+    { "ALL_PROXY=all:1", NULL, "*", "", "" },
+    { "ALL_PROXY=all:1", "http://mine:3128", NULL, "mine", "mine" },
+    { "NO_PROXY=*", "http://mine:3128", NULL, "mine", "mine" }, /* NO_PROXY belongs to the environment's proxies */
+    { "", "http://mine:3128", "a.test:443", "", "mine" },
+    { "ALL_PROXY=socks5://x", "mine", NULL, "mine", "mine" },
+    { "ALL_PROXY=all:1", "", "", "all", "all" },
+  };
+  static const char *const here[] = { "localhost", "LOCALHOST.", "x.localhost", "127.0.0.1", "127.9.9.9", "::1" };
+  e2b_client_config config, zero;
+  e2b_transport t = *e2b__net_transport();
+  e2b_client *client;
+  e2b_error err;
+  size_t i, k;
+  memset(&zero, 0, sizeof zero);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    edge_environment(rows[i].env);
+    config = zero;
+    config.proxy_url = rows[i].member;
+    config.no_proxy = rows[i].except;
+    client = edge_client(&config, &err);
+    if (!client) continue;
+    if (!CHECK_STR(edge_proxy_of(client, "a.test", true), rows[i].https) |
+        !CHECK_STR(edge_proxy_of(client, "a.test", false), rows[i].http))
+      printf("  %s\n", rows[i].env);
+    for (k = 0; k < E2B__COUNT(here); k++) /* this machine is asked through none but an explicit proxy */
+      CHECK_STR(edge_proxy_of(client, here[k], false), e2b__given(rows[i].member) ? rows[i].http : "");
+    e2b_client_free(client);
+  }
+  edge_environment("ALL_PROXY=http://u:p@all:1 NO_PROXY=x");
+  config = zero;
+  config.no_env = true;
+  client = edge_client(&config, &err);
+  CHECK_STR(edge_proxy_of(client, "a.test", true), "");
+  e2b_client_free(client);
+  config = zero;
+  config.transport = &t; /* how a transport of yours gets out is its business */
+  client = edge_client(&config, &err);
+  CHECK_STR(edge_proxy_of(client, "a.test", true), "");
+  e2b_client_free(client);
+  config.proxy_url = "http://mine";
+  client = edge_client(&config, &err);
+  CHECK_STR(edge_proxy_of(client, "a.test", true), "mine");
+  e2b_client_free(client);
+  t.flags = E2B_TRANSPORT_HAS_TLS;
+  sb_refused(&config, "proxy_url");
+  config = zero;
+  edge_environment("HTTPS_PROXY=socks5://user:secret@x");
+  sb_refused(&config, "HTTPS_PROXY");
+  CHECK(!e2b_client_create(&config, &err) && !strstr(err.message, "secret"));
+  edge_environment("ALL_PROXY=https://x");
+  sb_refused(&config, "ALL_PROXY");
+  edge_environment("http_proxy=ftp://x");
+  sb_refused(&config, "http_proxy");
+  edge_environment(NULL);
+}
+
+/* ---- answers of proxies ---- */
+
+#define EDGE_SECRET "hunter2"
+#define EDGE_BASIC "dXNlcjpodW50ZXIy" /* user:hunter2 */
+
+static char edge_logged[4096];
+
+static void edge_log(void *user, e2b_log_level level, const char *message) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(level);
+  snprintf(edge_logged + strlen(edge_logged), sizeof edge_logged - strlen(edge_logged), "%s\n", message);
+}
+
+static void edge_check_no_secret(const e2b_error *err) {
+  CHECK(!strstr(err->message, EDGE_SECRET) && !strstr(err->message, EDGE_BASIC));
+  CHECK(!strstr(edge_logged, EDGE_SECRET) && !strstr(edge_logged, EDGE_BASIC));
+}
+
+/* A client of https://api.test whose proxy is `port`. */
+static e2b_client_config edge_config(const char *url, uint16_t port, char proxy[64]) {
+  e2b_client_config config;
+  memset(&config, 0, sizeof config);
+  snprintf(proxy, 64, "http://user:" EDGE_SECRET "@127.0.0.1:%u", (unsigned)port);
+  config.no_env = true;
+  config.api_key = "api-key";
+  config.api_url = config.sandbox_url = url;
+  config.proxy_url = proxy;
+  config.tls.ca_pem = net_the_pki->ca_pem;
+  config.logger.func = edge_log;
+  config.logger.level = E2B_LOG_DEBUG;
+  edge_logged[0] = 0;
+  return config;
+}
+
+static void test_proxy_refusals(void) {
+  static const struct {
+    const char *answer;
+    unsigned then;
+    e2b_err want;
+    int status;
+    const char *says;
+  } rows[] = {
+    { "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\n"
+      "Content-Length: 5\r\n\r\nsorry",
+      0, E2B_ERR_PROXY, 407, "does not accept the user or the password" },
+    { "HTTP/1.0 407 No\r\n\r\n<html>a page without end", PEER_HANG, E2B_ERR_PROXY, 407, "HTTP 407" },
+    { "HTTP/1.1 403 Filtered\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 0, E2B_ERR_PROXY, 403,
+      "rules" },
+    { "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", PEER_CLOSE, E2B_ERR_PROXY, 502,
+      "cannot reach the server" },
+    { "HTTP/1.1 302 Found\r\nLocation: http://login.test/\r\nContent-Length: 0\r\n\r\n", 0, E2B_ERR_PROXY, 302,
+      "HTTP 302" },
+    { "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 Busy\r\n\r\n", PEER_CLOSE, E2B_ERR_PROXY, 503, "HTTP 503" },
+    { "HTTP/1.1 101 Switching Protocols\r\n\r\n", PEER_CLOSE, E2B_ERR_PROXY, 101, "" },
+    { "HTTP/1.1 200 OK\r\n\r\nwelcome", PEER_HANG, E2B_ERR_PROXY, 200, "went on talking" },
+    { "HTTP/1.1 200 OK\nX: y\n\n", PEER_HANG, E2B_ERR_PROXY, 0, "" },
+    { "SSH-2.0-OpenSSH_9.2\r\n", PEER_HANG, E2B_ERR_PROXY, 0, "not HTTP" },
+    { "\x16\x03\x01\x01\x01\x01\x01\x01\x01", PEER_HANG, E2B_ERR_PROXY, 0, "TLS" },
+    { "HTTP/1.1 200 OK\r\nX-Half: ", PEER_CLOSE, E2B_ERR_PROXY, 0, "before its answer ended" },
+    { "", PEER_CLOSE, E2B_ERR_PROXY, 0, "before its answer ended" },
+    { "", PEER_RESET, E2B_ERR_PROXY, 0, "reset" },
+    { "HTTP/1.1 200 OK\r\nX-More: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", PEER_ENDLESS,
+      E2B_ERR_PROXY, 0, "" },
+    { "", PEER_HANG, E2B_ERR_TIMEOUT, 0, "" },
+    { "HTTP/1.1 200 OK\r\nX-Slow: ", PEER_HANG | PEER_DRIBBLE, E2B_ERR_TIMEOUT, 0, "" },
+  };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    e2b_client_config config;
+    e2b_client_stats stats;
+    e2b_sandbox *sandbox;
+    e2b_client *client;
+    e2b_error err;
+    test_heap heap;
+    peer p;
+    char proxy[64];
+    uint64_t from = now_ms();
+    int failures = check_failures;
+    peer_start(&p);
+    peer_say(&p, rows[i].answer, rows[i].then);
+    config = edge_config("https://api.test", p.port, proxy);
+    config.allocator = heap_allocator(&heap);
+    config.connect_timeout_ms = rows[i].want == E2B_ERR_TIMEOUT ? 200 : 10000;
+    client = edge_client(&config, &err);
+    memset(proxy, 'x', sizeof proxy); /* it was copied */
+    CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), rows[i].want);
+    CHECK_INT(err.http_status, rows[i].status);
+    CHECK_INT(err.phase, E2B_PHASE_CONNECT);
+    CHECK_HAS(err.message, rows[i].says);
+    CHECK(!err.maybe_done && now_ms() - from < 8000);
+    edge_check_no_secret(&err);
+    CHECK_STR(peer_asked(&p, 0), "CONNECT api.test:443 HTTP/1.1\r\nhost: api.test:443\r\n"
+                                 "proxy-authorization: Basic " EDGE_BASIC "\r\n\r\n");
+    CHECK_INT(peer_asked_count(&p), 1); /* no key, and nothing sent twice */
+    e2b_client_get_stats(client, &stats);
+    CHECK(stats.connections_open == 0 && stats.mem_peak < 200000);
+    e2b_client_free(client);
+    peer_stop(&p);
+    HEAP_CHECK_EMPTY(&heap);
+    if (check_failures != failures) printf("  answer: %.60s\n", rows[i].answer);
+  }
+}
+
+static void test_proxy_unreachable(void) {
+  e2b_client_config config;
+  e2b_sandbox *sandbox;
+  e2b_client *client;
+  e2b_error err;
+  char proxy[64];
+  config = edge_config("https://api.test", dead_port(), proxy);
+  client = edge_client(&config, &err);
+  CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), E2B_ERR_CONNECT);
+  CHECK_HAS(err.message, "cannot connect to the proxy 127.0.0.1:");
+  edge_check_no_secret(&err);
+  e2b_client_free(client);
+  config.proxy_url = "http://nowhere.invalid:3128";
+  client = edge_client(&config, &err);
+  CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), E2B_ERR_RESOLVE);
+  CHECK_HAS(err.message, "the proxy \"nowhere.invalid\"");
+  CHECK_HAS(err.message, "proxy_url");
+  e2b_client_free(client);
+}
+
+/* http:// servers: the proxy is asked in its own form, on connections that are used again. */
+static void test_proxy_plain(void) {
+  e2b_client_config config;
+  e2b_client_stats stats;
+  e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+  e2b_sandbox *sandbox;
+  e2b_client *client;
+  e2b_error err;
+  peer p;
+  char proxy[64];
+  static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]";
+  peer_start(&p);
+  peer_say(&p, answer, 0);
+  peer_say(&p, answer, 0);
+  peer_say(&p, "HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n", 0);
+  peer_say(&p, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", 0);
+  config = edge_config("http://api.test:8080/base", p.port, proxy);
+  config.no_proxy = "127.0.0.1";
+  client = edge_client(&config, &err);
+  CHECK_OK(e2b_api_list(client, NULL, &list, &err));
+  e2b_mem_free(&list.mem);
+  CHECK_OK(e2b_api_list(client, NULL, &list, &err));
+  e2b_mem_free(&list.mem);
+  CHECK_HAS(peer_asked(&p, 0), "GET http://api.test:8080/base/v2/sandboxes HTTP/1.1\r\nhost: api.test:8080\r\n");
+  CHECK_HAS(peer_asked(&p, 1), "\r\nproxy-authorization: Basic " EDGE_BASIC "\r\n");
+  CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), E2B_ERR_PROXY);
+  CHECK_INT(err.http_status, 407);
+  CHECK(!err.maybe_done);
+  edge_check_no_secret(&err);
+  CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_UNAVAILABLE);
+  CHECK_INT(peer_asked_count(&p), 4);
+  e2b_client_get_stats(client, &stats);
+  CHECK_INT(stats.connections_made, 2);
+  e2b_client_free(client);
+  peer_clear(&p);
+  /* an exception is asked directly, without the proxy's password */
+  peer_say(&p, answer, 0);
+  config.api_url = p.url;
+  config.proxy_url = "http://user:" EDGE_SECRET "@127.0.0.1:1";
+  client = edge_client(&config, &err);
+  CHECK_OK(e2b_api_list(client, NULL, &list, &err));
+  e2b_mem_free(&list.mem);
+  CHECK(strncmp(peer_asked(&p, 0), "GET /v2/sandboxes HTTP/1.1\r\n", 28) == 0);
+  CHECK(!strstr(peer_asked(&p, 0), "proxy-authorization"));
+  e2b_client_free(client);
+  peer_stop(&p);
+}
+
+/* ---- a proxy that works ---- */
+
+/* An HTTP proxy on a thread per connection: whatever is asked for, it connects to one port of this machine. */
+typedef struct relay {
+  int listener;
+  uint16_t port, to;
+  pthread_t thread;
+  pthread_mutex_t lock;
+  int stop, live, tunnels, requests;
+  char heads[65536]; /* what it was asked, one after the other */
+  bool one_byte;     /* its answer to CONNECT comes in pieces */
+} relay;
+
+typedef struct relay_conn {
+  relay *r;
+  int fd;
+} relay_conn;
+
+static void relay_note(relay *r, const char *head, size_t len) {
+  size_t used;
+  pthread_mutex_lock(&r->lock);
+  used = strlen(r->heads);
+  if (used + len < sizeof r->heads) {
+    memcpy(r->heads + used, head, len);
+    r->heads[used + len] = 0;
+  }
+  if (strncmp(head, "CONNECT ", 8) == 0) r->tunnels++;
+  else r->requests++;
+  pthread_mutex_unlock(&r->lock);
+}
+
+static int relay_dial(const relay *r) {
+  struct sockaddr_in at;
+  int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  memset(&at, 0, sizeof at);
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  at.sin_port = htons(r->to);
+  (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  if (connect(fd, (struct sockaddr *)&at, sizeof at) == 0) return fd;
+  close(fd);
+  return -1;
+}
+
+/* Turns "GET http://host/path" into "GET /path", and takes out what is for the proxy. The client sends a head in one
+ * piece. */
+static bool relay_forward_head(relay *r, int to, char *text, size_t len) {
+  char *end = find_bytes(text, len, "\r\n\r\n"), *scheme, *path, *auth, *auth_end;
+  if (!end) return false;
+  relay_note(r, text, (size_t)(end - text) + 4);
+  scheme = find_bytes(text, len, " http://");
+  path = (char *)memchr(scheme + 8, '/', (size_t)(text + len - scheme) - 8);
+  auth = find_bytes(text, len, "proxy-authorization: ");
+  if (!path || !auth) return false;
+  auth_end = find_bytes(auth, (size_t)(text + len - auth), "\r\n") + 2;
+  return send_all(to, text, (size_t)(scheme - text) + 1) && send_all(to, path, (size_t)(auth - path)) &&
+         send_all(to, auth_end, (size_t)(text + len - auth_end));
+}
+
+static bool relay_move(relay *r, int from, int to, bool plain_request) {
+  static const char *const methods[] = { "GET http://", "POST http://", "PUT http://", "DELETE http://",
+                                         "PATCH http://" };
+  char buf[65537];
+  ssize_t n = recv_some(from, buf, sizeof buf - 1);
+  size_t i;
+  if (n <= 0) return false;
+  buf[n] = 0;
+  for (i = 0; plain_request && i < E2B__COUNT(methods); i++)
+    if (strncmp(buf, methods[i], strlen(methods[i])) == 0) return relay_forward_head(r, to, buf, (size_t)n);
+  return send_all(to, buf, (size_t)n);
+}
+
+static void relay_pump(relay *r, int a, int b, bool plain) {
+  while (!__atomic_load_n(&r->stop, __ATOMIC_SEQ_CST)) {
+    struct pollfd fds[2];
+    fds[0].fd = a;
+    fds[1].fd = b;
+    fds[0].events = fds[1].events = POLLIN;
+    fds[0].revents = fds[1].revents = 0;
+    if (poll(fds, 2, 20) <= 0) continue;
+    if (fds[0].revents && !relay_move(r, a, b, plain)) return;
+    if (fds[1].revents && !relay_move(r, b, a, false)) return;
+  }
+}
+
+static void *relay_serve(void *arg) {
+  static const char ok[] = "HTTP/1.0 200 Connection established\r\nProxy-Agent: test\r\n\r\n";
+  relay_conn *conn = (relay_conn *)arg;
+  relay *r = conn->r;
+  char first[8] = "";
+  struct pollfd p;
+  int to = relay_dial(r), on = 1;
+  bool plain = false;
+  size_t i;
+  (void)setsockopt(conn->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  p.fd = conn->fd;
+  p.events = POLLIN;
+  while (!__atomic_load_n(&r->stop, __ATOMIC_SEQ_CST) && poll(&p, 1, 20) <= 0) continue;
+  if (to >= 0 && recv(conn->fd, first, sizeof first, MSG_PEEK | MSG_DONTWAIT) > 0) {
+    plain = strncmp(first, "CONNECT ", 8) != 0;
+    if (!plain) {
+      char head[4096];
+      ssize_t n = recv_some(conn->fd, head, sizeof head - 1);
+      head[n > 0 ? (size_t)n : 0] = 0;
+      relay_note(r, head, strlen(head));
+      for (i = 0; r->one_byte && i < strlen(ok); i++) {
+        (void)send_all(conn->fd, ok + i, 1);
+        if (i % 8 == 0) sleep_ms(1);
+      }
+      if (!r->one_byte) (void)send_all(conn->fd, ok, strlen(ok));
+    }
+    relay_pump(r, conn->fd, to, plain);
+  }
+  if (to >= 0) close(to);
+  close(conn->fd);
+  pthread_mutex_lock(&r->lock);
+  r->live--;
+  pthread_mutex_unlock(&r->lock);
+  free(conn);
+  return NULL;
+}
+
+static void *relay_accept(void *arg) {
+  relay *r = (relay *)arg;
+  while (!__atomic_load_n(&r->stop, __ATOMIC_SEQ_CST)) {
+    struct pollfd p;
+    relay_conn *conn;
+    pthread_t thread;
+    int fd;
+    p.fd = r->listener;
+    p.events = POLLIN;
+    if (poll(&p, 1, 20) <= 0 || (fd = accept(r->listener, NULL, NULL)) < 0) continue;
+    conn = (relay_conn *)calloc(1, sizeof *conn);
+    conn->r = r;
+    conn->fd = fd;
+    pthread_mutex_lock(&r->lock);
+    r->live++;
+    pthread_mutex_unlock(&r->lock);
+    if (pthread_create(&thread, NULL, relay_serve, conn) == 0) pthread_detach(thread);
+  }
+  return NULL;
+}
+
+static void relay_start(relay *r, uint16_t to) {
+  memset(r, 0, sizeof *r);
+  r->to = to;
+  pthread_mutex_init(&r->lock, NULL);
+  r->listener = listen_somewhere(&r->port);
+  CHECK(r->listener >= 0 && pthread_create(&r->thread, NULL, relay_accept, r) == 0);
+}
+
+static void relay_stop(relay *r) {
+  int live = 1;
+  __atomic_store_n(&r->stop, 1, __ATOMIC_SEQ_CST);
+  pthread_join(r->thread, NULL);
+  while (live) {
+    pthread_mutex_lock(&r->lock);
+    live = r->live;
+    pthread_mutex_unlock(&r->lock);
+    if (live) sleep_ms(1);
+  }
+  close(r->listener);
+  pthread_mutex_destroy(&r->lock);
+}
+
+/* TLS goes through the tunnel, with the name of the server, which only the proxy resolves; the server gets to see
+ * neither user nor password of the proxy, the proxy not the key. */
+static void test_proxy_tunnel(void) {
+  static const net_names names = { "CN=api.test", "api.test", NULL, 0, NULL, NULL, false };
+  static relay r;
+  e2b_client_config config;
+  e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+  e2b_client *client;
+  net_server s;
+  e2b_error err;
+  size_t fds = (size_t)open_fds();
+  char proxy[64];
+  int round;
+  net_tls_server_start(&s, NET_ECHO, &names, NULL);
+  for (round = 0; round < 2; round++) {
+    relay_start(&r, s.port);
+    r.one_byte = round == 1;
+    config = edge_config("https://api.test:8443", r.port, proxy);
+    client = edge_client(&config, &err);
+    CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_PROTOCOL); /* its request came back: no HTTP answer */
+    edge_check_no_secret(&err);
+    CHECK_STR(r.heads, "CONNECT api.test:8443 HTTP/1.1\r\nhost: api.test:8443\r\nproxy-authorization: Basic " EDGE_BASIC
+                       "\r\n\r\n");
+    e2b_client_free(client);
+    config.api_url = "https://other.test:8443"; /* which is not in the certificate */
+    client = edge_client(&config, &err);
+    CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_TLS_CERTIFICATE);
+    CHECK_HAS(err.message, "other.test:8443");
+    e2b_client_free(client);
+    relay_stop(&r);
+  }
+  net_tls_server_stop(&s);
+  CHECK_HAS(s.heard, "GET /v2/sandboxes HTTP/1.1\r\nhost: api.test:8443\r\n");
+  CHECK_HAS(s.heard, "x-api-key: api-key");
+  CHECK(!strstr(s.heard, "proxy-authorization") && !strstr(s.heard, EDGE_BASIC));
+  CHECK_INT(open_fds(), fds);
+}
+
+static void test_proxy_no_memory(void) {
+  static const net_names names = { "CN=api.test", "api.test", NULL, 0, NULL, NULL, false };
+  static const e2b_host_entry hosts[] = { { "*", "127.0.0.1" } };
+  static relay r;
+  e2b_client_config config;
+  e2b_client *client;
+  net_server s;
+  e2b_error err;
+  test_heap heap;
+  char proxy[64];
+  size_t n;
+  bool done = false;
+  net_tls_server_start(&s, NET_ECHO, &names, NULL);
+  relay_start(&r, s.port);
+  config = edge_config("https://api.test", r.port, proxy);
+  config.hosts = hosts;
+  config.host_count = 1;
+  config.no_proxy = "nothing";
+  for (n = 1; !done && n < 200; n++) {
+    e2b_err rc = E2B_ERR_NO_MEMORY;
+    e2b__link l;
+    config.allocator = heap_allocator(&heap);
+    heap.fail_at = n;
+    client = e2b_client_create(&config, &err);
+    if (client) {
+      e2b__link_init(&l, &client->net);
+      rc = e2b__link_open(&l, "api.test", 443, true, now_ms(), &err);
+      while (rc == E2B_OK && (rc = e2b__link_step(&l, now_ms(), &err)) == E2B_PENDING) {
+        sleep_ms(1);
+        rc = E2B_OK;
+      }
+      done = l.state == E2B__LINK_READY && heap.calls < n;
+      if (l.state == E2B__LINK_READY) rc = E2B_OK;
+      e2b__link_close(&l);
+    }
+    CHECK(rc == E2B_OK || (rc == E2B_ERR_NO_MEMORY && err.code == rc));
+    e2b_client_free(client);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+  CHECK(done && n > 20);
+  relay_stop(&r);
+  net_tls_server_stop(&s);
+}
+
+/* Everything through a proxy: control plane, commands, files, streams. */
+static void e2e_proxy(fixture *f) {
+  static relay r;
+  e2b_client_config config;
+  e2b_client_stats stats;
+  e2b_command_result result = { 0 };
+  e2b_run_opts opts = { 0 };
+  e2b_sandbox *sandbox = NULL;
+  e2b_client *client;
+  e2b_buf file = { { 0 }, NULL, 0 };
+  e2b_attach_opts attach;
+  e2b_error err;
+  char proxy[64], head[64], path[200];
+  static char big[300000];
+  memset(&attach, 0, sizeof attach);
+  attach.base_url = the_host->url;
+  attach.access_token = getenv("E2B_ENVD_TOKEN");
+  relay_start(&r, (uint16_t)strtoul(strrchr(the_host->url, ':') + 1, NULL, 10));
+  config = edge_config(the_host->url, r.port, proxy);
+  config.api_key = HOST_KEY;
+  config.tls.ca_pem = NULL;
+  if (the_host->tls) config.tls.ca_file = the_host->ca_file;
+  client = edge_client(&config, &err);
+  if (the_host->control_plane)
+    CHECK_OK(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err));
+  else
+    CHECK_OK(e2b_sandbox_attach(client, "test", &attach, &sandbox, &err));
+  if (sandbox) {
+    CHECK_OK(e2b_commands_run(sandbox, "echo through; echo the proxy >&2", &opts, &result, &err));
+    CHECK_STR(result.stdout_data.ptr, "through\n");
+    e2b_mem_free(&result.mem);
+    memset(big, 'z', sizeof big);
+    snprintf(path, sizeof path, "%s/big", f->dir);
+    CHECK_OK(e2b_files_write(sandbox, path, big, sizeof big, NULL, NULL, &err));
+    CHECK_OK(e2b_files_read(sandbox, path, NULL, &file, &err));
+    CHECK(file.len == sizeof big && memcmp(file.data, big, sizeof big) == 0);
+    e2b_mem_free(&file.mem);
+    if (the_host->control_plane) CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+  }
+  e2b_client_get_stats(client, &stats);
+  e2b_client_free(client);
+  relay_stop(&r);
+  edge_check_no_secret(&err);
+  if (the_host->tls) snprintf(head, sizeof head, "CONNECT %.40s HTTP/1.1\r\n", the_host->url + 8);
+  else snprintf(head, sizeof head, "POST %.40s/", the_host->url);
+  CHECK_HAS(r.heads, head);
+  CHECK_INT(the_host->tls ? r.tunnels : r.requests > 2, the_host->tls ? (int)stats.connections_made : 1);
+  CHECK(!the_host->tls || (r.requests == 0 && !strstr(r.heads, HOST_KEY))); /* nothing of ours in the clear */
+}
+
+/* ---- client certificates, pins, authorities ---- */
+
+/* Demands a certificate of the test CA. The server must not have been connected to yet. */
+static void edge_demand_certificate(net_server *s, mbedtls_x509_crt *ca) {
+  mbedtls_x509_crt_init(ca);
+  CHECK_INT(mbedtls_x509_crt_parse(ca, (const unsigned char *)net_the_pki->ca_pem, strlen(net_the_pki->ca_pem) + 1), 0);
+  mbedtls_ssl_conf_ca_chain(&s->conf, ca, NULL);
+  mbedtls_ssl_conf_authmode(&s->conf, MBEDTLS_SSL_VERIFY_REQUIRED);
+}
+
+/* Connects and exchanges data: with TLS 1.3 a server refuses a certificate only then. */
+static e2b_err edge_exchange(const e2b_tls_config *tls, uint16_t port, int times, e2b_error *err) {
+  e2b_err rc = E2B_OK;
+  net_client c;
+  e2b__link l;
+  int n, i;
+  net_client_init(&c, NULL);
+  c.net.tls_config = *tls;
+  for (i = 0; i < times && rc == E2B_OK; i++) {
+    char byte = 'x';
+    rc = net_connect(&c, &l, "localhost", port, true, err);
+    if (rc == E2B_OK) {
+      n = e2b__link_write(&l, &byte, 1, err);
+      while (n == 1 && (n = e2b__link_read(&l, &byte, 1, err)) == E2B_IO_AGAIN) {
+        net_wait(&c, &l, true, false, 100);
+        n = 1;
+      }
+      rc = n == 1 ? E2B_OK : n == E2B_IO_EOF ? E2B_ERR_TLS : (e2b_err)n;
+    }
+    e2b__link_close(&l);
+  }
+  net_client_free(&c);
+  return rc;
+}
+
+static void edge_pem(const char *begin, const char *end, const uint8_t *der, size_t len, char *out, size_t cap) {
+  size_t written = 0;
+  CHECK_INT(mbedtls_pem_write_buffer(begin, end, der, len, (unsigned char *)out, cap, &written), 0);
+}
+
+static void test_tls_client_certificate(void) {
+  static const net_names client_names = { "CN=client", NULL, NULL, 0, NULL, NULL, false };
+  static const net_names stranger = { "CN=stranger", NULL, NULL, 0, NULL, NULL, true };
+  char cert_pem[2048], key_pem[2048], other_key_pem[2048], stranger_pem[2048];
+  uint8_t cert[2048], key[512], strange[2048];
+  size_t cert_len = net_cert_make(&client_names, cert, sizeof cert);
+  size_t strange_len = net_cert_make(&stranger, strange, sizeof strange);
+  int key_len = mbedtls_pk_write_key_der(&net_the_pki->key, key, sizeof key);
+  mbedtls_x509_crt ca;
+  e2b_tls_config tls, zero;
+  net_server s;
+  e2b_error err;
+  edge_pem("-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n", cert, cert_len, cert_pem, sizeof cert_pem);
+  edge_pem("-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n", strange, strange_len, stranger_pem,
+           sizeof stranger_pem);
+  CHECK(key_len > 0);
+  CHECK_INT(mbedtls_pk_write_key_pem(&net_the_pki->key, (unsigned char *)key_pem, sizeof key_pem), 0);
+  CHECK_INT(mbedtls_pk_write_key_pem(&net_the_pki->ca_key, (unsigned char *)other_key_pem, sizeof other_key_pem), 0);
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  edge_demand_certificate(&s, &ca);
+  memset(&zero, 0, sizeof zero);
+  zero.ca_pem = net_the_pki->ca_pem;
+
+  tls = zero;
+  tls.client_cert_pem = cert_pem;
+  tls.client_key_pem = key_pem;
+  CHECK_INT(edge_exchange(&tls, s.port, 3, &err), E2B_OK); /* twice resumed */
+  tls.client_cert_pem = (const char *)cert; /* DER */
+  tls.client_cert_pem_len = cert_len;
+  tls.client_key_pem = (const char *)key + sizeof key - (size_t)key_len;
+  tls.client_key_pem_len = (size_t)key_len;
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_OK);
+  tls.client_cert_pem_len = strlen(cert_pem) + 1; /* PEM with its NUL counted */
+  tls.client_cert_pem = cert_pem;
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_OK);
+
+  tls = zero;
+  tls.client_cert_pem = stranger_pem;
+  tls.client_key_pem = key_pem;
+#if E2B__TLS13 /* the server breaks off what is a connection to us, with or without an alert */
+  CHECK(edge_exchange(&zero, s.port, 1, &err) < 0);
+  CHECK(edge_exchange(&tls, s.port, 1, &err) < 0);
+#else
+  CHECK_INT(edge_exchange(&zero, s.port, 1, &err), E2B_ERR_TLS);
+  CHECK_HAS(err.message, "client certificate");
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS);
+  CHECK_HAS(err.message, "client certificate");
+#endif
+
+  tls.client_cert_pem = cert_pem;
+  tls.client_key_pem = other_key_pem;
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS);
+  CHECK_HAS(err.message, "not the key of tls.client_cert_pem");
+  CHECK_INT(err.subject, E2B_SUBJECT_OPTION);
+  tls.client_key_pem = "-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n";
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS);
+  CHECK_HAS(err.message, "tls.client_key_pem cannot be used");
+  tls.client_cert_pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS);
+  CHECK_HAS(err.message, "tls.client_cert_pem cannot be used");
+  CHECK_INT(err.subject, E2B_SUBJECT_OPTION);
+  net_tls_server_stop(&s);
+  mbedtls_x509_crt_free(&ca);
+
+  /* a server that asks for none does not mind */
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  tls.client_cert_pem = cert_pem;
+  tls.client_key_pem = key_pem;
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_OK);
+  net_tls_server_stop(&s);
+}
+
+static void edge_hex_bytes(const char *hex, uint8_t out[32]) {
+  size_t i;
+  for (i = 0; i < 32; i++) out[i] = (uint8_t)(e2b__hex_value(hex[2 * i]) * 16 + e2b__hex_value(hex[2 * i + 1]));
+}
+
+static void edge_pin(const mbedtls_pk_context *key, uint8_t out[32]) {
+  uint8_t der[512];
+  int len = mbedtls_pk_write_pubkey_der((mbedtls_pk_context *)(uintptr_t)key, der, sizeof der);
+  char hex[65];
+  sha256 hash;
+  sha256_start(&hash);
+  sha256_add(&hash, der + sizeof der - (size_t)len, (size_t)len);
+  sha256_hex(&hash, hex);
+  edge_hex_bytes(hex, out);
+}
+
+static void test_tls_pins(void) {
+  static const net_names own = { "CN=localhost", "localhost", NULL, 0, NULL, NULL, true };
+  uint8_t pins[3][32];
+  e2b_tls_config tls, zero;
+  net_server s;
+  e2b_error err;
+  memset(&zero, 0, sizeof zero);
+  zero.ca_pem = net_the_pki->ca_pem;
+  memset(pins, 7, sizeof pins);
+  edge_pin(&net_the_pki->key, pins[2]);
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  tls = zero;
+  tls.pin_sha256 = pins[0];
+  tls.pin_count = 3; /* any one */
+  CHECK_INT(edge_exchange(&tls, s.port, 3, &err), E2B_OK); /* resumed sessions too */
+  s.heard[0] = 0;
+  tls.pin_count = 2;
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "tls.pin_sha256");
+  CHECK_INT(err.phase, E2B_PHASE_TLS);
+  edge_pin(&net_the_pki->ca_key, pins[0]); /* the server's own key counts, not its issuer's */
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS_CERTIFICATE);
+  tls.insecure_skip_verify = true; /* pins hold */
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "tls.pin_sha256");
+  tls.pin_count = 3;
+  net_tls_server_stop(&s);
+  CHECK_STR(s.heard, ""); /* not a byte of a request */
+  net_tls_server_start(&s, NET_ECHO, &own, NULL);
+  CHECK_INT(edge_exchange(&tls, s.port, 2, &err), E2B_OK); /* self-signed and pinned */
+  tls.insecure_skip_verify = false;
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS_CERTIFICATE); /* a pin does not replace the chain */
+  CHECK_HAS(err.message, "issuer is unknown");
+  net_tls_server_stop(&s);
+}
+
+static void test_tls_more_authorities(void) {
+  static const net_names other = { "CN=Other CA", NULL, NULL, 0, NULL, NULL, true };
+  char pem[2048], dir[] = "/tmp/e2b-test-ca-XXXXXX", file[64];
+  uint8_t der[2048];
+  size_t len = net_cert_make(&other, der, sizeof der);
+  e2b_tls_config tls;
+  net_server s;
+  e2b_error err;
+  FILE *out;
+  edge_pem("-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n", der, len, pem, sizeof pem);
+  CHECK(mkdtemp(dir) != NULL);
+  snprintf(file, sizeof file, "%s/ca.pem", dir);
+  out = fopen(file, "w");
+  CHECK(out && fputs(net_the_pki->ca_pem, out) >= 0 && fclose(out) == 0);
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  memset(&tls, 0, sizeof tls);
+  tls.ca_path = dir;
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_OK);
+  tls.ca_path = "/nonexistent/";
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS);
+  CHECK_HAS(err.message, "tls.ca_path /nonexistent/ cannot be used");
+  tls.ca_path = NULL;
+  tls.ca_pem = pem; /* instead of the machine's, */
+  (void)setenv("SSL_CERT_FILE", file, 1);
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS_CERTIFICATE);
+  tls.ca_add = true; /* or besides them */
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_OK);
+  tls.ca_pem = net_the_pki->ca_pem;
+  (void)unsetenv("SSL_CERT_FILE");
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_OK);
+  net_tls_server_stop(&s);
+  (void)unlink(file);
+  (void)rmdir(dir);
+}
+
+static void test_tls_13_only(void) {
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_error err;
+  memset(&config, 0, sizeof config);
+  config.no_env = config.tls.min_tls13 = true;
+  client = e2b_client_create(&config, &err);
+#if E2B__TLS13
+  {
+    e2b_tls_config tls;
+    net_server s;
+    CHECK(client != NULL);
+    memset(&tls, 0, sizeof tls);
+    tls.ca_pem = net_the_pki->ca_pem;
+    tls.min_tls13 = true;
+    net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+    CHECK_INT(edge_exchange(&tls, s.port, 2, &err), E2B_OK);
+    net_tls_server_stop(&s);
+    net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+    mbedtls_ssl_conf_max_tls_version(&s.conf, MBEDTLS_SSL_VERSION_TLS1_2);
+    CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS);
+    CHECK_HAS(err.message, "TLS handshake failed");
+    net_tls_server_stop(&s);
+  }
+#else
+  CHECK(!client);
+  CHECK_INT(err.code, E2B_ERR_NOT_BUILT);
+  CHECK_HAS(err.message, "tls.min_tls13");
+#endif
+  e2b_client_free(client);
+}
+
+static void test_tls_options(void) {
+  static const uint8_t pin[32] = { 1 };
+  e2b_transport t = *e2b__net_transport();
+  e2b_client_config zero, c;
+  t.flags = E2B_TRANSPORT_HAS_TLS;
+  memset(&zero, 0, sizeof zero);
+  zero.no_env = true;
+  c = zero;
+  c.tls.client_cert_pem = "-----BEGIN CERTIFICATE-----";
+  sb_refused(&c, "tls.client_key_pem");
+  c.tls.client_key_pem = "no key";
+  sb_refused(&c, "tls.client_key_pem");
+  c.tls.client_cert_pem = "no certificate";
+  sb_refused(&c, "tls.client_cert_pem");
+  c.tls.client_cert_pem = NULL;
+  c.tls.client_key_pem = "-----BEGIN EC PRIVATE KEY-----";
+  sb_refused(&c, "tls.client_cert_pem");
+  c = zero;
+  c.tls.pin_count = 1;
+  sb_refused(&c, "tls.pin_sha256");
+  c.tls.pin_sha256 = pin;
+  c.transport = &t; /* which would know nothing of the pins */
+  sb_refused(&c, "tls");
+}
+
+/* Everything that is copied, and every allocation of it failing. */
+static void test_edges_copied(void) {
+  char url[] = "http://u:p@proxy:1", list[] = "a.test", cert[] = "-----BEGIN CERT", key[] = "-----BEGIN KEY";
+  char dir[] = "/dir", host[] = "x.test:5", address[] = "10.1.1.1";
+  uint8_t pins[64];
+  e2b_host_entry entry;
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_error err;
+  test_heap heap;
+  size_t n, total;
+  memset(&config, 0, sizeof config);
+  memset(pins, 5, sizeof pins);
+  entry.host = host;
+  entry.address = address;
+  config.no_env = true;
+  config.proxy_url = url;
+  config.no_proxy = list;
+  config.hosts = &entry;
+  config.host_count = 1;
+  config.tls.client_cert_pem = cert;
+  config.tls.client_key_pem = key;
+  config.tls.ca_path = dir;
+  config.tls.pin_sha256 = pins;
+  config.tls.pin_count = 2;
+  config.allocator = heap_allocator(&heap);
+  client = edge_client(&config, &err);
+  total = heap.calls;
+  memset(url, 'z', 5);
+  memset(list, 'z', 5);
+  memset(cert, 'z', 5);
+  memset(key, 'z', 5);
+  memset(dir, 'z', 4);
+  memset(host, 'z', 5);
+  memset(pins, 6, sizeof pins);
+  CHECK_STR(edge_proxy_of(client, "b.test", true), "proxy");
+  CHECK_STR(edge_proxy_of(client, "a.test", true), "");
+  CHECK_STR(client->net.proxies.https.auth, "Basic dTpw");
+  CHECK_STR(client->net.hosts[0].name, "x.test");
+  CHECK_STR(client->net.tls_config.client_cert_pem, "-----BEGIN CERT");
+  CHECK_STR(client->net.tls_config.client_key_pem, "-----BEGIN KEY");
+  CHECK_STR(client->net.tls_config.ca_path, "/dir");
+  CHECK_INT(client->net.tls_config.pin_sha256[63], 5);
+  e2b_client_free(client);
+  HEAP_CHECK_EMPTY(&heap);
+  memcpy(url, "http:", 5);
+  memcpy(cert, "-----", 5);
+  memcpy(key, "-----", 5);
+  memcpy(host, "y.tes", 5);
+  for (n = 1; n <= total; n++) {
+    config.allocator = heap_allocator(&heap);
+    heap.fail_at = n;
+    CHECK(e2b_client_create(&config, &err) == NULL);
+    CHECK_INT(err.code, E2B_ERR_NO_MEMORY);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+}
+
+/* ---- reading ---- */
+
+/* A transport that counts: how often there was something to read, and how often the loop waited though the last read
+ * had still given something. */
+typedef struct counted {
+  void *conn;
+  bool again;
+  unsigned reads, early_waits;
+} counted;
+
+static int counted_open(void *user, const e2b_endpoint *to, void **conn) {
+  int rc = e2b__sock_open(NULL, to, conn);
+  ((counted *)user)->conn = *conn;
+  return rc;
+}
+
+static int counted_rx(void *user, void *conn, void *buf, size_t cap) {
+  counted *c = (counted *)user;
+  int n = e2b__sock_rx(NULL, conn, buf, cap);
+  c->again = n <= 0;
+  if (n > 0) c->reads++;
+  return n;
+}
+
+static void counted_wait(void *user, int timeout_ms) {
+  counted *c = (counted *)user;
+  struct pollfd p;
+  if (!c->again) c->early_waits++;
+  p.fd = (int)e2b__sock_of(c->conn);
+  p.events = POLLIN;
+  poll(&p, 1, timeout_ms < 0 || timeout_ms > 20 ? 20 : timeout_ms);
+}
+
+/* TLS records that came together are read in one go, not one after each wait. */
+static void e2e_reads_on(fixture *f) {
+  e2b_client_config config = host_config(the_host);
+  e2b_transport t = *e2b__net_transport();
+  e2b_attach_opts attach;
+  e2b_buf file = { { 0 }, NULL, 0 };
+  e2b_sandbox *sandbox;
+  e2b_client *client;
+  e2b_error err;
+  counted c;
+  char *big = (char *)calloc(1, 4u << 20);
+  memset(&c, 0, sizeof c);
+  memset(&attach, 0, sizeof attach);
+  CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "big"), big, 4u << 20, NULL, NULL, &err));
+  t.open_fn = counted_open;
+  t.rx_fn = counted_rx;
+  t.wait_fn = counted_wait;
+  t.fd_fn = NULL;
+  t.user = &c;
+  config.transport = &t;
+  config.io_buffer_size = 65536; /* more than a record: a short read does not mean that there is no more */
+  attach.base_url = the_host->url;
+  attach.access_token = the_host->control_plane ? e2b_sandbox_access_token(f->sandbox) : getenv("E2B_ENVD_TOKEN");
+  client = edge_client(&config, &err);
+  CHECK_OK(e2b_sandbox_attach(client, e2b_sandbox_id(f->sandbox), &attach, &sandbox, &err));
+  CHECK_OK(e2b_files_read(sandbox, in_dir(f, "big"), NULL, &file, &err));
+  CHECK_INT(file.len, 4u << 20);
+  if (verbose) printf("  %u reads, %u waits that came early\n", c.reads, c.early_waits);
+  if (the_host->tls) CHECK(c.reads > 256 && c.early_waits * 8 <= c.reads);
+  e2b_mem_free(&file.mem);
+  e2b_client_free(client);
+  free(big);
+}
+/* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
 
@@ -12469,6 +13793,11 @@ static const test tests[] = {
 
   UNIT(sha256),
 
+  UNIT(fixed_heap_random), UNIT(fixed_heap_edges), UNIT(hosts), UNIT(hosts_used), UNIT(proxy_urls), UNIT(no_proxy),
+  UNIT(proxy_environment), UNIT(proxy_refusals), UNIT(proxy_unreachable), UNIT(proxy_plain), UNIT(proxy_tunnel),
+  UNIT(proxy_no_memory), UNIT(tls_client_certificate), UNIT(tls_pins), UNIT(tls_more_authorities), UNIT(tls_13_only),
+  UNIT(tls_options), UNIT(edges_copied),
+
   HOST(run), HOST(run_binary), HOST(run_exit_code), HOST(run_signal), HOST(run_where_and_with), HOST(run_deadlines),
   HOST(run_stdin_is_closed), HOST(run_max_collect), HOST(stream_output), HOST(stream_backpressure), HOST(stream_pause),
   HOST(stdin), HOST(kill), HOST(reconnect), HOST(process_list),
@@ -12485,6 +13814,7 @@ static const test tests[] = {
   SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),
   SERVER(api_by_id), SERVER(refused_by_the_api), SERVER(wrong_access_token), SERVER(routes), SERVER(many_sandboxes), SERVER(many_streams),
   SERVER(no_memory), SERVER(certificates),
+  HOST(proxy), HOST(fixed_heap), HOST(reads_on),
 };
 
 static int passed, failed, skipped;
@@ -12557,7 +13887,9 @@ static void find_server(const char *program) {
 
 int main(int argc, char **argv) {
   static const char *const variables[] = { "E2B_API_KEY", "E2B_DOMAIN", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DEBUG",
-                                           "X_API_KEY",   "X_ACCESS_TOKEN", "SCHEME",  "PROTOCOL" };
+                                           "X_API_KEY",   "X_ACCESS_TOKEN", "SCHEME",  "PROTOCOL",
+                                           "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy",
+                                           "ALL_PROXY",   "no_proxy",       "NO_PROXY" };
   const char *envd = getenv("E2B_ENVD_URL");
   bool list = false;
   size_t i;

@@ -1,0 +1,65 @@
+#!/bin/bash
+# Runs every example against the local server and compares what it prints with what its head comment says it prints.
+#
+#   bash tests/examples.sh BUILD        after make examples
+#
+# In the comment these are the lines indented by seven blanks. Numbers with a point are times of a machine and equal to any
+# other; lines that begin with '#' are not compared. Prints last "N passed, N failed, N skipped".
+set -u
+cd "$(dirname "$0")/.." || exit 2
+build=${1:?usage: examples.sh BUILD}
+server=$build/local_server
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+passed=0 failed=0
+
+any_number() { sed -E 's/[0-9]+\.[0-9]+/N/g'; }
+
+expected() { # example
+  sed -n '1,/\*\//p' "examples/$1.c" | grep -E '^ {7}[^ ]' | sed -E 's/^ {7}//; s/ *\*\/$//' | any_number
+}
+
+compare() { # name, example, command...; what it prints goes through $filter first
+  local name=$1 example=$2 status=0
+  shift 2
+  "$@" >"$dir/out" 2>"$dir/err" </dev/null || status=$?
+  if [ $status = 0 ] && diff <(expected "$example") <(grep -v '^#' "$dir/out" | any_number) >"$dir/diff"; then
+    passed=$((passed + 1))
+    echo "ok - $name"
+  else
+    failed=$((failed + 1))
+    echo "not ok - $name (exit code $status)"
+    head -n 20 "$dir/diff" "$dir/err" | sed 's/^/    /'
+  fi
+}
+
+with_server() { sh tests/with_server.sh "$server" "$@"; }
+
+# Some lines for a shell on a terminal; of what comes back, the lines they print (not those the terminal echoes), and its exit code.
+type_into_shell() {
+  local status=0
+  printf '%s\n' 'echo "out: $(stty size) $TERM"' 'cd /; echo "out: $PWD"' 'exit 7' |
+    with_server -- "$build/pty_shell" >"$dir/shell" || status=$?
+  [ $status = 7 ] && tr -d '\r' <"$dir/shell" | sed 's/\x1b\[[?0-9;]*[a-zA-Z]//g' | grep '^out:' >"$dir/typed" &&
+    diff "$dir/typed" <(printf '%s\n' 'out: 24 80 xterm-256color' 'out: /')
+}
+
+for file in examples/*.c; do
+  example=$(basename "$file" .c)
+  case $example in
+    local_server) ;; # it serves all the others
+    thousand_sandboxes) compare $example $example with_server -- "$build/$example" 1000 100 ;;
+    pty_shell)
+      if type_into_shell >"$dir/diff" 2>&1; then passed=$((passed + 1)); echo "ok - $example"
+      else failed=$((failed + 1)); echo "not ok - $example"; sed 's/^/    /' "$dir/diff"; fi ;;
+    own_ca_and_proxy)
+      # shellcheck disable=SC2016
+      compare $example $example with_server --tls -- sh -c "$build/$example "'"$NODE_EXTRA_CA_CERTS"'
+      # shellcheck disable=SC2016
+      compare "$example through tinyproxy" $example sh tests/with_proxy.sh sh tests/with_server.sh "$server" --tls -- sh -c \
+        "$build/$example "'"$NODE_EXTRA_CA_CERTS" "$E2B_TEST_PROXY"' ;;
+    *) compare $example $example with_server -- "$build/$example" ;;
+  esac
+done
+echo "$passed passed, $failed failed, 0 skipped"
+[ $failed = 0 ]
