@@ -10,7 +10,7 @@
        hello over a transport of our own
        21 bytes written, read back: 21
        connections opened and closed: 1, 1
-       memory: at most 14464 of 131072 bytes, now 0 */
+       # memory: at most 14464 of 131072 bytes, now 0 */
 
 #define E2B_IMPLEMENTATION
 #include "e2b.h"
@@ -171,7 +171,7 @@ int main(void) {
   }
   e2b_client_free(client);
   printf("connections opened and closed: %u, %u\n", m.opened, m.closed);
-  printf("memory: at most %lu of %lu bytes, now %lu\n", (unsigned long)heap.peak, (unsigned long)heap.size,
+  printf("# memory: at most %lu of %lu bytes, now %lu\n", (unsigned long)heap.peak, (unsigned long)heap.size,
          (unsigned long)heap.used);
   return status || m.opened != m.closed || heap.used != 0;
 }

@@ -5,7 +5,7 @@
    the environment: E2B_API_KEY, E2B_DOMAIN, or E2B_API_URL and E2B_SANDBOX_URL. Prints
 
        hello
-       /tmp/demo is there */
+       demo is there */
 
 #define E2B_IMPLEMENTATION
 #include "e2b.h"
@@ -29,8 +29,8 @@ static int use(e2b_sandbox *sandbox) {
   printf("%s", result.stdout_data.ptr);
   e2b_mem_free(&result.mem);
 
-  if (e2b_files_make_dir(sandbox, "/tmp/demo", NULL, &created, &err) != E2B_OK) return failed("make_dir", &err);
-  printf("/tmp/demo %s\n", created ? "is there" : "was there already");
+  if (e2b_files_make_dir(sandbox, "demo", NULL, &created, &err) != E2B_OK) return failed("make_dir", &err);
+  printf("demo %s\n", created ? "is there" : "was there already");
   return 0;
 }
 
