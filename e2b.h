@@ -10071,20 +10071,20 @@ static e2b_err e2b__raw_tell(e2b__raw *raw) {
   e2b_kv *items = NULL;
   e2b_kvs view;
   e2b_str name, value;
-  size_t cursor = 0, i = 0;
+  size_t cursor = 0, i, count = headers->count; /* the callback may end the request, and with it its headers */
   int answer;
   raw->told = true;
   if (!raw->on_head) return E2B_OK;
-  if (headers->count) items = (e2b_kv *)e2b__mem_alloc(mem, headers->count * sizeof *items);
-  if (headers->count && !items) return e2b__raw_stop(raw, E2B_ERR_NO_MEMORY, "no memory for the headers");
-  while (i < headers->count && e2b__headers_next(headers, &cursor, &name, &value)) {
+  if (count) items = (e2b_kv *)e2b__mem_alloc(mem, count * sizeof *items);
+  if (count && !items) return e2b__raw_stop(raw, E2B_ERR_NO_MEMORY, "no memory for the headers");
+  for (i = 0; i < count && e2b__headers_next(headers, &cursor, &name, &value); i++) {
     items[i].key = name.ptr;
-    items[i++].value = value.ptr;
+    items[i].value = value.ptr;
   }
   view.items = items;
   view.count = i;
   answer = raw->on_head(task->user, task->req.status, view);
-  e2b__mem_free(mem, items, headers->count * sizeof *items);
+  e2b__mem_free(mem, items, count * sizeof *items);
   if (task->op.finished) return E2B_ERR_CANCELED; /* by the callback */
   return answer < 0 ? e2b__raw_stop(raw, E2B_ERR_CANCELED, "on_head canceled the request") : E2B_OK;
 }
