@@ -8471,8 +8471,8 @@ E2B_API size_t e2b_client_sandbox_url(const e2b_client *client, const char *sand
 #define E2B__HEARTBEAT_RETRY_MAX_MS 30000u
 #define E2B__HEARTBEAT_IDLE_MS 10000
 
-/* POST /sandboxes/<id>/timeout, again and again. Its request is its timer: between two beats it waits in the queue. It has
- * no deadline there, or a client that was not driven for a while would give it up unsent. */
+/* POST /sandboxes/<id>/timeout, again and again. Its request is its timer: between two beats it waits in the queue. It
+ * has no deadline there, or a client that was not driven for a while would give it up unsent. */
 struct e2b__heartbeat {
   e2b__object object;
   e2b__req req;
@@ -8526,7 +8526,8 @@ static void e2b__heartbeat_on_end(e2b__req *req, const e2b_error *end) {
     e2b__heartbeat_lost(beat, &err);
     return;
   } else {
-    beat->retry_ms = beat->retry_ms ? E2B__MIN(beat->retry_ms * 2, E2B__HEARTBEAT_RETRY_MAX_MS) : E2B__HEARTBEAT_RETRY_MS;
+    beat->retry_ms =
+        beat->retry_ms ? E2B__MIN(beat->retry_ms * 2, E2B__HEARTBEAT_RETRY_MAX_MS) : E2B__HEARTBEAT_RETRY_MS;
     wait = E2B__MAX(beat->retry_ms, err.retry_after_ms);
     req->not_before = E2B__MIN(now + wait, beat->alive_until);
     e2b__log(&req->client->config.logger, E2B_LOG_WARN, "keeping sandbox %.64s alive failed, will be tried again: %s",
@@ -8568,7 +8569,8 @@ E2B_API e2b_err e2b_sandbox_keep_alive(e2b_sandbox *sandbox, int32_t timeout_s, 
   e2b__heartbeat *beat;
   if (err) memset(err, 0, sizeof *err);
   if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
-  if (timeout_s < 0 || timeout_s > INT32_MAX / 1000) return e2b__invalid(err, "timeout_s", "must be 0 (stop) to 2147483");
+  if (timeout_s < 0 || timeout_s > INT32_MAX / 1000)
+    return e2b__invalid(err, "timeout_s", "must be 0 (stop) to 2147483");
   client = sandbox->client;
   if (client->closing) return e2b__fail(err, E2B_ERR_BAD_STATE, "the client is being freed");
   e2b__heartbeat_stop(sandbox);
@@ -9662,12 +9664,14 @@ static e2b_err e2b__found_answered(e2b__task *task, e2b_error *err) {
   e2b_err code = e2b__rest_read(task, true, &arena, &list, err);
   if (!code) {
     rest = (const e2b__rest_sandbox *)list.items;
-    for (i = 0; i < list.count && !e2b__has_pair(&rest[i].metadata, E2B_NONCE_KEY, (const char *)task->data); i++) continue;
+    for (i = 0; i < list.count; i++)
+      if (e2b__has_pair(&rest[i].metadata, E2B_NONCE_KEY, (const char *)task->data)) break;
     if (i < list.count) {
       code = e2b__rest_give(task, e2b__fill_info, &rest[i], sizeof(e2b_sandbox_info), err);
     } else {
       err->subject = E2B_SUBJECT_SANDBOX;
-      code = e2b__error_say(err, E2B_ERR_NOT_FOUND, "no sandbox has that nonce; if its create may still be at work, ask again");
+      code = e2b__error_say(err, E2B_ERR_NOT_FOUND,
+                            "no sandbox has that nonce; if its create may still be at work, ask again");
     }
   }
   e2b__arena_free(&arena);
@@ -9725,14 +9729,15 @@ E2B_API e2b_err e2b_api_update_network(e2b_client *client, const char *sandbox_i
 }
 
 #if !defined(E2B_NO_METRICS) || !defined(E2B_NO_SNAPSHOTS)
-/* As e2b__rest_read_as; but a server that does not know the call may answer with what it does know about the sandbox. */
+/* As e2b__rest_read_as; but a server that does not know the call may answer with what it knows about the sandbox. */
 static e2b_err e2b__api_read(e2b__task *task, const e2b__message *type, bool list, const char *what, e2b__arena *arena,
                              void *out, e2b_error *err) {
   e2b__arena_init(arena, &task->op.client->mem, 0);
   if (e2b__rest_is_success(task) && e2b__rest_first_char(task) == (list ? '{' : '[')) {
     err->phase = E2B_PHASE_DECODE;
-    return e2b__error_say(err, E2B_ERR_NOT_BUILT, "this server knows no such call: its answer (HTTP %d) is not that of a %s",
-                          task->req.status, what);
+    return e2b__error_say(err, E2B_ERR_NOT_BUILT,
+                          "this server knows no such call: its answer (HTTP %d) is not that of a %s", task->req.status,
+                          what);
   }
   return e2b__rest_read_as(task, type, list, what, arena, out, err);
 }
@@ -10043,7 +10048,8 @@ static void e2b__raw_release(e2b__op *op) {
   e2b__mem_free_str(&op->client->mem, ((e2b__raw *)op)->method);
 }
 
-static const e2b__op_type e2b__raw_type = { e2b__data_cancel, e2b__raw_release, e2b__task_resume, e2b__task_phase, NULL };
+static const e2b__op_type e2b__raw_type = { e2b__data_cancel, e2b__raw_release, e2b__task_resume, e2b__task_phase,
+                                            NULL };
 
 static e2b_err e2b__raw_stop(e2b__raw *raw, e2b_err code, const char *why) {
   (void)snprintf(raw->why, sizeof raw->why, "%s", why);
@@ -10177,8 +10183,9 @@ static e2b_err e2b__raw_doubtful(e2b__raw *raw, e2b_error *err) {
   if (e2b__raw_port_closed(raw)) {
     err->phase = E2B_PHASE_BODY;
     err->subject = E2B_SUBJECT_PORT;
-    return e2b__error_say(err, E2B_ERR_UNAVAILABLE, "nothing listens on port %u of the sandbox: start the server there; "
-                          "a fresh one may need a second", (unsigned)raw->port);
+    return e2b__error_say(err, E2B_ERR_UNAVAILABLE,
+                          "nothing listens on port %u of the sandbox: start the server there; a fresh one may need a "
+                          "second", (unsigned)raw->port);
   }
   code = e2b__raw_tell(raw);
   if (!code && raw->data.task.sink && req->rx.len) code = e2b__raw_sink(raw, req->rx.data, req->rx.len);
@@ -10226,7 +10233,8 @@ static int e2b__raw_on_source(e2b__req *req, uint8_t *buf, size_t cap) {
   return got;
 }
 
-static const e2b__req_events e2b__raw_events = { e2b__raw_on_head, e2b__raw_on_body, e2b__raw_on_source, e2b__task_on_end };
+static const e2b__req_events e2b__raw_events = { e2b__raw_on_head, e2b__raw_on_body, e2b__raw_on_source,
+                                                 e2b__task_on_end };
 
 /* A '.' of a path, plain or as %2e, at *at; goes behind it. */
 static bool e2b__raw_dot(const char **at) {
@@ -10346,7 +10354,8 @@ E2B_API e2b_err e2b_api_request(e2b_client *client, const char *method, const ch
   if (!raw) return err->code;
   req = &raw->data.task.req;
   e2b__req_common_headers(req, opts ? &opts->call : NULL);
-  if (e2b__given(client->config.api_key)) e2b__headers_set(&req->headers, "x-api-key", e2b__str(client->config.api_key));
+  if (e2b__given(client->config.api_key))
+    e2b__headers_set(&req->headers, "x-api-key", e2b__str(client->config.api_key));
   (void)e2b__url_parse(client->config.api_url, &api); /* checked by e2b_client_create */
   e2b__req_target(req, &api);
   return e2b__raw_run(raw, path, "application/json", opts, err);
@@ -10413,7 +10422,8 @@ E2B_API e2b_err e2b_sandbox_request(e2b_sandbox *sandbox, uint16_t port, const c
   raw->data.task.waited = true; /* a 429 is an answer */
   if (!e2b__raw_target(raw, sandbox, port)) {
     e2b__op_release(&raw->data.task.op);
-    return e2b__invalid(err, "sandbox_id", "cannot be part of a host name: set sandbox_base_url, sandbox_url or protocol");
+    return e2b__invalid(err, "sandbox_id",
+                        "cannot be part of a host name: set sandbox_base_url, sandbox_url or protocol");
   }
   e2b__raw_sandbox_headers(raw, sandbox, opts ? &opts->call : NULL);
   return e2b__raw_run(raw, path, "application/octet-stream", opts, err);
