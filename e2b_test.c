@@ -6903,8 +6903,8 @@ static int raw_on_head(void *user, int status, e2b_kvs headers) {
   io->heads++;
   io->status = status;
   for (i = 0; i < headers.count; i++)
-    snprintf(io->headers + strlen(io->headers), sizeof io->headers - strlen(io->headers), "%s=%s;", headers.items[i].key,
-             headers.items[i].value);
+    snprintf(io->headers + strlen(io->headers), sizeof io->headers - strlen(io->headers), "%s=%s;",
+             headers.items[i].key, headers.items[i].value);
   if (io->cancel_in_head) e2b_op_cancel(io->client, *io->cancel);
   return io->head_says;
 }
@@ -7493,7 +7493,7 @@ static void test_api_no_memory(void) {
       CHECK_INT(err[i].code, E2B_ERR_NO_MEMORY);
     }
     CHECK(failed <= 1);
-    if (!failed && !done) survived++; /* the loop can do without its array of descriptors; a 502 unread is the sandbox's */
+    if (!failed && !done) survived++; /* the loop needs no array of descriptors; a 502 unread is the sandbox's */
     CHECK((code[0] == E2B_OK) == (metrics.items != NULL) && (code[1] == E2B_OK) == (logs.items != NULL) &&
           (code[2] == E2B_OK) == (snapshot.snapshot_id != NULL) && (code[3] == E2B_OK) == (snapshots.items != NULL) &&
           (code[4] == E2B_OK) == (info.sandbox_id != NULL) && (code[8] == E2B_OK) == (api.status == 200));
@@ -12024,7 +12024,8 @@ static void e2e_auto_pause(fixture *f) {
     if (paused_by_itself(f, sandbox)) {
       if (!resume) {
         CHECK_RC(e2b_commands_run(sandbox, "cat kept", NULL, NULL, &err), E2B_ERR_SANDBOX_PAUSED);
-        if (CHECK_OK(e2b_sandbox_connect(f->client, e2b_sandbox_id(sandbox), NULL, &again, &err))) e2b_sandbox_free(again);
+        if (CHECK_OK(e2b_sandbox_connect(f->client, e2b_sandbox_id(sandbox), NULL, &again, &err)))
+          e2b_sandbox_free(again);
       }
       CHECK_OK(e2b_commands_run(sandbox, "grep -q kept kept", NULL, NULL, &err));
     }
@@ -12111,10 +12112,10 @@ static void e2e_list_filters(fixture *f) {
   CHECK_OK(e2b_sandbox_close(young, NULL, &err));
 }
 
-/* ---- servers in the sandbox --------------------------------------------------------------------------------------- */
+/* ---- servers in the sandbox -------------------------------------------------------------------------------------- */
 
-/* This program as a server: says its port, then gives back what it gets. /head: the head of the request; /status/NNN: that
- * status; else the body, framed as it came. */
+/* This program as a server: says its port, then gives back what it gets. /head: the head of the request; /status/NNN:
+ * that status; else the body, framed as it came. */
 static void echo_body(int fd, char *body, size_t len, bool chunked, size_t left) {
   char tail[5] = "";
   for (;;) {
@@ -12152,7 +12153,8 @@ static void echo_serve(int fd) {
   chunked = find_bytes(text, head, "transfer-encoding: chunked") != NULL;
   length = find_bytes(text, head, "content-length: ");
   if (strstr(text, " /status/") && strstr(text, " /status/") < end) {
-    snprintf(answer, sizeof answer, "HTTP/1.1 %.3s X\r\ncontent-length: 4\r\nx-mine: yes\r\n\r\nmine", strstr(text, " /status/") + 9);
+    snprintf(answer, sizeof answer, "HTTP/1.1 %.3s X\r\ncontent-length: 4\r\nx-mine: yes\r\n\r\nmine",
+             strstr(text, " /status/") + 9);
     send_all(fd, answer, strlen(answer));
   } else if (strstr(text, " /head") && strstr(text, " /head") < end) {
     snprintf(answer, sizeof answer, "HTTP/1.0 200 OK\r\ncontent-type: text/plain\r\n\r\n"); /* until it closes */

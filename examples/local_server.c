@@ -3713,7 +3713,8 @@ static void snapshot_cut(e2b_str ref, e2b_str *name, e2b_str *tag) {
 }
 
 static bool snapshot_is(const snapshot *n, e2b_str name, e2b_str tag) {
-  return (e2b__str_eq(name, n->id) || (n->name && e2b__str_eq(name, n->name))) && (!tag.len || e2b__str_eq(tag, n->tag));
+  if (tag.len && !e2b__str_eq(tag, n->tag)) return false;
+  return e2b__str_eq(name, n->id) || (n->name && e2b__str_eq(name, n->name));
 }
 
 /* Without a tag the default one is meant. */
@@ -4054,7 +4055,8 @@ static bool sandbox_configure(exchange *x, sandbox *s, const life_request *reque
 }
 
 /* Makes the sandbox of a checked request. NULL: failed, and answered. */
-static sandbox *sandbox_make(exchange *x, const life_request *request, const network_request *network, e2b__arena *arena) {
+static sandbox *sandbox_make(exchange *x, const life_request *request, const network_request *network,
+                             e2b__arena *arena) {
   const snapshot *from = template_known(request->template_id) ? NULL : snapshot_find(request->template_id);
   sandbox *s = sandbox_create(from ? from->id : arena_text(arena, request->template_id),
                               request->has_timeout ? request->timeout : TIMEOUT_DEFAULT_S);
@@ -4078,7 +4080,8 @@ static void sandboxes_create(exchange *x) {
   sandbox *s = NULL;
   bool ok = read_life_request(x, true, &arena, &request);
   memset(&network, 0, sizeof network);
-  if (ok && request.network.len) ok = network_read(x, (char *)request.network.ptr, request.network.len, &arena, &network);
+  if (ok && request.network.len)
+    ok = network_read(x, (char *)request.network.ptr, request.network.len, &arena, &network);
   if (ok && request.has_timeout && request.timeout == 0) {
     reply_error(x, 400, "Timeout must be greater than 0");
   } else if (ok && !template_known(request.template_id) && !snapshot_find(request.template_id)) {
@@ -4348,7 +4351,8 @@ static void sandbox_metrics(exchange *x, sandbox *s) {
   e2b__buf body;
   e2b__json_writer w;
   size_t i;
-  if (!query_number(x, "start", 0, INT64_MAX, 0, &start) || !query_number(x, "end", 0, INT64_MAX, INT64_MAX, &end)) return;
+  if (!query_number(x, "start", 0, INT64_MAX, 0, &start)) return;
+  if (!query_number(x, "end", 0, INT64_MAX, INT64_MAX, &end)) return;
   start = E2B__MAX(start, s->started.seconds);
   if (!s->paused) metric_take(&server.metrics[server.metric_count++ % METRICS_MAX]);
   e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
@@ -4529,7 +4533,8 @@ static void sandbox_snapshot(exchange *x, sandbox *s) {
 }
 
 /* Newest first. */
-static void reply_snapshots(exchange *x, const e2b__buf *sandbox_id, const e2b__buf *name, int64_t limit, uint64_t after) {
+static void reply_snapshots(exchange *x, const e2b__buf *sandbox_id, const e2b__buf *name, int64_t limit,
+                            uint64_t after) {
   e2b__buf body;
   e2b__json_writer w;
   const node *at;
@@ -4718,7 +4723,8 @@ static void listeners_read(listeners *l, const char *path, bool ipv6, uint16_t p
   while (file && l->count < RELAY_SOCKETS && fgets(line, sizeof line, file)) {
     unsigned local_port, state;
     unsigned long inode;
-    if (sscanf(line, " %*d: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x %*s %*s %*s %*s %*s %lu", &local_port, &state, &inode) != 3)
+    if (sscanf(line, " %*d: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x %*s %*s %*s %*s %*s %lu", &local_port, &state,
+               &inode) != 3)
       continue;
     if (local_port != port || state != 10) continue;
     l->ipv6[l->count] = ipv6;
@@ -4977,8 +4983,8 @@ static void relay_put_head(relay *r) {
   size_t cursor = 0;
   if (x->sandbox->mask_host) host = x->sandbox->mask_host;
   r->chunked = header(x, "transfer-encoding") != NULL;
-  buf_printf(&r->out, "%s %s%s%s HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n", x->method, x->path, x->query[0] ? "?" : "",
-             x->query, host ? host : "localhost");
+  buf_printf(&r->out, "%s %s%s%s HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n", x->method, x->path,
+             x->query[0] ? "?" : "", x->query, host ? host : "localhost");
   while (e2b__headers_next(&x->headers, &cursor, &name, &value)) {
     if (relay_drops(name, &x->headers) || e2b__str_eq(name, "host") || e2b__str_eq(name, "expect") ||
         e2b__str_eq(name, "e2b-traffic-access-token"))
