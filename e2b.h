@@ -620,6 +620,7 @@ E2B_API e2b_err e2b_sandbox_is_running(e2b_sandbox *sandbox, const e2b_call *cal
  * once, and the heartbeat ends, when the server says that the sandbox is gone (NOT_FOUND) or refuses (UNAUTHENTICATED,
  * PERMISSION, INVALID_ARGUMENT), or when timeout_s passed without a success. Ends silently with timeout_s = 0 and with
  * pause, kill, close and free of this handle. A second call replaces the first. Returns at once, E2B_OK when it began.
+ * e2b_client_poll waits for its next beat as for anything under way; e2b_client_drain does not.
  * Errors: INVALID_ARGUMENT, NO_MEMORY. */
 E2B_API e2b_err e2b_sandbox_keep_alive(e2b_sandbox *sandbox, int32_t timeout_s, e2b_done_fn on_lost, void *user, e2b_error *err);
 

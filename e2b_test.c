@@ -6626,6 +6626,66 @@ static void test_api_arguments(void) {
   sb_close(&w);
 }
 
+/* All of them at once, without blocking; what is canceled leaves its result alone. */
+static void test_api_non_blocking(void) {
+  e2b_metric_list metrics, canceled;
+  e2b_log_list logs;
+  e2b_logs_opts logs_opts;
+  e2b_snapshot snapshot;
+  e2b_snapshot_list snapshots;
+  e2b_snapshot_list_opts snapshot_opts;
+  e2b_sandbox_info info;
+  e2b_response response;
+  e2b_request_opts request_opts;
+  e2b_call call;
+  e2b_error err;
+  e2b_op op;
+  sb_done done;
+  int i;
+  sb_world w;
+  memset(&metrics, 0, sizeof metrics);
+  memset(&canceled, 0, sizeof canceled);
+  memset(&logs, 0, sizeof logs);
+  memset(&logs_opts, 0, sizeof logs_opts);
+  memset(&snapshot, 0, sizeof snapshot);
+  memset(&snapshots, 0, sizeof snapshots);
+  memset(&snapshot_opts, 0, sizeof snapshot_opts);
+  memset(&info, 0, sizeof info);
+  memset(&response, 0, sizeof response);
+  memset(&request_opts, 0, sizeof request_opts);
+  sb_open(&w, NULL);
+  call = sb_call(&done);
+  logs_opts.call = snapshot_opts.call = request_opts.call = call;
+  sb_script(&w.server, sb_json(404, "{}"), NULL);
+  CHECK_INT(e2b_api_get_metrics(w.client, "i", 0, 0, &call, &metrics, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_get_logs(w.client, "i", &logs_opts, &logs, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_create_snapshot(w.client, "i", NULL, &call, &snapshot, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_list_snapshots(w.client, &snapshot_opts, &snapshots, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_find_by_nonce(w.client, "n", &call, &info, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_update_network(w.client, "i", NULL, E2B_UNSET, &call, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_request(w.client, "GET", "/", &request_opts, &response, &err), E2B_PENDING);
+  CHECK_INT(done.calls, 0);
+  sb_poll_until(w.client, &done.calls, 7);
+  CHECK_INT(done.calls, 7);
+  CHECK_INT(done.err.code, E2B_ERR_NOT_FOUND);
+  CHECK_INT(e2b_api_delete_snapshot(w.client, "s", &call, NULL, &err), E2B_PENDING);
+  sb_poll_until(w.client, &done.calls, 8);
+  CHECK_INT(done.err.code, E2B_OK);
+  e2b_mem_free(&response.mem);
+  sb_script(&w.server, sb_json(200, "[{}]"), NULL);
+  memset(&call, 0, sizeof call);
+  call.op = &op;
+  CHECK_INT(e2b_api_get_metrics(w.client, "i", 0, 0, &call, &canceled, &err), E2B_PENDING);
+  e2b_op_cancel(w.client, op);
+  CHECK_INT(e2b_api_get_metrics(w.client, "i", 0, 0, &call, &metrics, &err), E2B_PENDING);
+  for (i = 0; i < 500 && e2b_op_poll(w.client, op, &err) == E2B_PENDING; i++) e2b_client_poll(w.client, 10);
+  CHECK_INT(err.code, E2B_OK);
+  CHECK_INT(metrics.count, 1);
+  CHECK(!canceled.mem.ptr);
+  e2b_mem_free(&metrics.mem);
+  sb_close(&w);
+}
+
 /* ---- the nonce ---- */
 
 static void sent_nonce(sb_world *w, char out[33]) {
@@ -12915,7 +12975,8 @@ static const test tests[] = {
   UNIT(sandbox_inside_callbacks), UNIT(sandbox_close_non_blocking), UNIT(sandbox_free_cancels),
   UNIT(client_free_in_flight), UNIT(sandbox_debug), UNIT(sandbox_no_memory), UNIT(sandbox_many_lives),
   UNIT(api_golden_requests), UNIT(api_private_protocol), UNIT(api_metrics), UNIT(api_logs), UNIT(api_snapshots),
-  UNIT(api_arguments), UNIT(create_nonce), UNIT(heartbeat), UNIT(heartbeat_lost), UNIT(heartbeat_ends), UNIT(raw_api),
+  UNIT(api_arguments), UNIT(api_non_blocking), UNIT(create_nonce), UNIT(heartbeat), UNIT(heartbeat_lost),
+  UNIT(heartbeat_ends), UNIT(raw_api),
   UNIT(raw_streams), UNIT(raw_limit), UNIT(raw_repeats), UNIT(raw_arguments), UNIT(raw_sandbox_targets),
   UNIT(raw_sandbox_answers), UNIT(raw_non_blocking), UNIT(api_no_memory),
   UNIT(files_arguments), UNIT(files_list), UNIT(files_rpcs), UNIT(files_read), UNIT(files_read_limit),
