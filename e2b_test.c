@@ -6772,9 +6772,25 @@ static void beat_silent(sb_world *w, int asked) {
   CHECK_INT(peer_asked_count(&w->server), asked);
 }
 
-static void beat_open(sb_world *w, uint64_t *clock) {
+/* What was logged, by level. */
+typedef struct beat_log {
+  int errors, warnings;
+  bool secret;
+} beat_log;
+
+static void beat_logger(void *user, e2b_log_level level, const char *message) {
+  beat_log *log = (beat_log *)user;
+  if (level == E2B_LOG_ERROR) log->errors++;
+  if (level == E2B_LOG_WARN) log->warnings++;
+  if (strstr(message, "secret-key") || strstr(message, "envd-token")) log->secret = true;
+}
+
+static void beat_open(sb_world *w, uint64_t *clock, beat_log *log) {
   e2b_client_config config;
   memset(&config, 0, sizeof config);
+  memset(log, 0, sizeof *log);
+  config.logger.func = beat_logger;
+  config.logger.user = log;
   config.now_ms_fn = beat_clock;
   config.platform_user = clock;
   *clock = 1000000;
@@ -6787,10 +6803,11 @@ static void test_heartbeat(void) {
   e2b_error err;
   sb_done done;
   uint64_t clock;
+  beat_log log;
   sb_world w;
   memset(&done, 0, sizeof done);
   memset(&info, 0, sizeof info);
-  beat_open(&w, &clock);
+  beat_open(&w, &clock, &log);
   sandbox = sb_attach(&w, "sb1");
   sb_script(&w.server, sb_answer(204, "", ""), NULL);
   CHECK_OK(e2b_sandbox_keep_alive(sandbox, 300, sb_on_done, &done, &err));
@@ -6835,9 +6852,10 @@ static void test_heartbeat_lost(void) {
   e2b_error err;
   sb_done done;
   uint64_t clock;
+  beat_log log;
   size_t i;
   sb_world w;
-  beat_open(&w, &clock);
+  beat_open(&w, &clock, &log);
   sandbox = sb_attach(&w, "sb1");
   for (i = 0; i < E2B__COUNT(rows); i++) {
     memset(&done, 0, sizeof done);
@@ -6884,6 +6902,13 @@ static void test_heartbeat_lost(void) {
   CHECK_INT(done.err.code, E2B_ERR_UNAVAILABLE);
   clock += 1000000;
   beat_silent(&w, 8);
+  CHECK_INT(log.errors, 5);
+  CHECK_INT(log.warnings, 5); /* 500, 429 and three 503; the last one is the loss */
+  CHECK(!log.secret);
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 60, NULL, NULL, &err)); /* without a callback it is logged */
+  sb_script(&w.server, sb_json(404, "{}"), NULL);
+  beat_until(&w, 1);
+  CHECK_INT(log.errors, 6);
   sb_close(&w);
 }
 
@@ -6899,10 +6924,11 @@ static void test_heartbeat_ends(void) {
   e2b_error err;
   sb_done done;
   uint64_t clock;
+  beat_log log;
   int round;
   e2b_client_config config;
   sb_world w;
-  beat_open(&w, &clock);
+  beat_open(&w, &clock, &log);
   for (round = 0; round < 5; round++) {
     memset(&done, 0, sizeof done);
     sb_script(&w.server, sb_answer(204, "", ""), NULL);
