@@ -37,8 +37,8 @@
                       | >>>> http1         | >>>> sockets       | >>>> dns           | >>>> tls
                       | >>>> proxy         | >>>> link          | >>>> requests      | >>>> connections
                       | >>>> operations    | >>>> loop          | >>>> answers       | >>>> rpc
-                      | >>>> client        | >>>> sandbox       | >>>> commands      | >>>> pty
-                      | >>>> files
+                      | >>>> client        | >>>> heartbeat     | >>>> sandbox       | >>>> api
+                      | >>>> raw           | >>>> commands      | >>>> pty           | >>>> files
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
@@ -76,6 +76,7 @@
      E2B_DEFAULT_DOMAIN       "e2b.app"                                   E2B_NO_THREADS       name look-ups block
      E2B_NO_PTY               leaves out e2b_pty_*
      E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
+     E2B_NO_METRICS           without metrics and logs                    E2B_NO_SNAPSHOTS     without snapshots
      The implementation needs POSIX.1-2008 or Windows (Vista and later); in a file compiled with -std=c99 include "e2b.h"
      before any system header, it asks for what it needs. */
 
@@ -251,6 +252,7 @@ typedef enum e2b_subject {
   E2B_SUBJECT_TEMPLATE,
   E2B_SUBJECT_PROCESS,
   E2B_SUBJECT_FILE,
+  E2B_SUBJECT_PORT,  /* nothing listens on that port of the sandbox */
   E2B_SUBJECT_OPTION /* an argument or a member of an options struct; the message names it */
 } e2b_subject;
 
@@ -266,6 +268,7 @@ typedef struct e2b_error {
   uint32_t retry_after_ms;       /* from Retry-After; 0 = not given                                                     */
   bool maybe_done;               /* the server may have acted: look before you repeat a create, start or send_stdin     */
   char request_id[40];           /* x-request-id of the answer, "" when there was none                                  */
+  char nonce[40];                /* of a create that may have been done, for e2b_api_find_by_nonce; else ""             */
   char message[E2B_ERROR_MESSAGE_MAX]; /* what happened and what to do next; always terminated, never holds a secret    */
 } e2b_error;
 
@@ -605,14 +608,18 @@ typedef struct e2b_sandbox_info {
   int32_t cpu_count, memory_mb, disk_size_mb;
   e2b_kvs metadata;
   const e2b_volume_mount *volume_mounts; size_t volume_mount_count;
+  e2b_tri auto_pause, auto_resume;  /* get_info; E2B_UNSET = the server does not say                                    */
 } e2b_sandbox_info;
+
+#define E2B_NONCE_KEY "e2b.h/nonce"
 
 /* One page. next_token is NULL on the last one. */
 typedef struct e2b_sandbox_list { e2b_mem mem; const e2b_sandbox_info *items; size_t count; const char *next_token; } e2b_sandbox_list;
 
-/* POST /sandboxes. template_id NULL = "code-interpreter". Sent at most once: when err->maybe_done is set, a sandbox may
- * have been created. A nonce is added to the metadata ("e2b.h/nonce") so that it can be found. The handle belongs to the
- * client; end it with e2b_sandbox_close or e2b_sandbox_free.
+/* POST /sandboxes. template_id NULL = "code-interpreter"; a snapshot_id is a template too. Sent at most once: when
+ * err->maybe_done is set, a sandbox may have been created. A nonce is added to the metadata (E2B_NONCE_KEY) so that it can
+ * be found: e2b_api_find_by_nonce(client, err->nonce, ...). Metadata of yours under that key is sent instead of it. The
+ * handle belongs to the client; end it with e2b_sandbox_close or e2b_sandbox_free.
  * Errors: UNAUTHENTICATED, NOT_FOUND (subject TEMPLATE), INVALID_ARGUMENT, RATE_LIMITED, the network's. */
 E2B_API e2b_err e2b_sandbox_create(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts, e2b_sandbox **out, e2b_error *err);
 
@@ -656,6 +663,16 @@ E2B_API e2b_err e2b_sandbox_close(e2b_sandbox *sandbox, const e2b_call *call, e2
 /* Asks envd's GET /health: running is false when the answer proves that it is not. */
 E2B_API e2b_err e2b_sandbox_is_running(e2b_sandbox *sandbox, const e2b_call *call, bool *running, e2b_error *err);
 
+/* A heartbeat: sets the rest of the sandbox's life to timeout_s now, and again whenever a third of that has passed, as long
+ * as the client is driven (poll, pump, process, any blocking call); nobody else does it. One request at a time; failures
+ * that may pass (network, 5xx, 429, 409) are logged and tried again after 1, 2, 4 .. 30 s. on_lost (optional) is called
+ * once, and the heartbeat ends, when the server says that the sandbox is gone (NOT_FOUND) or refuses (UNAUTHENTICATED,
+ * PERMISSION, INVALID_ARGUMENT), or when timeout_s passed without a success. Ends silently with timeout_s = 0 and with
+ * pause, kill, close and free of this handle. A second call replaces the first. Returns at once, E2B_OK when it began.
+ * e2b_client_poll waits for its next beat as for anything under way; e2b_client_drain does not.
+ * Errors: INVALID_ARGUMENT, NO_MEMORY. */
+E2B_API e2b_err e2b_sandbox_keep_alive(e2b_sandbox *sandbox, int32_t timeout_s, e2b_done_fn on_lost, void *user, e2b_error *err);
+
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* public: api - the control plane by id, without a handle */
 /* ------------------------------------------------------------------------------------------------------------------ */
@@ -666,6 +683,9 @@ typedef struct e2b_list_opts {
   uint32_t states;          /* E2B_STATE_RUNNING | E2B_STATE_PAUSED; 0 = the server's default, both                     */
   const char *next_token;   /* of the page before                                                                       */
   int32_t limit;            /* 1..100; 0 = the server's default                                                         */
+  const char *template_id;  /* only those of this template (id or alias); not with E2B_PROTOCOL_PRIVATE                 */
+  int64_t started_after_ms; /* only those started then or later, Unix time; 0 = all; not with E2B_PROTOCOL_PRIVATE      */
+  bool oldest_first;        /* instead of newest first; the private protocol always lists the oldest first              */
 } e2b_list_opts;
 
 typedef struct e2b_create_response {
@@ -681,6 +701,109 @@ E2B_API e2b_err e2b_api_pause(e2b_client *client, const char *sandbox_id, const 
 E2B_API e2b_err e2b_api_create_sandbox(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts, e2b_create_response *out, e2b_error *err);
 /* timeout_s <= 0 = 300 */
 E2B_API e2b_err e2b_api_connect_sandbox(e2b_client *client, const char *sandbox_id, int32_t timeout_s, const e2b_call *call, e2b_create_response *out, e2b_error *err);
+
+/* The sandbox a create made whose answer was lost. nonce: err.nonce of that create. NOT_FOUND (subject SANDBOX): there is
+ * none; for as long as the create may still be at work (its timeout is a good measure), ask again before you believe it. */
+E2B_API e2b_err e2b_api_find_by_nonce(e2b_client *client, const char *nonce, const e2b_call *call, e2b_sandbox_info *out, e2b_error *err);
+
+/* Replaces all rules for what a running sandbox may reach (PUT /sandboxes/{id}/network); what is not given is cleared.
+ * NULL = no rules. allow_public_traffic and mask_request_host can only be set when creating: INVALID_ARGUMENT here.
+ * Errors: NOT_FOUND (subject SANDBOX), CONFLICT, PERMISSION, INVALID_ARGUMENT. */
+E2B_API e2b_err e2b_api_update_network(e2b_client *client, const char *sandbox_id, const e2b_network *network, e2b_tri allow_internet_access, const e2b_call *call, e2b_error *err);
+
+#ifndef E2B_NO_METRICS
+typedef struct e2b_metric {
+  int64_t timestamp_ms;     /* Unix time */
+  int32_t cpu_count;
+  double cpu_used_pct;      /* of all of them together: 0..100 */
+  int64_t mem_total, mem_used, mem_cache, disk_total, disk_used; /* bytes */
+} e2b_metric;
+typedef struct e2b_metric_list { e2b_mem mem; const e2b_metric *items; size_t count; } e2b_metric_list;
+/* Samples between two moments (Unix time, sent in whole seconds; 0 = no bound), oldest first; a young sandbox may have none
+ * yet. Errors: NOT_FOUND (subject SANDBOX), NOT_BUILT (this server has no metrics). */
+E2B_API e2b_err e2b_api_get_metrics(e2b_client *client, const char *sandbox_id, int64_t start_ms, int64_t end_ms, const e2b_call *call, e2b_metric_list *out, e2b_error *err);
+
+typedef struct e2b_log_entry {
+  int64_t timestamp_ms;     /* Unix time */
+  const char *level;        /* "debug", "info", "warn", "error" */
+  const char *message;
+  e2b_kvs fields;
+} e2b_log_entry;
+typedef struct e2b_log_list { e2b_mem mem; const e2b_log_entry *items; size_t count; } e2b_log_list;
+typedef struct e2b_logs_opts {
+  e2b_call call;
+  int64_t cursor_ms;        /* Unix time to start from; 0 = the newest, with forward the oldest that is kept            */
+  bool forward;             /* from the cursor on to newer entries, instead of back to older ones                       */
+  int32_t limit;            /* 1..1000; 0 = the server's default                                                        */
+  const char *level;        /* only this level and above; NULL = all                                                    */
+  const char *search;       /* only messages with this text, at most 256 bytes; NULL = all                              */
+} e2b_logs_opts;
+/* What the service logged about a sandbox, in the direction asked for. Errors as e2b_api_get_metrics. */
+E2B_API e2b_err e2b_api_get_logs(e2b_client *client, const char *sandbox_id, const e2b_logs_opts *opts, e2b_log_list *out, e2b_error *err);
+#endif
+
+#ifndef E2B_NO_SNAPSHOTS
+/* A template made from a sandbox; it outlives the sandbox. */
+typedef struct e2b_snapshot { e2b_mem mem; const char *snapshot_id; e2b_strs names; } e2b_snapshot;
+/* One page. next_token is NULL on the last one. */
+typedef struct e2b_snapshot_list { e2b_mem mem; const e2b_snapshot *items; size_t count; const char *next_token; } e2b_snapshot_list;
+typedef struct e2b_snapshot_list_opts {
+  e2b_call call;
+  const char *sandbox_id;   /* only those made from this sandbox                                                        */
+  const char *name;         /* only those of this name                                                                  */
+  const char *next_token;   /* of the page before                                                                       */
+  int32_t limit;            /* 1..100; 0 = the server's default                                                         */
+} e2b_snapshot_list_opts;
+/* The sandbox stands still meanwhile, which can take a minute: mind call.timeout_ms. name NULL = none; a name that exists
+ * gets the new content. Sent at most once (err->maybe_done). e2b_sandbox_create(client, out->snapshot_id, ...) starts
+ * sandboxes from it. Errors: NOT_FOUND (subject SANDBOX), CONFLICT, INVALID_ARGUMENT. */
+E2B_API e2b_err e2b_api_create_snapshot(e2b_client *client, const char *sandbox_id, const char *name, const e2b_call *call, e2b_snapshot *out, e2b_error *err);
+E2B_API e2b_err e2b_api_list_snapshots(e2b_client *client, const e2b_snapshot_list_opts *opts, e2b_snapshot_list *out, e2b_error *err);
+/* deleted (optional): false when there was none, which is success too. INVALID_ARGUMENT: sandboxes still use it. */
+E2B_API e2b_err e2b_api_delete_snapshot(e2b_client *client, const char *snapshot_id, const e2b_call *call, bool *deleted, e2b_error *err);
+#endif
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: raw requests - what has no function of its own */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+/* An answer as it came. Names of headers are in lower case; a repeated one is there repeatedly, in order. */
+typedef struct e2b_response {
+  e2b_mem mem;
+  int status;
+  e2b_kvs headers;
+  e2b_str body; /* "" when it went to a sink                                                                            */
+} e2b_response;
+
+/* The head of an answer, before its body; valid during the call only. Return 0 to go on, < 0 to cancel. */
+typedef int (*e2b_head_fn)(void *user, int status, e2b_kvs headers);
+
+typedef struct e2b_request_opts {
+  e2b_call call;            /* headers: added, in place of ours of the same name except authentication. timeout_ms: the
+                               default is request_timeout_ms, with a source or a sink none                              */
+  const char *content_type; /* of the body; NULL = by call.headers, else application/json for e2b_api_request and
+                               application/octet-stream for e2b_sandbox_request                                         */
+  const void *body; size_t body_len; /* not copied: must stay valid until completion                                    */
+  e2b_source_fn source;     /* gives the body instead                                                                   */
+  int64_t source_size;      /* bytes it will give; 0 = not known: sent in chunks                                        */
+  e2b_head_fn on_head;      /* optional: called before the body arrives                                                 */
+  e2b_data_fn sink;         /* takes the body instead of out->body, which is limited to config.max_message_bytes        */
+  void *io_user;            /* for source, on_head and sink                                                             */
+} e2b_request_opts;
+
+/* Any call of the control plane: <api_url><path> with our key, timeouts and errors. path begins with '/', is
+ * percent-encoded by you (other characters than visible ASCII, '#' and dot segments are refused) and may have a query.
+ * Any status but 2xx is the error our own calls would give, and *out (optional) is filled all the same. GET, HEAD, OPTIONS,
+ * PUT and DELETE may be sent again on a fresh connection when a reused one was dead; others never.
+ * E2B_PAUSE needs a non-blocking call with call.op, and e2b_op_resume. */
+E2B_API e2b_err e2b_api_request(e2b_client *client, const char *method, const char *path, const e2b_request_opts *opts, e2b_response *out, e2b_error *err);
+
+/* A request to a server in the sandbox, at any port, routed as e2b_sandbox_host says (or through sandbox_base_url or
+ * sandbox_url when set). It carries the traffic token and, only to envd's own port (runtime_port), the access token; the
+ * API key never. path as for e2b_api_request. Any status is an answer: E2B_OK. Errors: UNAVAILABLE with subject PORT when
+ * the service says that nothing listens on the port (what does not know says 502, an answer); SANDBOX_GONE, _PAUSED when
+ * the sandbox turns out not to run; the network's. *out (optional) is filled whenever there was an answer. */
+E2B_API e2b_err e2b_sandbox_request(e2b_sandbox *sandbox, uint16_t port, const char *method, const char *path, const e2b_request_opts *opts, e2b_response *out, e2b_error *err);
 
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* public: commands */
@@ -2833,6 +2956,16 @@ static const e2b__field e2b__fields_rest_volume_mount[] = {
 static const e2b__message e2b__msg_rest_volume_mount =
   E2B__MESSAGE(e2b__rest_volume_mount, e2b__fields_rest_volume_mount);
 
+typedef struct e2b__rest_lifecycle {
+  e2b_str on_timeout; /* "pause" or "kill" */
+  bool auto_resume;
+} e2b__rest_lifecycle;
+static const e2b__field e2b__fields_rest_lifecycle[] = {
+  E2B__FIELD(e2b__rest_lifecycle, on_timeout, "onTimeout", 0, STR),
+  E2B__FIELD(e2b__rest_lifecycle, auto_resume, "autoResume", 0, BOOL),
+};
+static const e2b__message e2b__msg_rest_lifecycle = E2B__MESSAGE(e2b__rest_lifecycle, e2b__fields_rest_lifecycle);
+
 /* Sandbox, SandboxDetail and ListedSandbox in one; which members are there depends on the server and the call. */
 typedef struct e2b__rest_sandbox {
   e2b_str sandbox_id, template_id, client_id, envd_version, alias, domain, state;
@@ -2841,6 +2974,8 @@ typedef struct e2b__rest_sandbox {
   int64_t cpu_count, memory_mb, disk_size_mb;
   e2b__list metadata;      /* e2b__pair */
   e2b__list volume_mounts; /* e2b__rest_volume_mount */
+  e2b__rest_lifecycle lifecycle;
+  bool has_lifecycle;
 } e2b__rest_sandbox;
 static const e2b__field e2b__fields_rest_sandbox[] = {
   E2B__FIELD(e2b__rest_sandbox, sandbox_id, "sandboxID", 0, STR),
@@ -2860,8 +2995,61 @@ static const e2b__field e2b__fields_rest_sandbox[] = {
   E2B__FIELD(e2b__rest_sandbox, disk_size_mb, "diskSizeMB", 0, I64),
   E2B__FIELD_LIST(e2b__rest_sandbox, metadata, "metadata", 0, MAP, &e2b__msg_pair),
   E2B__FIELD_LIST(e2b__rest_sandbox, volume_mounts, "volumeMounts", 0, MSG, &e2b__msg_rest_volume_mount),
+  E2B__FIELD_HAS(e2b__rest_sandbox, lifecycle, "lifecycle", 0, MSG, 0, &e2b__msg_rest_lifecycle),
 };
 static const e2b__message e2b__msg_rest_sandbox = E2B__MESSAGE(e2b__rest_sandbox, e2b__fields_rest_sandbox);
+
+#ifndef E2B_NO_METRICS
+typedef struct e2b__rest_metric {
+  e2b_str timestamp; /* RFC 3339 */
+  int64_t timestamp_unix, cpu_count, mem_used, mem_total, mem_cache, disk_used, disk_total;
+  e2b_str cpu_used_pct; /* a number, as text */
+} e2b__rest_metric;
+static const e2b__field e2b__fields_rest_metric[] = {
+  E2B__FIELD(e2b__rest_metric, timestamp, "timestamp", 0, STR),
+  E2B__FIELD(e2b__rest_metric, timestamp_unix, "timestampUnix", 0, I64),
+  E2B__FIELD(e2b__rest_metric, cpu_count, "cpuCount", 0, I64),
+  E2B__FIELD(e2b__rest_metric, cpu_used_pct, "cpuUsedPct", 0, TEXT),
+  E2B__FIELD(e2b__rest_metric, mem_used, "memUsed", 0, I64),
+  E2B__FIELD(e2b__rest_metric, mem_total, "memTotal", 0, I64),
+  E2B__FIELD(e2b__rest_metric, mem_cache, "memCache", 0, I64),
+  E2B__FIELD(e2b__rest_metric, disk_used, "diskUsed", 0, I64),
+  E2B__FIELD(e2b__rest_metric, disk_total, "diskTotal", 0, I64),
+};
+static const e2b__message e2b__msg_rest_metric = E2B__MESSAGE(e2b__rest_metric, e2b__fields_rest_metric);
+
+typedef struct e2b__rest_log {
+  e2b_str timestamp, level, message;
+  e2b__list fields; /* e2b__pair */
+} e2b__rest_log;
+static const e2b__field e2b__fields_rest_log[] = {
+  E2B__FIELD(e2b__rest_log, timestamp, "timestamp", 0, STR),
+  E2B__FIELD(e2b__rest_log, level, "level", 0, STR),
+  E2B__FIELD(e2b__rest_log, message, "message", 0, STR),
+  E2B__FIELD_LIST(e2b__rest_log, fields, "fields", 0, MAP, &e2b__msg_pair),
+};
+static const e2b__message e2b__msg_rest_log = E2B__MESSAGE(e2b__rest_log, e2b__fields_rest_log);
+
+typedef struct e2b__rest_logs {
+  e2b__list logs; /* e2b__rest_log */
+} e2b__rest_logs;
+static const e2b__field e2b__fields_rest_logs[] = {
+  E2B__FIELD_LIST(e2b__rest_logs, logs, "logs", 0, MSG, &e2b__msg_rest_log),
+};
+static const e2b__message e2b__msg_rest_logs = E2B__MESSAGE(e2b__rest_logs, e2b__fields_rest_logs);
+#endif
+
+#ifndef E2B_NO_SNAPSHOTS
+typedef struct e2b__rest_snapshot {
+  e2b_str snapshot_id;
+  e2b__list names; /* e2b_str */
+} e2b__rest_snapshot;
+static const e2b__field e2b__fields_rest_snapshot[] = {
+  E2B__FIELD(e2b__rest_snapshot, snapshot_id, "snapshotID", 0, STR),
+  E2B__FIELD_LIST(e2b__rest_snapshot, names, "names", 0, STR, NULL),
+};
+static const e2b__message e2b__msg_rest_snapshot = E2B__MESSAGE(e2b__rest_snapshot, e2b__fields_rest_snapshot);
+#endif
 
 /* Error bodies of the control plane, of unary RPC and of proxies: `code` is a name for some and a number for others. */
 typedef struct e2b__rest_error {
@@ -7383,6 +7571,7 @@ struct e2b__op {
   void *user;
   uint64_t deadline;
   int32_t timeout_ms;   /* for its message */
+  const char *nonce;    /* of a create; NULL for all others */
   e2b_error result;
   e2b__op *next_done;
 };
@@ -7493,6 +7682,7 @@ static void e2b__op_finish(e2b__op *op, const e2b_error *result) {
   if (op->finished) return;
   op->finished = true;
   op->result = *result;
+  if (op->nonce && result->maybe_done) (void)snprintf(op->result.nonce, sizeof op->result.nonce, "%s", op->nonce);
   op->next_done = NULL;
   if (client->done_tail) client->done_tail->next_done = op; else client->done = op;
   client->done_tail = op;
@@ -8174,6 +8364,7 @@ static e2b_err e2b__answer_error(e2b__req *req, e2b_subject subject, const char 
 
 typedef struct e2b__probe e2b__probe;
 typedef struct e2b__input e2b__input;
+typedef struct e2b__heartbeat e2b__heartbeat;
 
 struct e2b_sandbox {
   e2b__object object;
@@ -8186,6 +8377,7 @@ struct e2b_sandbox {
   e2b_file_stream *streams;
   e2b__input *inputs; /* writes to processes, in their order */
   e2b__probe *probe; /* under way, or NULL */
+  e2b__heartbeat *heartbeat; /* or NULL */
   bool files_as_form; /* its envd takes uploads as forms only */
   bool json;          /* RPC in JSON: asked for, or its envd refused protobuf */
 };
@@ -9316,6 +9508,132 @@ E2B_API size_t e2b_client_sandbox_url(const e2b_client *client, const char *sand
   return e2b__text_out(&url, out, cap);
 }
 /* ================================================================================================================== */
+/* >>>> heartbeat */
+/* ================================================================================================================== */
+
+#define E2B__HEARTBEAT_RETRY_MS 1000u
+#define E2B__HEARTBEAT_RETRY_MAX_MS 30000u
+#define E2B__HEARTBEAT_IDLE_MS 10000
+
+/* POST /sandboxes/<id>/timeout, again and again. Its request is its timer: between two beats it waits in the queue. It
+ * has no deadline there, or a client that was not driven for a while would give it up unsent. */
+struct e2b__heartbeat {
+  e2b__object object;
+  e2b__req req;
+  e2b_sandbox *sandbox;
+  uint32_t life_ms;
+  uint32_t retry_ms;    /* 0 = the last beat succeeded */
+  uint64_t alive_until; /* by the last success */
+  e2b_done_fn on_lost;
+  void *user;
+};
+
+static void e2b__heartbeat_stop(e2b_sandbox *sandbox) {
+  e2b__heartbeat *beat = sandbox->heartbeat;
+  if (!beat) return;
+  sandbox->heartbeat = NULL;
+  e2b__req_abort(&beat->req);
+  e2b__req_free(&beat->req);
+  e2b__object_free(sandbox->client, beat);
+}
+
+static void e2b__heartbeat_lost(e2b__heartbeat *beat, const e2b_error *why) {
+  e2b_sandbox *sandbox = beat->sandbox;
+  e2b_done_fn on_lost = beat->on_lost;
+  void *user = beat->user;
+  e2b_error err = *why;
+  (void)snprintf(err.message, sizeof err.message, "sandbox %.64s is not kept alive any more: %.150s", sandbox->id,
+                 why->message);
+  e2b__log(&sandbox->client->config.logger, E2B_LOG_ERROR, "%s", err.message);
+  e2b__heartbeat_stop(sandbox);
+  if (on_lost) on_lost(user, &err);
+}
+
+/* The result of a beat: E2B_OK, or *err filled. */
+static e2b_err e2b__heartbeat_result(e2b__req *req, e2b_error *err) {
+  if (err->code) return err->code;
+  if (req->status >= 200 && req->status < 300) return E2B_OK;
+  return e2b__answer_error(req, E2B_SUBJECT_SANDBOX, "check api_key or E2B_API_KEY", err);
+}
+
+static void e2b__heartbeat_on_end(e2b__req *req, const e2b_error *end) {
+  e2b__heartbeat *beat = (e2b__heartbeat *)(void *)((uint8_t *)req - offsetof(e2b__heartbeat, req));
+  uint64_t now = req->client->now, wait;
+  e2b_error err = *end;
+  e2b_err code = e2b__heartbeat_result(req, &err);
+  if (code == E2B_OK) {
+    beat->alive_until = now + beat->life_ms;
+    beat->retry_ms = 0;
+    req->not_before = now + beat->life_ms / 3;
+  } else if (code == E2B_ERR_NOT_FOUND || code == E2B_ERR_UNAUTHENTICATED || code == E2B_ERR_PERMISSION ||
+             code == E2B_ERR_INVALID_ARGUMENT || now >= beat->alive_until) {
+    e2b__heartbeat_lost(beat, &err);
+    return;
+  } else {
+    beat->retry_ms =
+        beat->retry_ms ? E2B__MIN(beat->retry_ms * 2, E2B__HEARTBEAT_RETRY_MAX_MS) : E2B__HEARTBEAT_RETRY_MS;
+    wait = E2B__MAX(beat->retry_ms, err.retry_after_ms);
+    req->not_before = E2B__MIN(now + wait, beat->alive_until);
+    e2b__log(&req->client->config.logger, E2B_LOG_WARN, "keeping sandbox %.64s alive failed, will be tried again: %s",
+             beat->sandbox->id, err.message);
+  }
+  code = e2b__req_submit(req);
+  if (!code) return;
+  e2b__error_set(&err, code, E2B_PHASE_NONE, "no memory for the next request");
+  e2b__heartbeat_lost(beat, &err);
+}
+
+static const e2b__req_events e2b__heartbeat_events = { NULL, NULL, NULL, e2b__heartbeat_on_end };
+
+/* The request, without whom it belongs to. */
+static void e2b__heartbeat_build(e2b__req *req, const e2b_sandbox *sandbox, int32_t timeout_s) {
+  const e2b_client_config *config = &sandbox->client->config;
+  e2b__url api;
+  e2b__req_init(req, sandbox->client, &e2b__heartbeat_events);
+  req->method = "POST";
+  req->idempotent = true;
+  req->idle_ms = E2B__HEARTBEAT_IDLE_MS;
+  e2b__req_common_headers(req, NULL);
+  if (e2b__given(config->api_key)) e2b__headers_set(&req->headers, "x-api-key", e2b__str(config->api_key));
+  e2b__headers_set(&req->headers, "content-type", e2b__str("application/json"));
+  (void)e2b__url_parse(config->api_url, &api); /* checked by e2b_client_create */
+  e2b__req_target(req, &api);
+  e2b__buf_text(&req->path, "/sandboxes/");
+  e2b__url_escape(&req->path, e2b__str(sandbox->id));
+  e2b__buf_text(&req->path, "/timeout");
+  e2b__buf_text(&req->body, "{\"timeout\":");
+  e2b__buf_i64(&req->body, timeout_s);
+  e2b__buf_byte(&req->body, '}');
+  req->body_len = (int64_t)req->body.len;
+}
+
+E2B_API e2b_err e2b_sandbox_keep_alive(e2b_sandbox *sandbox, int32_t timeout_s, e2b_done_fn on_lost, void *user,
+                                       e2b_error *err) {
+  e2b_client *client;
+  e2b__heartbeat *beat;
+  if (err) memset(err, 0, sizeof *err);
+  if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
+  if (timeout_s < 0 || timeout_s > INT32_MAX / 1000)
+    return e2b__invalid(err, "timeout_s", "must be 0 (stop) to 2147483");
+  client = sandbox->client;
+  if (client->closing) return e2b__fail(err, E2B_ERR_BAD_STATE, "the client is being freed");
+  e2b__heartbeat_stop(sandbox);
+  if (timeout_s == 0 || client->config.debug) return E2B_OK;
+  beat = (e2b__heartbeat *)e2b__object_new(client, sizeof *beat);
+  if (!beat) return e2b__no_memory(err);
+  if (!client->in_turn) client->now = e2b__now_ms(client);
+  beat->sandbox = sandbox;
+  beat->life_ms = (uint32_t)timeout_s * 1000u;
+  beat->alive_until = client->now + beat->life_ms;
+  beat->on_lost = on_lost;
+  beat->user = user;
+  sandbox->heartbeat = beat;
+  e2b__heartbeat_build(&beat->req, sandbox, timeout_s);
+  if (e2b__req_submit(&beat->req) == E2B_OK) return E2B_OK;
+  e2b__heartbeat_stop(sandbox);
+  return e2b__no_memory(err);
+}
+/* ================================================================================================================== */
 /* >>>> sandbox */
 /* ================================================================================================================== */
 
@@ -9421,6 +9739,7 @@ E2B_API void e2b_sandbox_free(e2b_sandbox *sandbox) {
   while (sandbox->handles) e2b_command_handle_free(sandbox->handles);
   while (sandbox->streams) e2b_file_stream_free(sandbox->streams);
   if (sandbox->probe) e2b__probe_end(sandbox->probe, E2B__VERDICT_UNKNOWN);
+  e2b__heartbeat_stop(sandbox);
   if (sandbox->prev)
     sandbox->prev->next = sandbox->next;
   else
@@ -9506,6 +9825,7 @@ E2B_API size_t e2b_sandbox_host(const e2b_sandbox *sandbox, uint16_t port, char 
 typedef struct e2b__rest_task {
   e2b__task task;
   char *traffic_token; /* create and connect: instead of the server's; NULL = the server's */
+  char nonce[33];      /* create: what is sent, "" = nothing of ours */
 } e2b__rest_task;
 
 static void e2b__rest_release(e2b__op *op) {
@@ -9624,25 +9944,30 @@ static e2b_err e2b__rest_answered(e2b__task *task, e2b_error *err) {
   return e2b__rest_first_char(task) == '<' ? e2b__rest_foreign(task, err) : E2B_OK;
 }
 
-/* Reads a sandbox, or with `list` an e2b__list of them; the texts stay in the request. The arena is to be freed in any
- * case. No excerpt of what is JSON goes into a message: there are tokens in it. */
-static e2b_err e2b__rest_read(e2b__task *task, bool list, e2b__arena *arena, void *out, e2b_error *err) {
+/* Reads a message, or with `list` an e2b__list of them; the texts stay in the request. The arena is to be freed in any
+ * case. `what` it is, for messages; no excerpt of what is JSON goes into one: there are tokens in it. */
+static e2b_err e2b__rest_read_as(e2b__task *task, const e2b__message *type, bool list, const char *what,
+                                 e2b__arena *arena, void *out, e2b_error *err) {
   e2b__req *req = &task->req;
   e2b_err code;
   e2b__arena_init(arena, &task->op.client->mem, (size_t)task->op.client->config.max_message_bytes * 4);
   if (!e2b__rest_is_success(task)) return e2b__rest_refused(task, err);
   if (e2b__rest_first_char(task) != (list ? '[' : '{')) return e2b__rest_foreign(task, err);
-  code = list
-             ? e2b__json_decode_list(&e2b__msg_rest_sandbox, (char *)req->rx.data, req->rx.len, arena, (e2b__list *)out)
-             : e2b__json_decode(&e2b__msg_rest_sandbox, (char *)req->rx.data, req->rx.len, arena, out);
+  code = list ? e2b__json_decode_list(type, (char *)req->rx.data, req->rx.len, arena, (e2b__list *)out)
+              : e2b__json_decode(type, (char *)req->rx.data, req->rx.len, arena, out);
   if (!code) return E2B_OK;
   err->phase = E2B_PHASE_DECODE;
   err->maybe_done = !req->idempotent;
+  if (code == E2B_ERR_PROTOCOL)
+    return e2b__error_say(err, code, "the answer (HTTP %d) is JSON, but not that of a %s", req->status, what);
   return e2b__error_say(err, code,
-                        code == E2B_ERR_PROTOCOL ? "the answer (HTTP %d) is JSON, but not that of a sandbox"
-                        : code == E2B_ERR_LIMIT  ? "the answer (HTTP %d) is larger than max_message_bytes allows"
-                                                 : "no memory for the answer (HTTP %d)",
+                        code == E2B_ERR_LIMIT ? "the answer (HTTP %d) is larger than max_message_bytes allows"
+                                              : "no memory for the answer (HTTP %d)",
                         req->status);
+}
+
+static e2b_err e2b__rest_read(e2b__task *task, bool list, e2b__arena *arena, void *out, e2b_error *err) {
+  return e2b__rest_read_as(task, &e2b__msg_rest_sandbox, list, "sandbox", arena, out, err);
 }
 
 /* Hands a result out; a failure leaves it empty but for mem.len. `size` is that of *task->out. */
@@ -9706,6 +10031,9 @@ static void e2b__fill_info(e2b__pack *pack, const void *from, void *out) {
   }
   info->volume_mounts = copies;
   info->volume_mount_count = rest->volume_mounts.count;
+  if (!rest->has_lifecycle) return;
+  info->auto_pause = e2b__str_eq(rest->lifecycle.on_timeout, "pause") ? E2B_YES : E2B_NO;
+  info->auto_resume = rest->lifecycle.auto_resume ? E2B_YES : E2B_NO;
 }
 
 typedef struct e2b__rest_page {
@@ -9875,10 +10203,9 @@ static void e2b__json_text(e2b__json_writer *w, const char *key, const char *val
   e2b__json_str(w, e2b__str(value));
 }
 
+/* The members of the object "network" of a create, and of the body of an update. */
 static void e2b__json_network(e2b__json_writer *w, const e2b_network *network) {
   size_t i;
-  e2b__json_key(w, "network");
-  e2b__json_begin(w, '{');
   e2b__json_tri(w, "allowPublicTraffic", network->allow_public_traffic);
   e2b__json_strs(w, "allowOut", network->allow_out);
   e2b__json_strs(w, "denyOut", network->deny_out);
@@ -9909,20 +10236,22 @@ static void e2b__json_network(e2b__json_writer *w, const e2b_network *network) {
     e2b__json_text(w, "password", network->egress_proxy_password);
     e2b__json_end(w, '}');
   }
-  e2b__json_end(w, '}');
 }
 
-#define E2B__NONCE_KEY "e2b.h/nonce"
-
-/* The caller's pairs and, unless they have one, a nonce: by it a sandbox is found whose creation was not answered. */
-static void e2b__json_metadata(e2b__json_writer *w, e2b_kvs metadata) {
+/* Makes the nonce, by which a sandbox is found whose creation was not answered, unless the caller has one. */
+static void e2b__rest_make_nonce(e2b__rest_task *rest, e2b_kvs metadata) {
   uint8_t random[16];
-  char nonce[2 * sizeof random + 1] = "";
   size_t i;
-  if (e2b__net_random(random, sizeof random))
-    for (i = 0; i < sizeof random; i++) (void)snprintf(nonce + 2 * i, 3, "%02x", random[i]);
   for (i = 0; i < metadata.count; i++)
-    if (strcmp(metadata.items[i].key, E2B__NONCE_KEY) == 0) nonce[0] = 0;
+    if (strcmp(metadata.items[i].key, E2B_NONCE_KEY) == 0) return;
+  if (!e2b__net_random(random, sizeof random)) return;
+  for (i = 0; i < sizeof random; i++) (void)snprintf(rest->nonce + 2 * i, 3, "%02x", random[i]);
+  rest->task.op.nonce = rest->nonce;
+}
+
+/* The caller's pairs and the nonce. */
+static void e2b__json_metadata(e2b__json_writer *w, e2b_kvs metadata, const char *nonce) {
+  size_t i;
   if (!metadata.count && !nonce[0]) return;
   e2b__json_key(w, "metadata");
   e2b__json_begin(w, '{');
@@ -9930,12 +10259,13 @@ static void e2b__json_metadata(e2b__json_writer *w, e2b_kvs metadata) {
     e2b__json_key(w, metadata.items[i].key);
     e2b__json_str(w, e2b__str(metadata.items[i].value));
   }
-  e2b__json_text(w, E2B__NONCE_KEY, nonce);
+  e2b__json_text(w, E2B_NONCE_KEY, nonce);
   e2b__json_end(w, '}');
 }
 
 /* The members that have options of their own. */
-static void e2b__json_create(e2b__json_writer *w, const char *template_id, const e2b_sandbox_opts *opts) {
+static void e2b__json_create(e2b__json_writer *w, const char *template_id, const e2b_sandbox_opts *opts,
+                             const char *nonce) {
   size_t i;
   e2b__json_key(w, "templateID");
   e2b__json_str(w, e2b__str(template_id));
@@ -9950,8 +10280,13 @@ static void e2b__json_create(e2b__json_writer *w, const char *template_id, const
   }
   e2b__json_tri(w, "secure", opts->secure == E2B_UNSET ? E2B_YES : opts->secure);
   e2b__json_tri(w, "allow_internet_access", opts->allow_internet_access);
-  if (opts->network) e2b__json_network(w, opts->network);
-  e2b__json_metadata(w, opts->metadata);
+  if (opts->network) {
+    e2b__json_key(w, "network");
+    e2b__json_begin(w, '{');
+    e2b__json_network(w, opts->network);
+    e2b__json_end(w, '}');
+  }
+  e2b__json_metadata(w, opts->metadata, nonce);
   e2b__json_kvs(w, "envVars", opts->env_vars);
   if (e2b__given(opts->mcp_json)) {
     e2b__json_key(w, "mcp");
@@ -10037,7 +10372,8 @@ static e2b_err e2b__create(e2b_client *client, const char *template_id, const e2
   w.out = &rest->task.req.body;
   w.comma = false;
   e2b__json_begin(&w, '{');
-  e2b__json_create(&w, template_id, opts);
+  e2b__rest_make_nonce(rest, opts->metadata);
+  e2b__json_create(&w, template_id, opts, rest->nonce);
   e2b__json_end(&w, '}');
   if (e2b__given(opts->extra_json)) code = e2b__json_splice(w.out, opts->extra_json, err);
   if (!code && !e2b__rest_keep_traffic_token(rest, opts)) code = e2b__no_memory(err);
@@ -10160,6 +10496,7 @@ static e2b_err e2b__kill_new(e2b__target target, const e2b_call *call, bool *kil
 }
 
 static e2b_err e2b__kill_run(e2b__rest_task *rest, const e2b_call *call, e2b_error *err) {
+  if (rest->task.op.sandbox) e2b__heartbeat_stop(rest->task.op.sandbox);
   if (!rest->task.op.client->config.debug) return e2b__rest_run(rest, call, err);
   if (rest->task.flag) *rest->task.flag = true;
   return e2b__rest_skip(rest, call, err);
@@ -10221,6 +10558,7 @@ static e2b_err e2b__pause(e2b__target target, const e2b_call *call, e2b_error *e
   e2b_err code = e2b__rest_new_for(target, "POST", "/pause", call, &rest, err);
   if (code) return code;
   rest->task.on_answer = e2b__pause_answered;
+  if (target.sandbox) e2b__heartbeat_stop(target.sandbox);
   return e2b__rest_run(rest, call, err);
 }
 
@@ -10242,7 +10580,7 @@ static e2b_err e2b__list_answered(e2b__task *task, e2b_error *err) {
   return code;
 }
 
-static e2b_err e2b__list_check(const e2b_list_opts *opts, e2b_error *err) {
+static e2b_err e2b__list_check(const e2b_list_opts *opts, bool private_protocol, e2b_error *err) {
   e2b_err code;
   if (!opts) return E2B_OK;
   if ((code = e2b__pairs_check(opts->metadata, "metadata", err)) != E2B_OK) return code;
@@ -10251,14 +10589,23 @@ static e2b_err e2b__list_check(const e2b_list_opts *opts, e2b_error *err) {
   if (opts->limit < 0 || opts->limit > 100) return e2b__invalid(err, "limit", "must be 1 to 100");
   if (opts->next_token && !e2b__text_ok(opts->next_token))
     return e2b__invalid(err, "next_token", "has a control character");
+  if (opts->started_after_ms < 0) return e2b__invalid(err, "started_after_ms", "is negative");
+  if (!e2b__text_ok(opts->template_id)) return e2b__invalid(err, "template_id", "has a control character");
+  /* OpenKruise would take them for metadata, and find nothing */
+  if (private_protocol && (e2b__given(opts->template_id) || opts->started_after_ms))
+    return e2b__invalid(err, "template_id or started_after_ms", "cannot be used with E2B_PROTOCOL_PRIVATE");
   return E2B_OK;
 }
 
-static void e2b__list_put_query(e2b__buf *path, const e2b_list_opts *opts, int metadata_layers) {
-  if (opts->metadata.count) {
-    e2b__url_query_name(path, "metadata");
-    e2b__url_metadata(path, opts->metadata, metadata_layers);
-  }
+/* E2B's cloud decodes three layers, OpenKruise two. */
+static void e2b__list_put_metadata(e2b__buf *path, e2b_kvs metadata, bool private_protocol) {
+  e2b__url_query_name(path, "metadata");
+  e2b__url_metadata(path, metadata, private_protocol ? 2 : 3);
+}
+
+static void e2b__list_put_query(e2b__buf *path, const e2b_list_opts *opts, bool private_protocol) {
+  e2b__timestamp from;
+  if (opts->metadata.count) e2b__list_put_metadata(path, opts->metadata, private_protocol);
   if (opts->states) {
     e2b__url_query_name(path, "state");
     e2b__buf_text(path, opts->states == E2B_STATE_RUNNING  ? "running"
@@ -10270,18 +10617,33 @@ static void e2b__list_put_query(e2b__buf *path, const e2b_list_opts *opts, int m
     e2b__buf_i64(path, opts->limit);
   }
   if (e2b__given(opts->next_token)) e2b__url_query(path, "nextToken", e2b__str(opts->next_token));
+  if (e2b__given(opts->template_id)) e2b__url_query(path, "template", e2b__str(opts->template_id));
+  if (opts->started_after_ms) {
+    e2b__buf time;
+    from.seconds = opts->started_after_ms / 1000;
+    from.nanos = (int32_t)(opts->started_after_ms % 1000) * 1000000;
+    e2b__buf_init(&time, path->mem, 64);
+    e2b__time_format(from, &time);
+    if (time.err) path->err = time.err;
+    else e2b__url_query(path, "startedAfter", e2b__str_n((const char *)time.data, time.len));
+    e2b__buf_free(&time);
+  }
+  if (opts->oldest_first && !private_protocol) e2b__url_query(path, "order", e2b__str("asc"));
 }
 
 E2B_API e2b_err e2b_api_list(e2b_client *client, const e2b_list_opts *opts, e2b_sandbox_list *out, e2b_error *err) {
   const e2b_call *call = opts ? &opts->call : NULL;
+  bool private_protocol;
   e2b__rest_task *rest;
   e2b_err code;
   e2b__result_clear(out, sizeof *out);
   if (!out) return e2b__invalid(err, "out", "is NULL");
-  code = e2b__list_check(opts, err);
+  if (!client) return e2b__invalid(err, "client", "is NULL");
+  private_protocol = client->config.protocol == E2B_PROTOCOL_PRIVATE;
+  code = e2b__list_check(opts, private_protocol, err);
   if (!code) code = e2b__rest_new(client, "GET", "/v2/sandboxes", call, &rest, err);
   if (code) return code;
-  if (opts) e2b__list_put_query(&rest->task.req.path, opts, client->config.protocol == E2B_PROTOCOL_PRIVATE ? 2 : 3);
+  if (opts) e2b__list_put_query(&rest->task.req.path, opts, private_protocol);
   rest->task.req.idempotent = true;
   rest->task.on_answer = e2b__list_answered;
   rest->task.out = out;
@@ -10320,6 +10682,795 @@ E2B_API e2b_err e2b_sandbox_is_running(e2b_sandbox *sandbox, const e2b_call *cal
   e2b__buf_text(&task->req.path, "/health");
   e2b__data_headers(&task->req, sandbox, NULL, call);
   return e2b__task_run(task, call, err);
+}
+/* ================================================================================================================== */
+/* >>>> api */
+/* ================================================================================================================== */
+
+/* The rest of the control plane that has functions of its own. */
+
+/* ---- finding by nonce ---- */
+
+static bool e2b__has_pair(const e2b__list *pairs, const char *key, const char *value) {
+  const e2b__pair *pair = (const e2b__pair *)pairs->items;
+  size_t i;
+  for (i = 0; i < pairs->count; i++)
+    if (e2b__str_eq(pair[i].key, key) && e2b__str_eq(pair[i].value, value)) return true;
+  return false;
+}
+
+/* Looks at the metadata itself, for a server that ignores the filter lists others: task->data is the nonce. */
+static e2b_err e2b__found_answered(e2b__task *task, e2b_error *err) {
+  const e2b__rest_sandbox *rest;
+  e2b__list list;
+  e2b__arena arena;
+  size_t i;
+  e2b_err code = e2b__rest_read(task, true, &arena, &list, err);
+  if (!code) {
+    rest = (const e2b__rest_sandbox *)list.items;
+    for (i = 0; i < list.count; i++)
+      if (e2b__has_pair(&rest[i].metadata, E2B_NONCE_KEY, (const char *)task->data)) break;
+    if (i < list.count) {
+      code = e2b__rest_give(task, e2b__fill_info, &rest[i], sizeof(e2b_sandbox_info), err);
+    } else {
+      err->subject = E2B_SUBJECT_SANDBOX;
+      code = e2b__error_say(err, E2B_ERR_NOT_FOUND,
+                            "no sandbox has that nonce; if its create may still be at work, ask again");
+    }
+  }
+  e2b__arena_free(&arena);
+  return code;
+}
+
+E2B_API e2b_err e2b_api_find_by_nonce(e2b_client *client, const char *nonce, const e2b_call *call,
+                                      e2b_sandbox_info *out, e2b_error *err) {
+  e2b__rest_task *rest;
+  e2b_kvs filter;
+  e2b_kv pair;
+  e2b_err code;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  if (!e2b__given(nonce)) return e2b__invalid(err, "nonce", "is empty");
+  if (!e2b__text_ok(nonce)) return e2b__invalid(err, "nonce", "has a control character");
+  if (strlen(nonce) >= sizeof rest->nonce) return e2b__invalid(err, "nonce", "is longer than 32 bytes");
+  code = e2b__rest_new(client, "GET", "/v2/sandboxes", call, &rest, err);
+  if (code) return code;
+  memcpy(rest->nonce, nonce, strlen(nonce) + 1);
+  pair.key = E2B_NONCE_KEY;
+  pair.value = nonce;
+  filter.items = &pair;
+  filter.count = 1;
+  e2b__list_put_metadata(&rest->task.req.path, filter, client->config.protocol == E2B_PROTOCOL_PRIVATE);
+  rest->task.req.idempotent = true;
+  rest->task.on_answer = e2b__found_answered;
+  rest->task.data = (const uint8_t *)rest->nonce;
+  rest->task.out = out;
+  return e2b__rest_run(rest, call, err);
+}
+
+/* ---- network ---- */
+
+E2B_API e2b_err e2b_api_update_network(e2b_client *client, const char *sandbox_id, const e2b_network *network,
+                                       e2b_tri allow_internet_access, const e2b_call *call, e2b_error *err) {
+  e2b__json_writer w;
+  e2b__rest_task *rest;
+  e2b_err code = network ? e2b__network_check(network, err) : E2B_OK;
+  if (code) return code;
+  if (network && network->allow_public_traffic != E2B_UNSET)
+    return e2b__invalid(err, "network.allow_public_traffic", "can only be set when creating");
+  if (network && e2b__given(network->mask_request_host))
+    return e2b__invalid(err, "network.mask_request_host", "can only be set when creating");
+  code = e2b__rest_new_for(e2b__target_id(client, sandbox_id), "PUT", "/network", call, &rest, err);
+  if (code) return code;
+  w.out = &rest->task.req.body;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  if (network) e2b__json_network(&w, network);
+  e2b__json_tri(&w, "allow_internet_access", allow_internet_access);
+  e2b__json_end(&w, '}');
+  rest->task.on_answer = e2b__rest_answered;
+  return e2b__rest_run(rest, call, err);
+}
+
+#if !defined(E2B_NO_METRICS) || !defined(E2B_NO_SNAPSHOTS)
+/* As e2b__rest_read_as; but a server that does not know the call may answer with what it knows about the sandbox. */
+static e2b_err e2b__api_read(e2b__task *task, const e2b__message *type, bool list, const char *what, e2b__arena *arena,
+                             void *out, e2b_error *err) {
+  e2b__arena_init(arena, &task->op.client->mem, 0);
+  if (e2b__rest_is_success(task) && e2b__rest_first_char(task) == (list ? '{' : '[')) {
+    err->phase = E2B_PHASE_DECODE;
+    return e2b__error_say(err, E2B_ERR_NOT_BUILT,
+                          "this server knows no such call: its answer (HTTP %d) is not that of a %s", task->req.status,
+                          what);
+  }
+  return e2b__rest_read_as(task, type, list, what, arena, out, err);
+}
+#endif
+
+#ifndef E2B_NO_METRICS
+
+/* ---- metrics and logs ---- */
+
+/* A JSON number. strtod would want the decimal point of the locale. */
+static double e2b__to_double(e2b_str text) {
+  double value = 0, scale = 1;
+  bool negative = text.len && text.ptr[0] == '-', fraction = false;
+  int64_t exponent = 0;
+  size_t i;
+  for (i = 0; i < text.len && e2b__ascii_lower(text.ptr[i]) != 'e'; i++) {
+    if (text.ptr[i] == '.') fraction = true;
+    if (!e2b__is_digit(text.ptr[i])) continue;
+    value = value * 10 + (double)(text.ptr[i] - '0');
+    if (fraction) scale *= 10;
+  }
+  if (i < text.len) i += text.len - i > 1 && text.ptr[i + 1] == '+' ? 2 : 1;
+  if (i < text.len && !e2b__json_to_i64(e2b__str_n(text.ptr + i, text.len - i), &exponent)) exponent = 0;
+  for (exponent = E2B__MIN(exponent, (int64_t)330); exponent > 0; exponent--) value *= 10;
+  for (exponent = E2B__MAX(exponent, (int64_t)-330); exponent < 0; exponent++) scale *= 10;
+  return (negative ? -value : value) / scale;
+}
+
+static void e2b__fill_metrics(e2b__pack *pack, const void *from, void *out) {
+  const e2b__list *list = (const e2b__list *)from;
+  const e2b__rest_metric *rest = (const e2b__rest_metric *)list->items;
+  e2b_metric_list *result = (e2b_metric_list *)out;
+  e2b_metric *items = (e2b_metric *)e2b__pack_alloc(pack, list->count * sizeof *items);
+  size_t i;
+  result->items = items;
+  result->count = list->count;
+  for (i = 0; items && i < list->count; i++) {
+    items[i].timestamp_ms = e2b__to_unix_ms(rest[i].timestamp);
+    if (!items[i].timestamp_ms && rest[i].timestamp_unix > 0 && rest[i].timestamp_unix < INT64_MAX / 1000)
+      items[i].timestamp_ms = rest[i].timestamp_unix * 1000;
+    items[i].cpu_count = e2b__to_i32(rest[i].cpu_count);
+    items[i].cpu_used_pct = e2b__to_double(rest[i].cpu_used_pct);
+    items[i].mem_total = rest[i].mem_total;
+    items[i].mem_used = rest[i].mem_used;
+    items[i].mem_cache = rest[i].mem_cache;
+    items[i].disk_total = rest[i].disk_total;
+    items[i].disk_used = rest[i].disk_used;
+  }
+}
+
+static e2b_err e2b__metrics_answered(e2b__task *task, e2b_error *err) {
+  e2b__list list;
+  e2b__arena arena;
+  e2b_err code = e2b__api_read(task, &e2b__msg_rest_metric, true, "list of metrics", &arena, &list, err);
+  if (!code) code = e2b__rest_give(task, e2b__fill_metrics, &list, sizeof(e2b_metric_list), err);
+  e2b__arena_free(&arena);
+  return code;
+}
+
+/* "name=<value>" when there is one. */
+static void e2b__url_query_i64(e2b__buf *path, const char *name, int64_t value) {
+  if (!value) return;
+  e2b__url_query_name(path, name);
+  e2b__buf_i64(path, value);
+}
+
+E2B_API e2b_err e2b_api_get_metrics(e2b_client *client, const char *sandbox_id, int64_t start_ms, int64_t end_ms,
+                                    const e2b_call *call, e2b_metric_list *out, e2b_error *err) {
+  e2b__rest_task *rest;
+  e2b_err code;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  if (start_ms < 0) return e2b__invalid(err, "start_ms", "is negative");
+  if (end_ms < 0 || (end_ms && end_ms < start_ms)) return e2b__invalid(err, "end_ms", "is before start_ms");
+  code = e2b__rest_new_for(e2b__target_id(client, sandbox_id), "GET", "/metrics", call, &rest, err);
+  if (code) return code;
+  e2b__url_query_i64(&rest->task.req.path, "start", start_ms / 1000);
+  e2b__url_query_i64(&rest->task.req.path, "end", end_ms / 1000 + (end_ms % 1000 ? 1 : 0));
+  rest->task.on_answer = e2b__metrics_answered;
+  rest->task.out = out;
+  return e2b__rest_run(rest, call, err);
+}
+
+static void e2b__fill_logs(e2b__pack *pack, const void *from, void *out) {
+  const e2b__list *list = &((const e2b__rest_logs *)from)->logs;
+  const e2b__rest_log *rest = (const e2b__rest_log *)list->items;
+  e2b_log_list *result = (e2b_log_list *)out;
+  e2b_log_entry entry, *items = (e2b_log_entry *)e2b__pack_alloc(pack, list->count * sizeof *items);
+  size_t i;
+  result->items = items;
+  result->count = list->count;
+  for (i = 0; i < list->count; i++) {
+    entry.timestamp_ms = e2b__to_unix_ms(rest[i].timestamp);
+    entry.level = e2b__pack_str(pack, rest[i].level);
+    entry.message = e2b__pack_str(pack, rest[i].message);
+    entry.fields = e2b__pack_pairs(pack, &rest[i].fields);
+    if (items) items[i] = entry;
+  }
+}
+
+static e2b_err e2b__logs_answered(e2b__task *task, e2b_error *err) {
+  e2b__rest_logs logs;
+  e2b__arena arena;
+  e2b_err code = e2b__api_read(task, &e2b__msg_rest_logs, false, "list of logs", &arena, &logs, err);
+  if (!code) code = e2b__rest_give(task, e2b__fill_logs, &logs, sizeof(e2b_log_list), err);
+  e2b__arena_free(&arena);
+  return code;
+}
+
+static e2b_err e2b__logs_check(const e2b_logs_opts *opts, e2b_error *err) {
+  if (opts->cursor_ms < 0) return e2b__invalid(err, "cursor_ms", "is negative");
+  if (opts->limit < 0 || opts->limit > 1000) return e2b__invalid(err, "limit", "must be 1 to 1000");
+  if (!e2b__text_ok(opts->level)) return e2b__invalid(err, "level", "has a control character");
+  if (!e2b__text_ok(opts->search)) return e2b__invalid(err, "search", "has a control character");
+  if (opts->search && strlen(opts->search) > 256) return e2b__invalid(err, "search", "is longer than 256 bytes");
+  return E2B_OK;
+}
+
+E2B_API e2b_err e2b_api_get_logs(e2b_client *client, const char *sandbox_id, const e2b_logs_opts *opts,
+                                 e2b_log_list *out, e2b_error *err) {
+  const e2b_call *call = opts ? &opts->call : NULL;
+  e2b__rest_task *rest;
+  e2b__buf *path;
+  e2b_err code;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  code = client ? e2b__sandbox_id_check(sandbox_id, err) : E2B_OK;
+  if (!code && opts) code = e2b__logs_check(opts, err);
+  if (!code) code = e2b__rest_new(client, "GET", "/v2/sandboxes/", call, &rest, err);
+  if (code) return code;
+  path = &rest->task.req.path;
+  e2b__url_escape(path, e2b__str(sandbox_id));
+  e2b__buf_text(path, "/logs");
+  if (opts) {
+    e2b__url_query_i64(path, "cursor", opts->cursor_ms);
+    e2b__url_query_i64(path, "limit", opts->limit);
+    if (opts->forward) e2b__url_query(path, "direction", e2b__str("forward"));
+    if (e2b__given(opts->level)) e2b__url_query(path, "level", e2b__str(opts->level));
+    if (e2b__given(opts->search)) e2b__url_query(path, "search", e2b__str(opts->search));
+  }
+  rest->task.req.idempotent = true;
+  rest->task.subject = E2B_SUBJECT_SANDBOX;
+  rest->task.on_answer = e2b__logs_answered;
+  rest->task.out = out;
+  return e2b__rest_run(rest, call, err);
+}
+#endif
+
+#ifndef E2B_NO_SNAPSHOTS
+
+/* ---- snapshots ---- */
+
+/* All members but mem. `out` is NULL in the first pass of a list. */
+static void e2b__pack_snapshot(e2b__pack *pack, const e2b__rest_snapshot *rest, e2b_snapshot *out) {
+  const e2b_str *from = (const e2b_str *)rest->names.items;
+  const char *id = e2b__pack_str(pack, rest->snapshot_id), *name;
+  const char **names = (const char **)e2b__pack_alloc(pack, rest->names.count * sizeof *names);
+  size_t i;
+  for (i = 0; i < rest->names.count; i++) {
+    name = e2b__pack_str(pack, from[i]);
+    if (names) names[i] = name;
+  }
+  if (!out) return;
+  out->snapshot_id = id;
+  out->names.items = names;
+  out->names.count = rest->names.count;
+}
+
+static void e2b__fill_snapshot(e2b__pack *pack, const void *from, void *out) {
+  e2b__pack_snapshot(pack, (const e2b__rest_snapshot *)from, (e2b_snapshot *)out);
+}
+
+typedef struct e2b__snapshot_page {
+  e2b__list snapshots; /* e2b__rest_snapshot */
+  const char *next_token;
+} e2b__snapshot_page;
+
+static void e2b__fill_snapshots(e2b__pack *pack, const void *from, void *out) {
+  const e2b__snapshot_page *page = (const e2b__snapshot_page *)from;
+  const e2b__rest_snapshot *rest = (const e2b__rest_snapshot *)page->snapshots.items;
+  e2b_snapshot_list *list = (e2b_snapshot_list *)out;
+  e2b_snapshot *items = (e2b_snapshot *)e2b__pack_alloc(pack, page->snapshots.count * sizeof *items);
+  size_t i;
+  for (i = 0; i < page->snapshots.count; i++) {
+    if (items) memset(&items[i], 0, sizeof items[i]);
+    e2b__pack_snapshot(pack, &rest[i], items ? &items[i] : NULL);
+  }
+  list->items = items;
+  list->count = page->snapshots.count;
+  list->next_token = e2b__given(page->next_token) ? e2b__pack_str(pack, e2b__str(page->next_token)) : NULL;
+}
+
+static e2b_err e2b__snapshot_answered(e2b__task *task, e2b_error *err) {
+  e2b__rest_snapshot rest;
+  e2b__arena arena;
+  e2b_err code = e2b__api_read(task, &e2b__msg_rest_snapshot, false, "snapshot", &arena, &rest, err);
+  if (!code && !rest.snapshot_id.len) {
+    err->phase = E2B_PHASE_DECODE;
+    code = e2b__error_say(err, E2B_ERR_PROTOCOL, "the answer (HTTP %d) has no snapshotID", task->req.status);
+  }
+  if (!code) code = e2b__rest_give(task, e2b__fill_snapshot, &rest, sizeof(e2b_snapshot), err);
+  if (code && e2b__rest_is_success(task)) err->maybe_done = true;
+  e2b__arena_free(&arena);
+  return code;
+}
+
+E2B_API e2b_err e2b_api_create_snapshot(e2b_client *client, const char *sandbox_id, const char *name,
+                                        const e2b_call *call, e2b_snapshot *out, e2b_error *err) {
+  e2b__json_writer w;
+  e2b__rest_task *rest;
+  e2b_err code;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  if (!e2b__text_ok(name)) return e2b__invalid(err, "name", "has a control character");
+  code = e2b__rest_new_for(e2b__target_id(client, sandbox_id), "POST", "/snapshots", call, &rest, err);
+  if (code) return code;
+  w.out = &rest->task.req.body;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  e2b__json_text(&w, "name", name);
+  e2b__json_end(&w, '}');
+  rest->task.req.idempotent = false;
+  rest->task.on_answer = e2b__snapshot_answered;
+  rest->task.out = out;
+  return e2b__rest_run(rest, call, err);
+}
+
+static e2b_err e2b__snapshots_answered(e2b__task *task, e2b_error *err) {
+  e2b__snapshot_page page;
+  e2b__arena arena;
+  e2b_err code = e2b__api_read(task, &e2b__msg_rest_snapshot, true, "list of snapshots", &arena, &page.snapshots, err);
+  page.next_token = e2b__headers_get(&task->req.answer_headers, "x-next-token");
+  if (!code) code = e2b__rest_give(task, e2b__fill_snapshots, &page, sizeof(e2b_snapshot_list), err);
+  e2b__arena_free(&arena);
+  return code;
+}
+
+E2B_API e2b_err e2b_api_list_snapshots(e2b_client *client, const e2b_snapshot_list_opts *opts, e2b_snapshot_list *out,
+                                       e2b_error *err) {
+  const e2b_call *call = opts ? &opts->call : NULL;
+  e2b__rest_task *rest;
+  e2b__buf *path;
+  e2b_err code;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  if (opts && (opts->limit < 0 || opts->limit > 100)) return e2b__invalid(err, "limit", "must be 1 to 100");
+  if (opts && (!e2b__text_ok(opts->sandbox_id) || !e2b__text_ok(opts->name) || !e2b__text_ok(opts->next_token)))
+    return e2b__invalid(err, "sandbox_id, name or next_token", "has a control character");
+  code = e2b__rest_new(client, "GET", "/snapshots", call, &rest, err);
+  if (code) return code;
+  path = &rest->task.req.path;
+  if (opts) {
+    if (e2b__given(opts->sandbox_id)) e2b__url_query(path, "sandboxID", e2b__str(opts->sandbox_id));
+    if (e2b__given(opts->name)) e2b__url_query(path, "name", e2b__str(opts->name));
+    if (opts->limit) e2b__url_query_name(path, "limit");
+    if (opts->limit) e2b__buf_i64(path, opts->limit);
+    if (e2b__given(opts->next_token)) e2b__url_query(path, "nextToken", e2b__str(opts->next_token));
+  }
+  rest->task.req.idempotent = true;
+  rest->task.on_answer = e2b__snapshots_answered;
+  rest->task.out = out;
+  return e2b__rest_run(rest, call, err);
+}
+
+E2B_API e2b_err e2b_api_delete_snapshot(e2b_client *client, const char *snapshot_id, const e2b_call *call,
+                                        bool *deleted, e2b_error *err) {
+  e2b__rest_task *rest;
+  e2b_err code;
+  if (deleted) *deleted = false;
+  if (!e2b__given(snapshot_id)) return e2b__invalid(err, "snapshot_id", "is empty");
+  if (!e2b__text_ok(snapshot_id)) return e2b__invalid(err, "snapshot_id", "has a control character");
+  if (strcmp(snapshot_id, ".") == 0 || strcmp(snapshot_id, "..") == 0)
+    return e2b__invalid(err, "snapshot_id", "is a path");
+  code = e2b__rest_new(client, "DELETE", "/templates/", call, &rest, err);
+  if (code) return code;
+  e2b__url_escape(&rest->task.req.path, e2b__str(snapshot_id));
+  rest->task.req.idempotent = true;
+  rest->task.on_answer = e2b__kill_answered; /* 404 is an answer here too */
+  rest->task.flag = deleted;
+  return e2b__rest_run(rest, call, err);
+}
+#endif
+/* ================================================================================================================== */
+/* >>>> raw */
+/* ================================================================================================================== */
+
+/* Requests with any method, path and body, to the control plane or to a port of a sandbox. */
+
+#define E2B__RAW_DOUBT_MAX 8192 /* of a 502's body, which may be the edge's, this much is kept to be looked at */
+
+typedef struct e2b__raw {
+  e2b__data_task data; /* op.sandbox NULL: to the control plane */
+  char *method;
+  uint16_t port;
+  e2b_head_fn on_head;
+  int64_t size;        /* of the body; -1 = until its source ends */
+  bool told;           /* the caller knows of the answer: on_head was called, or there is none */
+  bool can_pause;      /* the caller has a handle to resume it with */
+  char why[112];       /* what stopped it on our side, "" = nothing */
+} e2b__raw;
+
+static e2b__raw *e2b__raw_of(e2b__req *req) {
+  return (e2b__raw *)(void *)((uint8_t *)req - offsetof(e2b__raw, data.task.req));
+}
+
+static void e2b__raw_release(e2b__op *op) {
+  e2b__data_release(op);
+  e2b__mem_free_str(&op->client->mem, ((e2b__raw *)op)->method);
+}
+
+static const e2b__op_type e2b__raw_type = { e2b__data_cancel, e2b__raw_release, e2b__task_resume, e2b__task_phase,
+                                            NULL };
+
+static e2b_err e2b__raw_stop(e2b__raw *raw, e2b_err code, const char *why) {
+  (void)snprintf(raw->why, sizeof raw->why, "%s", why);
+  return code;
+}
+
+/* What a callback's E2B_PAUSE comes to. */
+static e2b_err e2b__raw_pause(e2b__raw *raw) {
+  if (raw->can_pause) return E2B_OK;
+  return e2b__raw_stop(raw, E2B_ERR_BAD_STATE, "E2B_PAUSE in a call without call.op: nobody could resume it");
+}
+
+/* ---- the answer ---- */
+
+/* Whether this may be the word of the service in front of the sandbox, which shall not be taken for the sandbox's. */
+static bool e2b__raw_in_doubt(const e2b__raw *raw) {
+  return raw->data.task.op.sandbox && raw->data.task.req.status == 502 && !raw->told;
+}
+
+/* Calls on_head. */
+static e2b_err e2b__raw_tell(e2b__raw *raw) {
+  e2b__task *task = &raw->data.task;
+  e2b__mem *mem = &task->op.client->mem;
+  const e2b__headers *headers = &task->req.answer_headers;
+  e2b_kv *items = NULL;
+  e2b_kvs view;
+  e2b_str name, value;
+  size_t cursor = 0, i, count = headers->count; /* the callback may end the request, and with it its headers */
+  int answer;
+  raw->told = true;
+  if (!raw->on_head) return E2B_OK;
+  if (count) items = (e2b_kv *)e2b__mem_alloc(mem, count * sizeof *items);
+  if (count && !items) return e2b__raw_stop(raw, E2B_ERR_NO_MEMORY, "no memory for the headers");
+  for (i = 0; i < count && e2b__headers_next(headers, &cursor, &name, &value); i++) {
+    items[i].key = name.ptr;
+    items[i].value = value.ptr;
+  }
+  view.items = items;
+  view.count = i;
+  answer = raw->on_head(task->user, task->req.status, view);
+  e2b__mem_free(mem, items, count * sizeof *items);
+  if (task->op.finished) return E2B_ERR_CANCELED; /* by the callback */
+  return answer < 0 ? e2b__raw_stop(raw, E2B_ERR_CANCELED, "on_head canceled the request") : E2B_OK;
+}
+
+static e2b_err e2b__raw_on_head(e2b__req *req) {
+  e2b__raw *raw = e2b__raw_of(req);
+  return e2b__raw_in_doubt(raw) ? E2B_OK : e2b__raw_tell(raw);
+}
+
+/* Gives bytes to the sink. */
+static e2b_err e2b__raw_sink(e2b__raw *raw, const uint8_t *data, size_t len) {
+  e2b__task *task = &raw->data.task;
+  int answer = task->sink(task->user, (const char *)data, len);
+  if (task->op.finished) return E2B_ERR_CANCELED; /* by the callback */
+  if (answer < 0) return e2b__raw_stop(raw, E2B_ERR_CANCELED, "the sink canceled the request");
+  if (answer != E2B_PAUSE) return E2B_OK;
+  task->req.paused = true;
+  return e2b__raw_pause(raw);
+}
+
+/* Without a sink the body collects in req->rx. */
+static e2b_err e2b__raw_on_body(e2b__req *req, const uint8_t *data, size_t len, size_t *taken) {
+  e2b__raw *raw = e2b__raw_of(req);
+  e2b_err code = E2B_OK;
+  if (e2b__raw_in_doubt(raw)) {
+    if (len <= E2B__RAW_DOUBT_MAX) return E2B_OK;
+    code = e2b__raw_tell(raw);
+  }
+  if (code || !raw->data.task.sink) return code;
+  *taken = len;
+  return e2b__raw_sink(raw, data, len);
+}
+
+static void e2b__fill_response(e2b__pack *pack, const void *from, void *out) {
+  const e2b__task *task = (const e2b__task *)from;
+  const e2b__headers *headers = &task->req.answer_headers;
+  e2b_response *response = (e2b_response *)out;
+  e2b_kv *items = (e2b_kv *)e2b__pack_alloc(pack, headers->count * sizeof *items);
+  e2b_str name, value;
+  size_t cursor = 0, i, len = task->sink ? 0 : task->req.rx.len;
+  for (i = 0; e2b__headers_next(headers, &cursor, &name, &value); i++) {
+    const char *key = e2b__pack_str(pack, name), *text = e2b__pack_str(pack, value);
+    if (!items) continue;
+    items[i].key = key;
+    items[i].value = text;
+  }
+  response->status = task->req.status;
+  response->headers.items = items;
+  response->headers.count = i;
+  response->body.ptr = e2b__pack_bytes(pack, (const char *)task->req.rx.data, len);
+  response->body.len = len;
+}
+
+/* Fills *out, if there is one. */
+static e2b_err e2b__raw_give(e2b__raw *raw, e2b_error *err) {
+  e2b__task *task = &raw->data.task;
+  e2b_err code = task->out ? e2b__rest_give(task, e2b__fill_response, task, sizeof(e2b_response), err) : E2B_OK;
+  if (code) err->maybe_done = !task->req.idempotent;
+  return code;
+}
+
+/* Whether the edge of the service says that nothing listens on the port. Decoding changes what it reads: a copy. */
+static bool e2b__raw_port_closed(const e2b__raw *raw) {
+  const e2b__req *req = &raw->data.task.req;
+  char port[8];
+  e2b__rest_error body;
+  e2b__arena arena;
+  e2b__buf copy;
+  bool closed;
+  (void)snprintf(port, sizeof port, "%u", (unsigned)raw->port);
+  e2b__arena_init(&arena, &req->client->mem, 4096);
+  e2b__buf_init(&copy, &req->client->mem, E2B__RAW_DOUBT_MAX);
+  e2b__buf_put(&copy, req->rx.data, req->rx.len);
+  closed = !copy.err && copy.len &&
+           e2b__json_decode(&e2b__msg_rest_error, (char *)copy.data, copy.len, &arena, &body) == E2B_OK &&
+           body.sandbox_id.len && e2b__str_eq(body.code, "502") && e2b__str_eq(body.port, port);
+  e2b__buf_free(&copy);
+  e2b__arena_free(&arena);
+  return closed;
+}
+
+/* A whole 502 of a sandbox that nobody was told of yet: the edge's word is an error, the sandbox's an answer. */
+static e2b_err e2b__raw_doubtful(e2b__raw *raw, e2b_error *err) {
+  e2b__req *req = &raw->data.task.req;
+  e2b_err code;
+  if (e2b__says_not_found(req)) {
+    (void)e2b__answer_error(req, E2B_SUBJECT_SANDBOX, "", err);
+    return e2b__data_lost(&raw->data.task, err);
+  }
+  if (e2b__raw_port_closed(raw)) {
+    err->phase = E2B_PHASE_BODY;
+    err->subject = E2B_SUBJECT_PORT;
+    return e2b__error_say(err, E2B_ERR_UNAVAILABLE,
+                          "nothing listens on port %u of the sandbox: start the server there; a fresh one may need a "
+                          "second", (unsigned)raw->port);
+  }
+  code = e2b__raw_tell(raw);
+  if (!code && raw->data.task.sink && req->rx.len) code = e2b__raw_sink(raw, req->rx.data, req->rx.len);
+  return code ? e2b__error_say(err, code, "%s", raw->why) : E2B_OK;
+}
+
+static e2b_err e2b__raw_answered(e2b__task *task, e2b_error *err) {
+  e2b__raw *raw = (e2b__raw *)task;
+  e2b_err code = e2b__raw_give(raw, err);
+  if (code) return code;
+  if (!task->op.sandbox) return e2b__rest_is_success(task) ? E2B_OK : e2b__rest_refused(task, err);
+  return e2b__raw_in_doubt(raw) ? e2b__raw_doubtful(raw, err) : E2B_OK;
+}
+
+static e2b_err e2b__raw_lost(e2b__task *task, e2b_error *err) {
+  e2b__raw *raw = (e2b__raw *)task;
+  if (raw->why[0]) return e2b__error_say(err, err->code, "%s", raw->why);
+  if (err->code == E2B_ERR_LIMIT && task->req.status)
+    return e2b__error_say(err, E2B_ERR_LIMIT, "the body of the answer is above config.max_message_bytes: use a sink");
+  return task->op.sandbox ? e2b__data_lost(task, err) : err->code;
+}
+
+/* ---- the request ---- */
+
+/* The next bytes of the caller's body; `cap` is within the size. */
+static int e2b__raw_on_source(e2b__req *req, uint8_t *buf, size_t cap) {
+  e2b__raw *raw = e2b__raw_of(req);
+  e2b__task *task = &raw->data.task;
+  int got;
+  if (!task->source) {
+    memcpy(buf, task->data + req->body_done, cap);
+    return (int)cap;
+  }
+  got = task->source(task->user, buf, cap);
+  if (task->op.finished) return E2B_ERR_CANCELED; /* by the callback */
+  if (got == E2B_PAUSE) {
+    e2b_err code = e2b__raw_pause(raw);
+    return code ? (int)code : E2B_IO_AGAIN;
+  }
+  if (got < 0) return e2b__raw_stop(raw, E2B_ERR_CANCELED, "the source canceled the request");
+  if ((size_t)got > cap)
+    return e2b__raw_stop(raw, E2B_ERR_INVALID_ARGUMENT, "the source returned more than it was asked for");
+  if (got == 0 && raw->size >= 0)
+    return e2b__raw_stop(raw, E2B_ERR_INVALID_ARGUMENT, "the source ended before the size it announced");
+  return got;
+}
+
+static const e2b__req_events e2b__raw_events = { e2b__raw_on_head, e2b__raw_on_body, e2b__raw_on_source,
+                                                 e2b__task_on_end };
+
+/* A '.' of a path, plain or as %2e, at *at; goes behind it. */
+static bool e2b__raw_dot(const char **at) {
+  if (**at == '.') *at += 1;
+  else if ((*at)[0] == '%' && (*at)[1] == '2' && e2b__ascii_lower((*at)[2]) == 'e') *at += 3;
+  else return false;
+  return true;
+}
+
+/* Visible ASCII from a '/' on. Segments of dots could leave the sandbox that a prefix of the path names. */
+static e2b_err e2b__raw_path_check(const char *path, e2b_error *err) {
+  const char *at;
+  size_t query;
+  if (!e2b__given(path) || path[0] != '/') return e2b__invalid(err, "path", "does not begin with '/'");
+  for (at = path; *at; at++)
+    if ((uint8_t)*at <= 0x20 || (uint8_t)*at >= 0x7f || *at == '#')
+      return e2b__invalid(err, "path", "has a character that must be percent-encoded");
+  query = strcspn(path, "?");
+  for (at = path; (size_t)(at - path) < query; at++) {
+    const char *end = at + 1;
+    if (*at != '/' || !e2b__raw_dot(&end)) continue;
+    (void)e2b__raw_dot(&end);
+    if (*end == '/' || *end == '?' || !*end) return e2b__invalid(err, "path", "has a segment \".\" or \"..\"");
+  }
+  return E2B_OK;
+}
+
+static e2b_err e2b__raw_check(const char *method, const char *path, const e2b_request_opts *opts, e2b_error *err) {
+  if (!e2b__header_name_ok(e2b__str(method)) || strlen(method) > 32)
+    return e2b__invalid(err, "method", "is not a name of an HTTP method");
+  if (e2b__str_eq_nocase(e2b__str(method), "connect")) return e2b__invalid(err, "method", "must not be CONNECT");
+  if (e2b__raw_path_check(path, err)) return E2B_ERR_INVALID_ARGUMENT;
+  if (!opts) return E2B_OK;
+  if (!e2b__header_value_ok(e2b__str(opts->content_type)))
+    return e2b__invalid(err, "content_type", "has a control or non-ASCII character");
+  if (!opts->body && opts->body_len) return e2b__invalid(err, "body", "is NULL");
+  if (opts->body && opts->source) return e2b__invalid(err, "body and source", "are both given");
+  if (opts->source_size < 0 || opts->source_size > INT64_MAX / 2)
+    return e2b__invalid(err, "source_size", "is out of range; 0 means unknown");
+  return e2b__call_check(&opts->call, err);
+}
+
+static bool e2b__raw_is(const char *method, const char *const *names) {
+  for (; *names; names++)
+    if (strcmp(method, *names) == 0) return true;
+  return false;
+}
+
+/* The length of the body, or E2B__BODY_*. Without one, methods that usually have one say so. */
+static int64_t e2b__raw_size(const char *method, const e2b_request_opts *opts) {
+  static const char *const with_body[] = { "POST", "PUT", "PATCH", NULL };
+  if (opts && opts->source) return opts->source_size ? opts->source_size : E2B__BODY_CHUNKED;
+  if (opts && opts->body_len) return (int64_t)opts->body_len;
+  return e2b__raw_is(method, with_body) ? 0 : E2B__BODY_NONE;
+}
+
+/* Makes the task; the caller sets target and headers. */
+static e2b__raw *e2b__raw_new(e2b_client *client, const char *method, const e2b_request_opts *opts, e2b_response *out,
+                              e2b_error *err) {
+  static const char *const repeatable[] = { "GET", "HEAD", "OPTIONS", "PUT", "DELETE", NULL };
+  const e2b_call *call = opts ? &opts->call : NULL;
+  bool streams = opts && (opts->source || opts->sink);
+  e2b__raw *raw = (e2b__raw *)e2b__op_new(client, call, &e2b__raw_type, sizeof *raw,
+                                          streams ? E2B_TIMEOUT_NONE : client->config.request_timeout_ms, err);
+  e2b__task *task;
+  if (!raw) return NULL;
+  task = &raw->data.task;
+  e2b__req_init(&task->req, client, &e2b__raw_events);
+  task->on_answer = e2b__raw_answered;
+  task->on_loss = e2b__raw_lost;
+  task->out = out;
+  task->req.idle_ms = call && call->idle_ms ? call->idle_ms : client->config.idle_ms;
+  raw->method = e2b__mem_dup(&client->mem, method, strlen(method));
+  if (!raw->method) {
+    e2b__op_release(&task->op);
+    (void)e2b__no_memory(err);
+    return NULL;
+  }
+  task->req.method = raw->method;
+  task->req.body_len = raw->size = e2b__raw_size(method, opts);
+  task->req.idempotent = e2b__raw_is(method, repeatable) && !(opts && opts->source);
+  if (!opts) return raw;
+  raw->can_pause = call->op != NULL;
+  raw->on_head = opts->on_head;
+  task->data = (const uint8_t *)opts->body;
+  task->source = opts->source;
+  task->sink = opts->sink;
+  task->user = opts->io_user;
+  if (opts->on_head || opts->sink) task->waited = true; /* a 429 is handed over: it was shown already */
+  return raw;
+}
+
+/* Sets the type of a body unless call.headers did, adds the path and runs it. */
+static e2b_err e2b__raw_run(e2b__raw *raw, const char *path, const char *type, const e2b_request_opts *opts,
+                            e2b_error *err) {
+  e2b__req *req = &raw->data.task.req;
+  bool body = req->body_len > 0 || req->body_len == E2B__BODY_CHUNKED;
+  if (opts && e2b__given(opts->content_type))
+    e2b__headers_set(&req->headers, "content-type", e2b__str(opts->content_type));
+  else if (body && !e2b__headers_get(&req->headers, "content-type"))
+    e2b__headers_set(&req->headers, "content-type", e2b__str(type));
+  e2b__buf_text(&req->path, path);
+  return e2b__task_run(&raw->data.task, opts ? &opts->call : NULL, err);
+}
+
+E2B_API e2b_err e2b_api_request(e2b_client *client, const char *method, const char *path, const e2b_request_opts *opts,
+                                e2b_response *out, e2b_error *err) {
+  e2b__raw *raw;
+  e2b__req *req;
+  e2b__url api;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (!client) return e2b__invalid(err, "client", "is NULL");
+  if (e2b__raw_check(method, path, opts, err)) return E2B_ERR_INVALID_ARGUMENT;
+  raw = e2b__raw_new(client, method, opts, out, err);
+  if (!raw) return err->code;
+  req = &raw->data.task.req;
+  e2b__req_common_headers(req, opts ? &opts->call : NULL);
+  if (e2b__given(client->config.api_key))
+    e2b__headers_set(&req->headers, "x-api-key", e2b__str(client->config.api_key));
+  (void)e2b__url_parse(client->config.api_url, &api); /* checked by e2b_client_create */
+  e2b__req_target(req, &api);
+  return e2b__raw_run(raw, path, "application/json", opts, err);
+}
+
+/* Where a port of a sandbox is reached. False when the id cannot be part of a host name. */
+static bool e2b__raw_target(e2b__raw *raw, const e2b_sandbox *sandbox, uint16_t port) {
+  const e2b_client_config *config = &sandbox->client->config;
+  e2b__req *req = &raw->data.task.req;
+  e2b__url url;
+  e2b__buf text;
+  bool ok;
+  if (port == config->runtime_port || config->sandbox_base_url || config->sandbox_url) { /* told apart by the header */
+    e2b__req_target(req, &sandbox->runtime);
+    return true;
+  }
+  e2b__buf_init(&text, &sandbox->client->mem, 65536);
+  e2b__buf_text(&text, config->scheme);
+  e2b__buf_text(&text, "://");
+  e2b__put_sandbox_host(&text, config, sandbox->id, sandbox->domain, port);
+  ok = e2b__buf_cstr(&text) == NULL || e2b__url_parse((const char *)text.data, &url); /* no memory: said by submit */
+  if (ok && !text.err) e2b__req_target(req, &url);
+  e2b__buf_free(&text);
+  return ok;
+}
+
+static bool e2b__raw_names(e2b_kvs headers, const char *name) {
+  size_t i;
+  for (i = 0; i < headers.count; i++)
+    if (e2b__str_eq_nocase(e2b__str(headers.items[i].key), name)) return true;
+  return false;
+}
+
+/* Routing and, of the secrets, only those that belong there. */
+static void e2b__raw_sandbox_headers(e2b__raw *raw, const e2b_sandbox *sandbox, const e2b_call *call) {
+  const e2b_client_config *config = &sandbox->client->config;
+  e2b__headers *headers = &raw->data.task.req.headers;
+  char port[8];
+  (void)snprintf(port, sizeof port, "%u", (unsigned)raw->port);
+  e2b__req_common_headers(&raw->data.task.req, call);
+  if (!e2b__raw_names(config->headers, "accept") && !(call && e2b__raw_names(call->headers, "accept")))
+    e2b__headers_set(headers, "accept", e2b__str("*/*"));
+  e2b__headers_set(headers, "e2b-sandbox-id", e2b__str(sandbox->id));
+  e2b__headers_set(headers, "e2b-sandbox-port", e2b__str(port));
+  if (raw->port == config->runtime_port && e2b__given(sandbox->access_token))
+    e2b__headers_set(headers, "x-access-token", e2b__str(sandbox->access_token));
+  if (e2b__given(sandbox->traffic_token))
+    e2b__headers_set(headers, "e2b-traffic-access-token", e2b__str(sandbox->traffic_token));
+}
+
+E2B_API e2b_err e2b_sandbox_request(e2b_sandbox *sandbox, uint16_t port, const char *method, const char *path,
+                                    const e2b_request_opts *opts, e2b_response *out, e2b_error *err) {
+  e2b__raw *raw;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
+  if (!port) return e2b__invalid(err, "port", "is 0");
+  if (e2b__raw_check(method, path, opts, err)) return E2B_ERR_INVALID_ARGUMENT;
+  raw = e2b__raw_new(sandbox->client, method, opts, out, err);
+  if (!raw) return err->code;
+  raw->port = port;
+  raw->data.task.op.sandbox = sandbox;
+  raw->data.task.waited = true; /* a 429 is an answer */
+  if (!e2b__raw_target(raw, sandbox, port)) {
+    e2b__op_release(&raw->data.task.op);
+    return e2b__invalid(err, "sandbox_id",
+                        "cannot be part of a host name: set sandbox_base_url, sandbox_url or protocol");
+  }
+  e2b__raw_sandbox_headers(raw, sandbox, opts ? &opts->call : NULL);
+  return e2b__raw_run(raw, path, "application/octet-stream", opts, err);
 }
 /* ================================================================================================================== */
 /* >>>> commands */

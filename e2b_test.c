@@ -13,9 +13,9 @@
    CONTENTS OF THIS FILE (search for the text after the bar)
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
      | >>>> codecs          | >>>> url and http1   | >>>> network
-     | >>>> client and sandbox                     | >>>> files           | >>>> rpc
-     | >>>> hosts           | >>>> end to end      | >>>> processes       | >>>> bad input
-     | >>>> network edges   | >>>> table
+     | >>>> client and sandbox                     | >>>> api and raw     | >>>> files
+     | >>>> rpc             | >>>> hosts           | >>>> end to end      | >>>> processes
+     | >>>> bad input       | >>>> network edges   | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -5767,7 +5767,8 @@ static void test_sandbox_fixed_storage(void) {
   {
     e2b_sandbox_list list = { E2B_MEM_FIXED(storage), NULL, 0, NULL };
     e2b_sandbox_info info = {
-      E2B_MEM_FIXED(storage), 0, 0, 0, 0, 0, 0, 0, E2B_STATE_UNKNOWN, 0, 0, 0, 0, 0, { NULL, 0 }, NULL, 0
+      E2B_MEM_FIXED(storage), 0, 0, 0, 0, 0, 0, 0, E2B_STATE_UNKNOWN, 0, 0, 0, 0, 0, { NULL, 0 }, NULL, 0,
+      E2B_UNSET, E2B_UNSET
     };
     sb_script(&w.server, sb_json(200, "[{\"sandboxID\":\"a\"}]"), sb_json(200, SB_CREATED));
     CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_OK);
@@ -6262,6 +6263,1341 @@ static void test_sandbox_many_lives(void) {
   CHECK_INT(after.connections_made, 1);
   CHECK_INT(after.connections_idle, 1);
   CHECK(after.bytes_rx > before.bytes_rx && after.bytes_tx > before.bytes_tx);
+  sb_close(&w);
+}
+
+/* ================================================================================================================== */
+/* >>>> api and raw */
+/* ================================================================================================================== */
+
+/* The rest of the control plane, the heartbeat, and requests that have no function of their own. */
+
+static void test_api_golden_requests(void) {
+  static const char *const allow[] = { "1.2.3.4" };
+  e2b_network network;
+  e2b_list_opts list_opts;
+  e2b_sandbox_list list;
+  e2b_sandbox_info info;
+  e2b_metric_list metrics;
+  e2b_log_list logs;
+  e2b_logs_opts logs_opts;
+  e2b_snapshot snapshot;
+  e2b_snapshot_list snapshots;
+  e2b_snapshot_list_opts snapshot_opts;
+  e2b_error err;
+  bool deleted = false;
+  sb_world w;
+  memset(&network, 0, sizeof network);
+  memset(&list_opts, 0, sizeof list_opts);
+  memset(&list, 0, sizeof list);
+  memset(&info, 0, sizeof info);
+  memset(&metrics, 0, sizeof metrics);
+  memset(&logs, 0, sizeof logs);
+  memset(&logs_opts, 0, sizeof logs_opts);
+  memset(&snapshot, 0, sizeof snapshot);
+  memset(&snapshots, 0, sizeof snapshots);
+  memset(&snapshot_opts, 0, sizeof snapshot_opts);
+  sb_open(&w, NULL);
+
+  sb_script(&w.server, sb_json(200, "[]"), NULL);
+  CHECK_OK(e2b_api_get_metrics(w.client, "a/b", 0, 0, NULL, &metrics, &err));
+  SB_CHECK_REQUEST(&w.server, 0, "GET /sandboxes/a%2Fb/metrics HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&metrics.mem);
+  CHECK_OK(e2b_api_get_metrics(w.client, "i", 1700000000999, 1700000001001, NULL, &metrics, &err)); /* none is cut off */
+  SB_CHECK_REQUEST(&w.server, 1, "GET /sandboxes/i/metrics?start=1700000000&end=1700000002 HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&metrics.mem);
+  CHECK_OK(e2b_api_get_metrics(w.client, "i", 0, 1700000001000, NULL, &metrics, &err));
+  SB_CHECK_REQUEST(&w.server, 2, "GET /sandboxes/i/metrics?end=1700000001 HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&metrics.mem);
+
+  list_opts.template_id = "t/u:v";
+  list_opts.started_after_ms = 1700000000123;
+  list_opts.oldest_first = true;
+  CHECK_OK(e2b_api_list(w.client, &list_opts, &list, &err));
+  SB_CHECK_REQUEST(&w.server, 3,
+                   "GET /v2/sandboxes?template=t%2Fu%3Av&startedAfter=2023-11-14T22%3A13%3A20.123Z&order=asc HTTP/1.1\r\n"
+                   SB_HEAD "\r\n");
+  e2b_mem_free(&list.mem);
+  CHECK_RC(e2b_api_find_by_nonce(w.client, "0a1b", NULL, &info, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_SANDBOX);
+  SB_CHECK_REQUEST(&w.server, 4,
+                   "GET /v2/sandboxes?metadata=e2b.h%25252Fnonce%3D0a1b HTTP/1.1\r\n" SB_HEAD "\r\n");
+
+  snapshot_opts.sandbox_id = "a/b";
+  snapshot_opts.name = "n:t";
+  snapshot_opts.next_token = "=";
+  snapshot_opts.limit = 7;
+  CHECK_OK(e2b_api_list_snapshots(w.client, NULL, &snapshots, &err));
+  CHECK(snapshots.count == 0 && !snapshots.next_token);
+  e2b_mem_free(&snapshots.mem);
+  CHECK_OK(e2b_api_list_snapshots(w.client, &snapshot_opts, &snapshots, &err));
+  SB_CHECK_REQUEST(&w.server, 5, "GET /snapshots HTTP/1.1\r\n" SB_HEAD "\r\n");
+  SB_CHECK_REQUEST(&w.server, 6,
+                   "GET /snapshots?sandboxID=a%2Fb&name=n%3At&limit=7&nextToken=%3D HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&snapshots.mem);
+
+  sb_script(&w.server, sb_json(200, "{\"logs\":[]}"), NULL);
+  logs_opts.cursor_ms = 1700000000123;
+  logs_opts.forward = true;
+  logs_opts.limit = 1000;
+  logs_opts.level = "warn";
+  logs_opts.search = "a b&c";
+  CHECK_OK(e2b_api_get_logs(w.client, "a/b", NULL, &logs, &err));
+  e2b_mem_free(&logs.mem);
+  CHECK_OK(e2b_api_get_logs(w.client, "i", &logs_opts, &logs, &err));
+  SB_CHECK_REQUEST(&w.server, 0, "GET /v2/sandboxes/a%2Fb/logs HTTP/1.1\r\n" SB_HEAD "\r\n");
+  SB_CHECK_REQUEST(&w.server, 1,
+                   "GET /v2/sandboxes/i/logs?cursor=1700000000123&limit=1000&direction=forward&level=warn"
+                   "&search=a%20b%26c HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&logs.mem);
+
+  sb_script(&w.server, sb_json(201, "{\"snapshotID\":\"s:t\",\"names\":null}"), NULL);
+  CHECK_OK(e2b_api_create_snapshot(w.client, "i", NULL, NULL, &snapshot, &err));
+  CHECK_STR(snapshot.snapshot_id, "s:t");
+  CHECK_INT(snapshot.names.count, 0);
+  e2b_mem_free(&snapshot.mem);
+  CHECK_OK(e2b_api_create_snapshot(w.client, "i", "my \"name\"", NULL, &snapshot, &err));
+  SB_CHECK_REQUEST(&w.server, 0, "POST /sandboxes/i/snapshots HTTP/1.1\r\n" SB_HEAD SB_BODY("2") "{}");
+  SB_CHECK_REQUEST(&w.server, 1,
+                   "POST /sandboxes/i/snapshots HTTP/1.1\r\n" SB_HEAD SB_BODY("22") "{\"name\":\"my \\\"name\\\"\"}");
+  e2b_mem_free(&snapshot.mem);
+
+  sb_script(&w.server, sb_answer(204, "", ""), NULL);
+  CHECK_OK(e2b_api_delete_snapshot(w.client, "team/n:t", NULL, &deleted, &err));
+  CHECK(deleted);
+  SB_CHECK_REQUEST(&w.server, 0, "DELETE /templates/team%2Fn%3At HTTP/1.1\r\n" SB_HEAD "\r\n");
+  CHECK_OK(e2b_api_update_network(w.client, "i", NULL, E2B_UNSET, NULL, &err));
+  SB_CHECK_REQUEST(&w.server, 1, "PUT /sandboxes/i/network HTTP/1.1\r\n" SB_HEAD SB_BODY("2") "{}");
+  network.allow_out.items = allow;
+  network.allow_out.count = 1;
+  network.egress_proxy_address = "p:1";
+  CHECK_OK(e2b_api_update_network(w.client, "i", &network, E2B_NO, NULL, &err));
+  SB_CHECK_REQUEST(&w.server, 2,
+                   "PUT /sandboxes/i/network HTTP/1.1\r\n" SB_HEAD SB_BODY("86")
+                   "{\"allowOut\":[\"1.2.3.4\"],\"egressProxy\":{\"address\":\"p:1\"},\"allow_internet_access\":false}");
+  sb_close(&w);
+}
+
+/* Two layers of encoding in the filter; no filters that this service would take for metadata. */
+static void test_api_private_protocol(void) {
+  e2b_client_config config;
+  e2b_list_opts opts;
+  e2b_sandbox_list list;
+  e2b_sandbox_info info;
+  e2b_error err;
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  memset(&opts, 0, sizeof opts);
+  memset(&list, 0, sizeof list);
+  memset(&info, 0, sizeof info);
+  config.protocol = E2B_PROTOCOL_PRIVATE;
+  sb_open(&w, &config);
+  sb_script(&w.server, sb_json(200, "[]"), NULL);
+  CHECK_RC(e2b_api_find_by_nonce(w.client, "0a1b", NULL, &info, &err), E2B_ERR_NOT_FOUND);
+  SB_CHECK_REQUEST(&w.server, 0, "GET /v2/sandboxes?metadata=e2b.h%252Fnonce%3D0a1b HTTP/1.1\r\n" SB_HEAD "\r\n");
+  opts.oldest_first = true;
+  CHECK_OK(e2b_api_list(w.client, &opts, &list, &err));
+  SB_CHECK_REQUEST(&w.server, 1, "GET /v2/sandboxes HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&list.mem);
+  opts.template_id = "t";
+  CHECK_RC(e2b_api_list(w.client, &opts, &list, &err), E2B_ERR_INVALID_ARGUMENT);
+  opts.template_id = NULL;
+  opts.started_after_ms = 1;
+  CHECK_RC(e2b_api_list(w.client, &opts, &list, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(peer_asked_count(&w.server), 2);
+  sb_close(&w);
+}
+
+static void test_api_metrics(void) {
+  static const struct { const char *text; double value; } numbers[] = {
+    { "0", 0 }, { "12.5", 12.5 }, { "-0.25", -0.25 }, { "1e2", 100 }, { "1.5E+1", 15 }, { "25e-2", 0.25 },
+    { "1e999999999999999999999", 1 }, { "0.1", 0.1 }, { "99.99", 99.99 }, { "1e-400", 0 } };
+  e2b_metric_list list;
+  e2b_error err;
+  size_t i;
+  sb_world w;
+  memset(&list, 0, sizeof list);
+  for (i = 0; i < E2B__COUNT(numbers); i++) {
+    double got = e2b__to_double(e2b__str(numbers[i].text)), off = got - numbers[i].value;
+    if (!CHECK(off < 1e-12 && off > -1e-12)) printf("  %s is read as %g\n", numbers[i].text, got);
+  }
+  sb_open(&w, NULL);
+  sb_script(&w.server, sb_json(200, "[{\"timestamp\":\"2023-11-14T22:13:20.5Z\",\"timestampUnix\":1,\"cpuCount\":2,"
+            "\"cpuUsedPct\":12.5,\"memUsed\":9007199254740993,\"memTotal\":2,\"memCache\":3,\"diskUsed\":4,"
+            "\"diskTotal\":5,\"more\":[{}]},{\"timestampUnix\":1700000000,\"cpuUsedPct\":0}]"), NULL);
+  CHECK_OK(e2b_api_get_metrics(w.client, "i", 0, 0, NULL, &list, &err));
+  if (CHECK_INT(list.count, 2)) {
+    CHECK_INT(list.items[0].timestamp_ms, 1700000000500);
+    CHECK_INT(list.items[0].cpu_count, 2);
+    CHECK(list.items[0].cpu_used_pct > 12.49 && list.items[0].cpu_used_pct < 12.51);
+    CHECK_INT(list.items[0].mem_used, 9007199254740993);
+    CHECK_INT(list.items[0].mem_total, 2);
+    CHECK_INT(list.items[0].mem_cache, 3);
+    CHECK_INT(list.items[0].disk_used, 4);
+    CHECK_INT(list.items[0].disk_total, 5);
+    CHECK_INT(list.items[1].timestamp_ms, 1700000000000);
+  }
+  e2b_mem_free(&list.mem);
+  /* a server without metrics may answer with the sandbox */
+  sb_script(&w.server, sb_json(200, SB_CREATED), NULL);
+  CHECK_RC(e2b_api_get_metrics(w.client, "i", 0, 0, NULL, &list, &err), E2B_ERR_NOT_BUILT);
+  sb_script(&w.server, sb_json(200, "[1]"), NULL);
+  CHECK_RC(e2b_api_get_metrics(w.client, "i", 0, 0, NULL, &list, &err), E2B_ERR_PROTOCOL);
+  sb_script(&w.server, sb_answer(200, "", "<html>"), NULL);
+  CHECK_RC(e2b_api_get_metrics(w.client, "i", 0, 0, NULL, &list, &err), E2B_ERR_PROTOCOL);
+  sb_script(&w.server, sb_json(404, "{\"code\":404,\"message\":\"no\"}"), NULL);
+  CHECK_RC(e2b_api_get_metrics(w.client, "i", 0, 0, NULL, &list, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_SANDBOX);
+  CHECK(list.count == 0 && !list.items);
+  sb_close(&w);
+}
+
+static void test_api_logs(void) {
+  e2b_log_list list;
+  e2b_error err;
+  sb_world w;
+  memset(&list, 0, sizeof list);
+  sb_open(&w, NULL);
+  sb_script(&w.server, sb_json(200, "{\"logs\":[{\"timestamp\":\"2023-11-14T22:13:20Z\",\"level\":\"info\",\"message\":"
+            "\"a \\\"b\\\"\",\"fields\":{\"k\":\"v\",\"k2\":\"\"}},{\"timestamp\":\"\",\"level\":\"error\",\"message\":"
+            "\"\",\"fields\":{}}],\"more\":1}"), NULL);
+  CHECK_OK(e2b_api_get_logs(w.client, "i", NULL, &list, &err));
+  if (CHECK_INT(list.count, 2)) {
+    CHECK_INT(list.items[0].timestamp_ms, 1700000000000);
+    CHECK_STR(list.items[0].level, "info");
+    CHECK_STR(list.items[0].message, "a \"b\"");
+    if (CHECK_INT(list.items[0].fields.count, 2)) CHECK_STR(list.items[0].fields.items[0].value, "v");
+    CHECK_INT(list.items[1].timestamp_ms, 0);
+    CHECK_STR(list.items[1].level, "error");
+  }
+  e2b_mem_free(&list.mem);
+  sb_script(&w.server, sb_json(200, "[" SB_CREATED "]"), NULL); /* a server that took it for a list */
+  CHECK_RC(e2b_api_get_logs(w.client, "i", NULL, &list, &err), E2B_ERR_NOT_BUILT);
+  sb_script(&w.server, sb_answer(404, "", "404 page not found"), NULL);
+  CHECK_RC(e2b_api_get_logs(w.client, "i", NULL, &list, &err), E2B_ERR_NOT_FOUND);
+  sb_close(&w);
+}
+
+static void test_api_snapshots(void) {
+  e2b_snapshot snapshot;
+  e2b_snapshot_list list;
+  e2b_sandbox_info info;
+  e2b_error err;
+  bool deleted = true;
+  sb_world w;
+  memset(&snapshot, 0, sizeof snapshot);
+  memset(&list, 0, sizeof list);
+  memset(&info, 0, sizeof info);
+  sb_open(&w, NULL);
+  sb_script(&w.server, sb_answer(200, "x-next-token: n=\r\n", "[{\"snapshotID\":\"a:b\",\"names\":[\"x/a\",\"y\"]},"
+            "{\"snapshotID\":\"c\",\"names\":[]}]"), NULL);
+  CHECK_OK(e2b_api_list_snapshots(w.client, NULL, &list, &err));
+  CHECK_STR(list.next_token, "n=");
+  if (CHECK_INT(list.count, 2)) {
+    CHECK_STR(list.items[0].snapshot_id, "a:b");
+    if (CHECK_INT(list.items[0].names.count, 2)) CHECK_STR(list.items[0].names.items[1], "y");
+    CHECK_STR(list.items[1].snapshot_id, "c");
+    CHECK_INT(list.items[1].names.count, 0);
+  }
+  e2b_mem_free(&list.mem);
+  sb_script(&w.server, sb_json(404, "{}"), NULL);
+  CHECK_OK(e2b_api_delete_snapshot(w.client, "s", NULL, &deleted, &err));
+  CHECK(!deleted);
+  CHECK_OK(e2b_api_delete_snapshot(w.client, "s", NULL, NULL, NULL));
+  CHECK_RC(e2b_api_create_snapshot(w.client, "s", NULL, NULL, &snapshot, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_SANDBOX);
+  sb_script(&w.server, sb_json(400, "{\"code\":400,\"message\":\"in use\"}"), NULL);
+  CHECK_RC(e2b_api_delete_snapshot(w.client, "s", NULL, &deleted, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(err.message, "in use");
+  sb_script(&w.server, sb_json(201, "{\"names\":[]}"), NULL);
+  CHECK_RC(e2b_api_create_snapshot(w.client, "s", NULL, NULL, &snapshot, &err), E2B_ERR_PROTOCOL);
+  CHECK(err.maybe_done);
+  /* made once: not sent again on a fresh connection when a kept one died. Deleting is. */
+  sb_script(&w.server, sb_json(200, SB_CREATED), SB_DROP);
+  CHECK_OK(e2b_api_get_info(w.client, "i", NULL, &info, &err));
+  e2b_mem_free(&info.mem);
+  CHECK_RC(e2b_api_create_snapshot(w.client, "s", NULL, NULL, &snapshot, &err), E2B_ERR_CLOSED);
+  CHECK(err.maybe_done);
+  CHECK_INT(peer_asked_count(&w.server), 2);
+  peer_clear(&w.server);
+  sb_say(&w.server, sb_json(200, SB_CREATED), false);
+  sb_say(&w.server, SB_DROP, false);
+  sb_say(&w.server, sb_answer(204, "", ""), true);
+  CHECK_OK(e2b_api_get_info(w.client, "i", NULL, &info, &err));
+  e2b_mem_free(&info.mem);
+  CHECK_OK(e2b_api_delete_snapshot(w.client, "s", NULL, &deleted, &err));
+  CHECK(deleted);
+  CHECK_INT(peer_asked_count(&w.server), 3);
+  sb_close(&w);
+}
+
+static void test_api_arguments(void) {
+  static const e2b_kv bad_header[] = { { "x", "a\r\nb" } };
+  e2b_network network;
+  e2b_metric_list metrics;
+  e2b_log_list logs;
+  e2b_logs_opts logs_opts, logs_zero;
+  e2b_snapshot snapshot;
+  e2b_snapshot_list snapshots;
+  e2b_snapshot_list_opts snapshot_opts;
+  e2b_sandbox_info info;
+  e2b_list_opts list_opts;
+  e2b_sandbox_list list;
+  e2b_sandbox *sandbox;
+  e2b_call call;
+  e2b_error err;
+  char long_text[300];
+  sb_world w;
+  memset(&network, 0, sizeof network);
+  memset(&metrics, 0, sizeof metrics);
+  memset(&logs, 0, sizeof logs);
+  memset(&logs_zero, 0, sizeof logs_zero);
+  memset(&snapshot, 0, sizeof snapshot);
+  memset(&snapshots, 0, sizeof snapshots);
+  memset(&snapshot_opts, 0, sizeof snapshot_opts);
+  memset(&info, 0, sizeof info);
+  memset(&list_opts, 0, sizeof list_opts);
+  memset(&list, 0, sizeof list);
+  memset(&call, 0, sizeof call);
+  memset(long_text, 'x', sizeof long_text);
+  long_text[sizeof long_text - 1] = 0;
+  call.headers.items = bad_header;
+  call.headers.count = 1;
+  sb_open(&w, NULL);
+  sandbox = sb_attach(&w, "i");
+#define REFUSED(what, expression)                                                                                      \
+  CHECK_RC(expression, E2B_ERR_INVALID_ARGUMENT);                                                                      \
+  CHECK_HAS(err.message, what);                                                                                        \
+  CHECK_INT(err.subject, E2B_SUBJECT_OPTION)
+  REFUSED("client", e2b_api_get_metrics(NULL, "i", 0, 0, NULL, &metrics, &err));
+  REFUSED("sandbox_id", e2b_api_get_metrics(w.client, "", 0, 0, NULL, &metrics, &err));
+  REFUSED("sandbox_id", e2b_api_get_metrics(w.client, "..", 0, 0, NULL, &metrics, &err));
+  REFUSED("out", e2b_api_get_metrics(w.client, "i", 0, 0, NULL, NULL, &err));
+  REFUSED("start_ms", e2b_api_get_metrics(w.client, "i", -1, 0, NULL, &metrics, &err));
+  REFUSED("end_ms", e2b_api_get_metrics(w.client, "i", 5000, 4000, NULL, &metrics, &err));
+  REFUSED("call.headers", e2b_api_get_metrics(w.client, "i", 0, 0, &call, &metrics, &err));
+  REFUSED("client", e2b_api_get_logs(NULL, "i", NULL, &logs, &err));
+  REFUSED("sandbox_id", e2b_api_get_logs(w.client, "a\nb", NULL, &logs, &err));
+  REFUSED("out", e2b_api_get_logs(w.client, "i", NULL, NULL, &err));
+  logs_opts = logs_zero;
+  logs_opts.limit = 1001;
+  REFUSED("limit", e2b_api_get_logs(w.client, "i", &logs_opts, &logs, &err));
+  logs_opts = logs_zero;
+  logs_opts.cursor_ms = -1;
+  REFUSED("cursor_ms", e2b_api_get_logs(w.client, "i", &logs_opts, &logs, &err));
+  logs_opts = logs_zero;
+  logs_opts.level = "a\n";
+  REFUSED("level", e2b_api_get_logs(w.client, "i", &logs_opts, &logs, &err));
+  logs_opts = logs_zero;
+  logs_opts.search = long_text;
+  REFUSED("search", e2b_api_get_logs(w.client, "i", &logs_opts, &logs, &err));
+  REFUSED("client", e2b_api_update_network(NULL, "i", NULL, E2B_UNSET, NULL, &err));
+  REFUSED("sandbox_id", e2b_api_update_network(w.client, NULL, NULL, E2B_UNSET, NULL, &err));
+  network.allow_public_traffic = E2B_NO;
+  REFUSED("allow_public_traffic", e2b_api_update_network(w.client, "i", &network, E2B_UNSET, NULL, &err));
+  network.allow_public_traffic = E2B_UNSET;
+  network.mask_request_host = "h";
+  REFUSED("mask_request_host", e2b_api_update_network(w.client, "i", &network, E2B_UNSET, NULL, &err));
+  network.mask_request_host = NULL;
+  network.egress_proxy_password = "p";
+  REFUSED("egress_proxy_address", e2b_api_update_network(w.client, "i", &network, E2B_UNSET, NULL, &err));
+  REFUSED("client", e2b_api_create_snapshot(NULL, "i", NULL, NULL, &snapshot, &err));
+  REFUSED("out", e2b_api_create_snapshot(w.client, "i", NULL, NULL, NULL, &err));
+  REFUSED("name", e2b_api_create_snapshot(w.client, "i", "a\nb", NULL, &snapshot, &err));
+  REFUSED("client", e2b_api_list_snapshots(NULL, NULL, &snapshots, &err));
+  REFUSED("out", e2b_api_list_snapshots(w.client, NULL, NULL, &err));
+  snapshot_opts.limit = 101;
+  REFUSED("limit", e2b_api_list_snapshots(w.client, &snapshot_opts, &snapshots, &err));
+  snapshot_opts.limit = 0;
+  snapshot_opts.name = "a\nb";
+  REFUSED("name", e2b_api_list_snapshots(w.client, &snapshot_opts, &snapshots, &err));
+  REFUSED("client", e2b_api_delete_snapshot(NULL, "s", NULL, NULL, &err));
+  REFUSED("snapshot_id", e2b_api_delete_snapshot(w.client, "", NULL, NULL, &err));
+  REFUSED("snapshot_id", e2b_api_delete_snapshot(w.client, "..", NULL, NULL, &err));
+  REFUSED("snapshot_id", e2b_api_delete_snapshot(w.client, "a\nb", NULL, NULL, &err));
+  REFUSED("client", e2b_api_find_by_nonce(NULL, "n", NULL, &info, &err));
+  REFUSED("nonce", e2b_api_find_by_nonce(w.client, "", NULL, &info, &err));
+  REFUSED("nonce", e2b_api_find_by_nonce(w.client, long_text, NULL, &info, &err));
+  REFUSED("out", e2b_api_find_by_nonce(w.client, "n", NULL, NULL, &err));
+  list_opts.started_after_ms = -1;
+  REFUSED("started_after_ms", e2b_api_list(w.client, &list_opts, &list, &err));
+  REFUSED("client", e2b_api_list(NULL, NULL, &list, &err));
+  REFUSED("sandbox", e2b_sandbox_keep_alive(NULL, 1, NULL, NULL, &err));
+  REFUSED("timeout_s", e2b_sandbox_keep_alive(sandbox, -1, NULL, NULL, &err));
+  REFUSED("timeout_s", e2b_sandbox_keep_alive(sandbox, 2147484, NULL, NULL, &err));
+#undef REFUSED
+  CHECK_INT(peer_asked_count(&w.server), 0);
+  sb_close(&w);
+}
+
+/* All of them at once, without blocking; what is canceled leaves its result alone. */
+static void test_api_non_blocking(void) {
+  e2b_metric_list metrics, canceled;
+  e2b_log_list logs;
+  e2b_logs_opts logs_opts;
+  e2b_snapshot snapshot;
+  e2b_snapshot_list snapshots;
+  e2b_snapshot_list_opts snapshot_opts;
+  e2b_sandbox_info info;
+  e2b_response response;
+  e2b_request_opts request_opts;
+  e2b_call call;
+  e2b_error err;
+  e2b_op op;
+  sb_done done;
+  int i;
+  sb_world w;
+  memset(&metrics, 0, sizeof metrics);
+  memset(&canceled, 0, sizeof canceled);
+  memset(&logs, 0, sizeof logs);
+  memset(&logs_opts, 0, sizeof logs_opts);
+  memset(&snapshot, 0, sizeof snapshot);
+  memset(&snapshots, 0, sizeof snapshots);
+  memset(&snapshot_opts, 0, sizeof snapshot_opts);
+  memset(&info, 0, sizeof info);
+  memset(&response, 0, sizeof response);
+  memset(&request_opts, 0, sizeof request_opts);
+  sb_open(&w, NULL);
+  call = sb_call(&done);
+  logs_opts.call = snapshot_opts.call = request_opts.call = call;
+  sb_script(&w.server, sb_json(404, "{}"), NULL);
+  CHECK_INT(e2b_api_get_metrics(w.client, "i", 0, 0, &call, &metrics, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_get_logs(w.client, "i", &logs_opts, &logs, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_create_snapshot(w.client, "i", NULL, &call, &snapshot, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_list_snapshots(w.client, &snapshot_opts, &snapshots, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_find_by_nonce(w.client, "n", &call, &info, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_update_network(w.client, "i", NULL, E2B_UNSET, &call, &err), E2B_PENDING);
+  CHECK_INT(e2b_api_request(w.client, "GET", "/", &request_opts, &response, &err), E2B_PENDING);
+  CHECK_INT(done.calls, 0);
+  sb_poll_until(w.client, &done.calls, 7);
+  CHECK_INT(done.calls, 7);
+  CHECK_INT(done.err.code, E2B_ERR_NOT_FOUND);
+  CHECK_INT(e2b_api_delete_snapshot(w.client, "s", &call, NULL, &err), E2B_PENDING);
+  sb_poll_until(w.client, &done.calls, 8);
+  CHECK_INT(done.err.code, E2B_OK);
+  e2b_mem_free(&response.mem);
+  sb_script(&w.server, sb_json(200, "[{}]"), NULL);
+  memset(&call, 0, sizeof call);
+  call.op = &op;
+  CHECK_INT(e2b_api_get_metrics(w.client, "i", 0, 0, &call, &canceled, &err), E2B_PENDING);
+  e2b_op_cancel(w.client, op);
+  CHECK_INT(e2b_api_get_metrics(w.client, "i", 0, 0, &call, &metrics, &err), E2B_PENDING);
+  for (i = 0; i < 500 && e2b_op_poll(w.client, op, &err) == E2B_PENDING; i++) e2b_client_poll(w.client, 10);
+  CHECK_INT(err.code, E2B_OK);
+  CHECK_INT(metrics.count, 1);
+  CHECK(!canceled.mem.ptr);
+  e2b_mem_free(&metrics.mem);
+  sb_close(&w);
+}
+
+/* ---- the nonce ---- */
+
+static void sent_nonce(sb_world *w, char out[33]) {
+  const char *at = strstr(peer_asked(&w->server, 0), "e2b.h/nonce\":\"");
+  (void)snprintf(out, 33, "%.32s", at ? at + 14 : "");
+}
+
+static void test_create_nonce(void) {
+  static const e2b_kv mine[] = { { E2B_NONCE_KEY, "job-7" } };
+  e2b_sandbox_opts opts;
+  e2b_create_response response;
+  e2b_sandbox *sandbox;
+  e2b_sandbox_info info;
+  e2b_error err;
+  sb_done done;
+  char nonce[33], body[300];
+  sb_world w;
+  memset(&opts, 0, sizeof opts);
+  memset(&response, 0, sizeof response);
+  memset(&info, 0, sizeof info);
+  sb_open(&w, NULL);
+  sb_script(&w.server, SB_DROP, NULL);
+  CHECK_RC(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &err), E2B_ERR_CLOSED);
+  sent_nonce(&w, nonce);
+  CHECK_INT(strlen(nonce), 32);
+  CHECK_STR(err.nonce, nonce);
+  (void)snprintf(body, sizeof body, "[{\"sandboxID\":\"other\",\"metadata\":{\"e2b.h/nonce\":\"x\"}},{\"sandboxID\":\"sb7\","
+                 "\"metadata\":{\"a\":\"b\",\"e2b.h/nonce\":\"%s\"}}]", nonce);
+  sb_script(&w.server, sb_json(200, body), NULL);
+  CHECK_OK(e2b_api_find_by_nonce(w.client, err.nonce, NULL, &info, &err));
+  CHECK_STR(info.sandbox_id, "sb7");
+  e2b_mem_free(&info.mem);
+  /* a server that ignores the filter names others: none of them is it */
+  CHECK_RC(e2b_api_find_by_nonce(w.client, "0123", NULL, &info, &err), E2B_ERR_NOT_FOUND);
+  CHECK_STR(err.nonce, "");
+  /* a deadline, without blocking */
+  sb_script(&w.server, SB_HANG, NULL);
+  opts.call = sb_call(&done);
+  opts.call.timeout_ms = 100;
+  CHECK_INT(e2b_api_create_sandbox(w.client, "t", &opts, &response, &err), E2B_PENDING);
+  while (!done.calls) e2b_client_poll(w.client, 100);
+  CHECK_INT(done.err.code, E2B_ERR_TIMEOUT);
+  sent_nonce(&w, nonce);
+  CHECK_STR(done.err.nonce, nonce);
+  /* the caller's own is sent instead, and known to him */
+  memset(&opts, 0, sizeof opts);
+  opts.metadata.items = mine;
+  opts.metadata.count = 1;
+  sb_script(&w.server, SB_DROP, NULL);
+  CHECK_RC(e2b_sandbox_create(w.client, "t", &opts, &sandbox, &err), E2B_ERR_CLOSED);
+  CHECK_STR(err.nonce, "");
+  CHECK_HAS(peer_asked(&w.server, 0), "\"metadata\":{\"e2b.h/nonce\":\"job-7\"}");
+  /* refused for sure: nothing to look for */
+  sb_script(&w.server, sb_json(400, "{}"), NULL);
+  CHECK_RC(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK(!err.maybe_done);
+  CHECK_STR(err.nonce, "");
+  sb_close(&w);
+}
+
+/* ---- the heartbeat ---- */
+
+static uint64_t beat_clock(void *user) {
+  return *(uint64_t *)user;
+}
+
+/* Drives the client until the server was asked so often, and its answers were read. */
+static void beat_until(sb_world *w, int asked) {
+  int i;
+  for (i = 0; i < 500 && peer_asked_count(&w->server) < asked; i++) e2b_client_poll(w->client, 10);
+  CHECK_INT(peer_asked_count(&w->server), asked);
+  for (i = 0; i < 500; i++) {
+    e2b_client_stats stats;
+    e2b_client_get_stats(w->client, &stats);
+    if (!stats.streams_open) break;
+    e2b_client_poll(w->client, 10);
+  }
+}
+
+/* Nothing is sent although the client is driven. */
+static void beat_silent(sb_world *w, int asked) {
+  int i;
+  for (i = 0; i < 5; i++) e2b_client_poll(w->client, 2);
+  CHECK_INT(peer_asked_count(&w->server), asked);
+}
+
+/* What was logged, by level. */
+typedef struct beat_log {
+  int errors, warnings;
+  bool secret;
+} beat_log;
+
+static void beat_logger(void *user, e2b_log_level level, const char *message) {
+  beat_log *log = (beat_log *)user;
+  if (level == E2B_LOG_ERROR) log->errors++;
+  if (level == E2B_LOG_WARN) log->warnings++;
+  if (strstr(message, "secret-key") || strstr(message, "envd-token")) log->secret = true;
+}
+
+static void beat_open(sb_world *w, uint64_t *clock, beat_log *log) {
+  e2b_client_config config;
+  memset(&config, 0, sizeof config);
+  memset(log, 0, sizeof *log);
+  config.logger.func = beat_logger;
+  config.logger.user = log;
+  config.now_ms_fn = beat_clock;
+  config.platform_user = clock;
+  *clock = 1000000;
+  sb_open(w, &config);
+}
+
+static void test_heartbeat(void) {
+  e2b_sandbox *sandbox;
+  e2b_sandbox_info info;
+  e2b_error err;
+  sb_done done;
+  uint64_t clock;
+  beat_log log;
+  sb_world w;
+  memset(&done, 0, sizeof done);
+  memset(&info, 0, sizeof info);
+  beat_open(&w, &clock, &log);
+  sandbox = sb_attach(&w, "sb1");
+  sb_script(&w.server, sb_answer(204, "", ""), NULL);
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 300, sb_on_done, &done, &err));
+  CHECK_INT(peer_asked_count(&w.server), 0); /* not driven: nothing */
+  beat_until(&w, 1);
+  SB_CHECK_REQUEST(&w.server, 0, "POST /sandboxes/sb1/timeout HTTP/1.1\r\n" SB_HEAD SB_BODY("15") "{\"timeout\":300}");
+  beat_silent(&w, 1);
+  CHECK(e2b_client_next_timeout(w.client) > 0); /* loops may sleep */
+  clock += 99999;
+  beat_silent(&w, 1);
+  clock += 1;
+  beat_until(&w, 2);
+  CHECK_OK(e2b_client_drain(w.client, 1000)); /* it is no operation to wait for */
+  CHECK_INT(peer_asked_count(&w.server), 2);
+  clock += 100000;
+  sb_script(&w.server, sb_answer(204, "", ""), sb_json(200, SB_CREATED)); /* a blocking call drives it too */
+  beat_until(&w, 1);
+  CHECK_OK(e2b_sandbox_get_info(sandbox, NULL, &info, &err));
+  e2b_mem_free(&info.mem);
+  /* not driven for longer than the sandbox was to live: the server has the word */
+  sb_script(&w.server, sb_answer(204, "", ""), NULL);
+  clock += 1000000;
+  beat_until(&w, 1);
+  CHECK_INT(done.calls, 0);
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 30, sb_on_done, &done, &err)); /* replaces it: 30 s from now on */
+  beat_until(&w, 2);
+  CHECK_HAS(peer_asked(&w.server, 1), "{\"timeout\":30}");
+  clock += 10000;
+  beat_until(&w, 3);
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 0, NULL, NULL, &err));
+  clock += 100000;
+  beat_silent(&w, 3);
+  CHECK_INT(done.calls, 0);
+  sb_close(&w);
+}
+
+static void test_heartbeat_lost(void) {
+  static const struct { int status; e2b_err code; } rows[] = {
+    { 404, E2B_ERR_NOT_FOUND }, { 401, E2B_ERR_UNAUTHENTICATED }, { 403, E2B_ERR_PERMISSION },
+    { 400, E2B_ERR_INVALID_ARGUMENT } };
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  sb_done done;
+  uint64_t clock;
+  beat_log log;
+  size_t i;
+  sb_world w;
+  beat_open(&w, &clock, &log);
+  sandbox = sb_attach(&w, "sb1");
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    memset(&done, 0, sizeof done);
+    sb_script(&w.server, sb_json(rows[i].status, "{\"message\":\"why not\"}"), NULL);
+    CHECK_OK(e2b_sandbox_keep_alive(sandbox, 300, sb_on_done, &done, &err));
+    beat_until(&w, 1);
+    CHECK_INT(done.calls, 1);
+    CHECK_INT(done.err.code, rows[i].code);
+    CHECK_INT(done.err.http_status, rows[i].status);
+    CHECK_HAS(done.err.message, "sandbox sb1 is not kept alive any more: why not");
+    clock += 1000000;
+    beat_silent(&w, 1);
+    CHECK_INT(done.calls, 1);
+  }
+  /* what may pass is tried again, later and later, until the sandbox must be gone */
+  memset(&done, 0, sizeof done);
+  peer_clear(&w.server);
+  sb_say(&w.server, sb_json(500, "{}"), false);
+  sb_say(&w.server, SB_DROP, false);
+  sb_say(&w.server, sb_answer(429, "retry-after: 7\r\n", ""), false);
+  sb_say(&w.server, sb_answer(204, "", ""), false);
+  sb_say(&w.server, sb_answer(503, "", ""), true);
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 60, sb_on_done, &done, &err));
+  beat_until(&w, 1);
+  clock += 999;
+  beat_silent(&w, 1);
+  clock += 1;
+  beat_until(&w, 2); /* the kept connection died: sent again on a fresh one at once */
+  beat_until(&w, 3);
+  clock += 6999;
+  beat_silent(&w, 3);
+  clock += 1;
+  beat_until(&w, 4); /* success */
+  clock += 20000;
+  beat_until(&w, 5);
+  clock += 1000;
+  beat_until(&w, 6);
+  clock += 2000;
+  beat_until(&w, 7);
+  CHECK_INT(done.calls, 0);
+  clock += 37000; /* 60 s after the success */
+  beat_until(&w, 8);
+  CHECK_INT(done.calls, 1);
+  CHECK_INT(done.err.code, E2B_ERR_UNAVAILABLE);
+  clock += 1000000;
+  beat_silent(&w, 8);
+  CHECK_INT(log.errors, 5);
+  CHECK_INT(log.warnings, 5); /* 500, 429 and three 503; the last one is the loss */
+  CHECK(!log.secret);
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 60, NULL, NULL, &err)); /* without a callback it is logged */
+  sb_script(&w.server, sb_json(404, "{}"), NULL);
+  beat_until(&w, 1);
+  CHECK_INT(log.errors, 6);
+  sb_close(&w);
+}
+
+static void beat_frees(void *user, const e2b_error *err) {
+  sb_done *done = (sb_done *)user;
+  sb_on_done(user, err);
+  e2b_sandbox_free(done->sandbox);
+}
+
+/* Whatever ends the handle's use ends the heartbeat without a word; in its own callback everything may be freed. */
+static void test_heartbeat_ends(void) {
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  sb_done done;
+  uint64_t clock;
+  beat_log log;
+  int round;
+  e2b_client_config config;
+  sb_world w;
+  beat_open(&w, &clock, &log);
+  for (round = 0; round < 5; round++) {
+    memset(&done, 0, sizeof done);
+    sb_script(&w.server, sb_answer(204, "", ""), NULL);
+    sandbox = sb_attach(&w, "sb1");
+    CHECK_OK(e2b_sandbox_keep_alive(sandbox, 300, sb_on_done, &done, &err));
+    if (round) beat_until(&w, 1);
+    sb_script(&w.server, sb_answer(204, "", ""), sb_json(404, "{}"));
+    if (round <= 1) e2b_sandbox_free(sandbox);
+    if (round == 2) CHECK_OK(e2b_sandbox_kill(sandbox, NULL, NULL, &err));
+    if (round == 3) CHECK_OK(e2b_sandbox_pause(sandbox, NULL, &err));
+    if (round == 4) CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+    clock += 1000000;
+    beat_silent(&w, round <= 1 ? 0 : 1);
+    CHECK_INT(done.calls, 0);
+    if (round == 2 || round == 3) e2b_sandbox_free(sandbox);
+  }
+  memset(&done, 0, sizeof done);
+  sandbox = sb_attach(&w, "sb1");
+  done.sandbox = sandbox;
+  sb_script(&w.server, sb_json(404, "{}"), NULL);
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 300, beat_frees, &done, &err));
+  beat_until(&w, 1);
+  CHECK_INT(done.calls, 1);
+  sandbox = sb_attach(&w, "sb1");
+  sb_script(&w.server, SB_HANG, NULL);
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 300, sb_on_done, &done, &err));
+  while (peer_asked_count(&w.server) < 1) e2b_client_poll(w.client, 10);
+  sb_close(&w); /* with a beat under way */
+  CHECK_INT(done.calls, 1);
+  memset(&config, 0, sizeof config);
+  config.debug = true;
+  sb_open(&w, &config);
+  sandbox = sb_attach(&w, "sb1");
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 300, NULL, NULL, &err)); /* as set_timeout: nothing is sent */
+  beat_silent(&w, 0);
+  sb_close(&w);
+}
+
+/* ---- raw requests ---- */
+
+/* What the callbacks of a raw request saw, and what they shall do. */
+typedef struct raw_io {
+  int heads, sinks, status;
+  char headers[1000], body[20000];
+  size_t len;
+  int head_says, sink_says; /* what they return */
+  size_t give, gave, at_once; /* of the source: bytes in all, so far, per call */
+  int source_says;          /* instead of the end */
+  int pauses;               /* so often nothing for now */
+  e2b_client *client;
+  e2b_op *cancel;           /* in the sink, or with cancel_in_head there */
+  bool cancel_in_head;
+} raw_io;
+
+static int raw_on_head(void *user, int status, e2b_kvs headers) {
+  raw_io *io = (raw_io *)user;
+  size_t i;
+  io->heads++;
+  io->status = status;
+  for (i = 0; i < headers.count; i++)
+    snprintf(io->headers + strlen(io->headers), sizeof io->headers - strlen(io->headers), "%s=%s;",
+             headers.items[i].key, headers.items[i].value);
+  if (io->cancel_in_head) e2b_op_cancel(io->client, *io->cancel);
+  return io->head_says;
+}
+
+static int raw_sink(void *user, const char *data, size_t len) {
+  raw_io *io = (raw_io *)user;
+  io->sinks++;
+  if (io->len + len < sizeof io->body) memcpy(io->body + io->len, data, len);
+  io->len += len;
+  if (io->cancel && !io->cancel_in_head) e2b_op_cancel(io->client, *io->cancel);
+  return io->sink_says;
+}
+
+static int raw_source(void *user, void *buf, size_t cap) {
+  raw_io *io = (raw_io *)user;
+  size_t n = io->give - io->gave;
+  if (io->pauses > 0) {
+    io->pauses--;
+    return E2B_PAUSE;
+  }
+  if (n == 0) return io->source_says;
+  if (n > cap) n = cap;
+  if (io->at_once && n > io->at_once) n = io->at_once;
+  memset(buf, 's', n);
+  io->gave += n;
+  return (int)n;
+}
+
+static e2b_request_opts raw_opts(raw_io *io, bool head, bool sink, bool source) {
+  e2b_request_opts opts;
+  memset(&opts, 0, sizeof opts);
+  memset(io, 0, sizeof *io);
+  opts.io_user = io;
+  if (head) opts.on_head = raw_on_head;
+  if (sink) opts.sink = raw_sink;
+  if (source) opts.source = raw_source;
+  return opts;
+}
+
+static void test_raw_api(void) {
+  static const e2b_kv headers[] = { { "Authorization", "Bearer v" }, { "X-Api-Key", "mine" }, { "Accept", "text/*" } };
+  e2b_request_opts opts;
+  e2b_response r;
+  e2b_error err;
+  raw_io io;
+  sb_world w;
+  memset(&r, 0, sizeof r);
+  sb_open(&w, NULL);
+  sb_script(&w.server, sb_answer(200, "content-type: text/plain\r\nX-A: 1\r\nx-a: 2\r\n", "hello"), NULL);
+  CHECK_OK(e2b_api_request(w.client, "GET", "/templates?teamID=a%20b", NULL, &r, &err));
+  SB_CHECK_REQUEST(&w.server, 0, "GET /templates?teamID=a%20b HTTP/1.1\r\n" SB_HEAD "\r\n");
+  CHECK_INT(r.status, 200);
+  CHECK_STR(r.body.ptr, "hello");
+  CHECK_INT(r.body.len, 5);
+  if (CHECK_INT(r.headers.count, 4)) {
+    CHECK_STR(r.headers.items[0].key, "content-type");
+    CHECK_STR(r.headers.items[1].key, "x-a");
+    CHECK_STR(r.headers.items[1].value, "1");
+    CHECK_STR(r.headers.items[2].value, "2");
+  }
+  e2b_mem_free(&r.mem);
+  opts = raw_opts(&io, false, false, false);
+  opts.body = "{\"name\":\"n\"}";
+  opts.body_len = 12;
+  CHECK_OK(e2b_api_request(w.client, "POST", "/volumes", &opts, &r, &err));
+  SB_CHECK_REQUEST(&w.server, 1, "POST /volumes HTTP/1.1\r\n" SB_HEAD SB_BODY("12") "{\"name\":\"n\"}");
+  e2b_mem_free(&r.mem);
+  opts.content_type = "application/octet-stream";
+  opts.call.headers.items = headers;
+  opts.call.headers.count = 3;
+  CHECK_OK(e2b_api_request(w.client, "PUT", "/volumecontent/v/file?path=%2Fa", &opts, NULL, &err));
+  SB_CHECK_REQUEST(&w.server, 2,
+                   "PUT /volumecontent/v/file?path=%2Fa HTTP/1.1\r\nhost: 127.0.0.1:%P\r\nuser-agent: e2b.h/" E2B_VERSION
+                   "\r\naccept-encoding: identity\r\nauthorization: Bearer v\r\naccept: text/*\r\nx-api-key: secret-key\r\n"
+                   "content-type: application/octet-stream\r\ncontent-length: 12\r\n\r\n{\"name\":\"n\"}");
+  CHECK_OK(e2b_api_request(w.client, "POST", "/x", NULL, NULL, &err));
+  SB_CHECK_REQUEST(&w.server, 3, "POST /x HTTP/1.1\r\n" SB_HEAD "content-length: 0\r\n\r\n");
+  CHECK_OK(e2b_api_request(w.client, "DELETE", "/x", NULL, NULL, NULL));
+  SB_CHECK_REQUEST(&w.server, 4, "DELETE /x HTTP/1.1\r\n" SB_HEAD "\r\n");
+
+  /* statuses are the errors they are elsewhere, and the answer is there all the same */
+  sb_script(&w.server, sb_answer(404, "X-Request-ID: r1\r\n", "{\"code\":404,\"message\":\"no \\\"such\\\"\"}"), NULL);
+  CHECK_RC(e2b_api_request(w.client, "GET", "/secrets/x", NULL, &r, &err), E2B_ERR_NOT_FOUND);
+  CHECK_HAS(err.message, "no \"such\"");
+  CHECK_STR(err.request_id, "r1");
+  CHECK_INT(err.http_status, 404);
+  CHECK_INT(r.status, 404);
+  CHECK_STR(r.body.ptr, "{\"code\":404,\"message\":\"no \\\"such\\\"\"}");
+  e2b_mem_free(&r.mem);
+  sb_script(&w.server, sb_answer(302, "location: http://x/\r\n", ""), NULL);
+  CHECK_RC(e2b_api_request(w.client, "GET", "/", NULL, &r, &err), E2B_ERR_SERVICE);
+  CHECK_INT(r.status, 302);
+  e2b_mem_free(&r.mem);
+  sb_script(&w.server, sb_answer(500, "", "broken"), NULL);
+  CHECK_RC(e2b_api_request(w.client, "POST", "/x", NULL, &r, &err), E2B_ERR_SERVICE);
+  CHECK(err.maybe_done);
+  e2b_mem_free(&r.mem);
+  sb_script(&w.server, sb_answer(429, "retry-after: 1\r\n", ""), sb_answer(200, "", "later"));
+  CHECK_OK(e2b_api_request(w.client, "POST", "/x", NULL, &r, &err));
+  CHECK_STR(r.body.ptr, "later");
+  e2b_mem_free(&r.mem);
+  CHECK_INT(peer_asked_count(&w.server), 2);
+  sb_script(&w.server, "HTTP/1.1 200 X\r\ncontent-length: 10\r\n\r\n", NULL);
+  CHECK_OK(e2b_api_request(w.client, "HEAD", "/x", NULL, &r, &err));
+  CHECK_INT(r.body.len, 0);
+  CHECK_STR(r.headers.items[0].value, "10");
+  e2b_mem_free(&r.mem);
+  sb_close(&w);
+}
+
+static void test_raw_streams(void) {
+  e2b_request_opts opts;
+  e2b_response r;
+  e2b_error err;
+  e2b_op op;
+  raw_io io;
+  char chunk[5000];
+  int i;
+  sb_world w;
+  memset(&r, 0, sizeof r);
+  memset(chunk, 'b', sizeof chunk);
+  chunk[sizeof chunk - 1] = 0;
+  sb_open(&w, NULL);
+  /* a sink and a source of a known size */
+  sb_script(&w.server, sb_answer(200, "x: y\r\n", "streamed"), NULL);
+  opts = raw_opts(&io, true, true, true);
+  io.give = opts.source_size = 10;
+  io.at_once = 3;
+  CHECK_OK(e2b_api_request(w.client, "PUT", "/up", &opts, &r, &err));
+  SB_CHECK_REQUEST(&w.server, 0, "PUT /up HTTP/1.1\r\n" SB_HEAD SB_BODY("10") "ssssssssss");
+  CHECK_INT(io.heads, 1);
+  CHECK_INT(io.status, 200);
+  CHECK_STR(io.headers, "x=y;content-length=8;");
+  CHECK_STR(io.body, "streamed");
+  CHECK_INT(r.status, 200);
+  CHECK_STR(r.body.ptr, "");
+  e2b_mem_free(&r.mem);
+  /* an unknown size goes in chunks */
+  opts = raw_opts(&io, false, false, true);
+  io.give = 3;
+  opts.content_type = "a/b";
+  CHECK_OK(e2b_api_request(w.client, "POST", "/up", &opts, NULL, &err));
+  SB_CHECK_REQUEST(&w.server, 1, "POST /up HTTP/1.1\r\n" SB_HEAD "content-type: a/b\r\ntransfer-encoding: chunked\r\n\r\n"
+                   "000003\r\nsss\r\n0\r\n\r\n");
+  /* sources that end early, cancel, pause where nobody can resume */
+  opts = raw_opts(&io, false, false, true);
+  io.give = 3;
+  opts.source_size = 5;
+  CHECK_RC(e2b_api_request(w.client, "POST", "/up", &opts, NULL, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(err.message, "ended before the size");
+  opts = raw_opts(&io, false, false, true);
+  io.source_says = -1;
+  CHECK_RC(e2b_api_request(w.client, "POST", "/up", &opts, NULL, &err), E2B_ERR_CANCELED);
+  opts = raw_opts(&io, false, false, true);
+  io.pauses = 1;
+  CHECK_RC(e2b_api_request(w.client, "POST", "/up", &opts, NULL, &err), E2B_ERR_BAD_STATE);
+  /* pausing with a handle */
+  sb_script(&w.server, sb_answer(200, "", chunk), NULL);
+  opts = raw_opts(&io, false, true, true);
+  opts.call.op = &op;
+  io.give = 4;
+  io.pauses = 1;
+  io.sink_says = E2B_PAUSE;
+  CHECK_INT(e2b_api_request(w.client, "POST", "/up", &opts, &r, &err), E2B_PENDING);
+  for (i = 0; i < 20; i++) e2b_client_poll(w.client, 5);
+  CHECK_INT(io.gave, 0);
+  for (i = 0; i < 1000 && e2b_op_poll(w.client, op, &err) == E2B_PENDING; i++) {
+    e2b_op_resume(w.client, op);
+    e2b_client_poll(w.client, 5);
+  }
+  CHECK_INT(err.code, E2B_OK);
+  CHECK_INT(io.len, sizeof chunk - 1);
+  e2b_mem_free(&r.mem);
+  /* callbacks that cancel, by their result or by the handle */
+  opts = raw_opts(&io, true, true, false);
+  io.head_says = -1;
+  CHECK_RC(e2b_api_request(w.client, "GET", "/", &opts, NULL, &err), E2B_ERR_CANCELED);
+  CHECK_INT(io.sinks, 0);
+  opts = raw_opts(&io, true, true, false);
+  io.sink_says = -1;
+  CHECK_RC(e2b_api_request(w.client, "GET", "/", &opts, NULL, &err), E2B_ERR_CANCELED);
+  for (i = 0; i < 2; i++) {
+    opts = raw_opts(&io, true, true, false);
+    opts.call.op = io.cancel = &op;
+    io.client = w.client;
+    io.cancel_in_head = i == 1;
+    CHECK_INT(e2b_api_request(w.client, "GET", "/", &opts, NULL, &err), E2B_PENDING);
+    while (!io.heads || (i == 0 && !io.sinks)) e2b_client_poll(w.client, 100);
+    CHECK_INT(io.sinks, i == 0 ? 1 : 0);
+    CHECK_INT(e2b_op_poll(w.client, op, &err), E2B_ERR_BAD_STATE);
+  }
+  /* an error's body goes to the sink too; a 429 is not waited for when it was shown */
+  sb_script(&w.server, sb_answer(429, "retry-after: 1\r\n", "slow down"), NULL);
+  opts = raw_opts(&io, true, true, false);
+  CHECK_RC(e2b_api_request(w.client, "GET", "/", &opts, &r, &err), E2B_ERR_RATE_LIMITED);
+  CHECK_INT(io.heads, 1);
+  CHECK_STR(io.body, "slow down");
+  CHECK_INT(peer_asked_count(&w.server), 1);
+  e2b_mem_free(&r.mem);
+  /* an answer that is cut */
+  sb_script(&w.server, "HTTP/1.1 200 X\r\ncontent-length: 500\r\nconnection: close\r\n\r\npart", NULL);
+  opts = raw_opts(&io, true, true, false);
+  CHECK_RC(e2b_api_request(w.client, "GET", "/", &opts, &r, &err), E2B_ERR_TRUNCATED);
+  CHECK_STR(io.body, "part");
+  CHECK(!r.mem.ptr);
+  sb_close(&w);
+}
+
+static void test_raw_limit(void) {
+  e2b_client_config config;
+  e2b_request_opts opts;
+  e2b_response r;
+  e2b_error err;
+  uint8_t storage[40];
+  raw_io io;
+  sb_world w;
+  char body[4000];
+  memset(&config, 0, sizeof config);
+  memset(&r, 0, sizeof r);
+  memset(body, 'x', sizeof body);
+  body[sizeof body - 1] = 0;
+  config.max_message_bytes = 1000;
+  config.io_buffer_size = 512;
+  sb_open(&w, &config);
+  sb_script(&w.server, sb_answer(200, "", body), NULL);
+  CHECK_RC(e2b_api_request(w.client, "GET", "/", NULL, &r, &err), E2B_ERR_LIMIT);
+  CHECK_HAS(err.message, "use a sink");
+  CHECK(!r.mem.ptr && !r.body.ptr);
+  opts = raw_opts(&io, false, true, false);
+  CHECK_OK(e2b_api_request(w.client, "GET", "/", &opts, NULL, &err));
+  CHECK_INT(io.len, sizeof body - 1);
+  sb_script(&w.server, sb_answer(200, "", "123456789012345678901234567890"), NULL);
+  r.mem.ptr = storage;
+  r.mem.cap = sizeof storage;
+  r.mem.fixed = true;
+  CHECK_RC(e2b_api_request(w.client, "GET", "/", NULL, &r, &err), E2B_ERR_BUFFER_TOO_SMALL);
+  CHECK(r.mem.len > sizeof storage);
+  sb_close(&w);
+}
+
+/* A reused connection that died: what may be repeated is, on a fresh one; the rest is not. */
+static void test_raw_repeats(void) {
+  static const struct { const char *method; bool source, again; } rows[] = {
+    { "GET", false, true }, { "HEAD", false, true }, { "OPTIONS", false, true }, { "PUT", false, true },
+    { "DELETE", false, true }, { "POST", false, false }, { "PATCH", false, false }, { "get", false, false },
+    { "PUT", true, false } };
+  e2b_request_opts opts;
+  e2b_error err;
+  raw_io io;
+  size_t i;
+  sb_world w;
+  sb_open(&w, NULL);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    e2b_err code;
+    peer_clear(&w.server);
+    sb_say(&w.server, sb_answer(204, "", ""), false);
+    sb_say(&w.server, SB_DROP, false);
+    sb_say(&w.server, sb_answer(204, "", ""), true);
+    CHECK_OK(e2b_api_request(w.client, "GET", "/", NULL, NULL, &err));
+    opts = raw_opts(&io, false, false, rows[i].source);
+    io.give = 3;
+    code = e2b_api_request(w.client, rows[i].method, "/x", &opts, NULL, &err);
+    CHECK_INT(code, rows[i].again ? E2B_OK : E2B_ERR_CLOSED);
+    CHECK(rows[i].again || err.maybe_done);
+    CHECK_INT(peer_asked_count(&w.server), rows[i].again ? 3 : 2);
+  }
+  sb_close(&w);
+}
+
+static void test_raw_arguments(void) {
+  static const char *const methods[] = { "", "GET ", "G\r\nX", "CONNECT", "connect", "G:T",
+                                         "METHODMETHODMETHODMETHODMETHODMETHOD" };
+  static const char *const paths[] = { NULL, "", "x", "http://x/", "/a b", "/a\r\nx: y", "/a\nb", "/\x7f", "/\xc3\xbc", "/a#b",
+    "/..", "/.", "/a/../b", "/%2e%2E/x", "/.%2e?q", "/a/%2E" };
+  static const char *const good[] = { "/", "/...", "/.a/..b/c.", "/a?x=/../b", "/%2eb", "/a//b", "//a", "/%2" };
+  static const e2b_kv bad_headers[][1] = { { { "x", "a\r\nb" } }, { { "x y", "a" } }, { { "Host", "a" } },
+    { { "content-length", "1" } }, { { "Transfer-Encoding", "chunked" } }, { { "Connection", "upgrade" } } };
+  e2b_request_opts opts;
+  e2b_sandbox *sandbox;
+  e2b_response r;
+  e2b_error err;
+  raw_io io;
+  size_t i;
+  sb_world w;
+  memset(&r, 0, sizeof r);
+  sb_open(&w, NULL);
+  sandbox = sb_attach(&w, "i");
+#define REFUSED(what, method, path, opts)                                                                              \
+  CHECK_RC(e2b_api_request(w.client, method, path, opts, &r, &err), E2B_ERR_INVALID_ARGUMENT);                         \
+  CHECK_HAS(err.message, what);                                                                                        \
+  CHECK_INT(err.subject, E2B_SUBJECT_OPTION);                                                                          \
+  CHECK_RC(e2b_sandbox_request(sandbox, 3000, method, path, opts, &r, &err), E2B_ERR_INVALID_ARGUMENT);                \
+  CHECK_HAS(err.message, what)
+  REFUSED("method", NULL, "/", NULL);
+  for (i = 0; i < E2B__COUNT(methods); i++) {
+    REFUSED("method", methods[i], "/", NULL);
+  }
+  for (i = 0; i < E2B__COUNT(paths); i++) {
+    REFUSED("path", "GET", paths[i], NULL);
+  }
+  for (i = 0; i < E2B__COUNT(bad_headers); i++) {
+    opts = raw_opts(&io, false, false, false);
+    opts.call.headers.items = bad_headers[i];
+    opts.call.headers.count = 1;
+    REFUSED("call.headers", "GET", "/", &opts);
+  }
+  opts = raw_opts(&io, false, false, false);
+  opts.content_type = "a\r\nb";
+  REFUSED("content_type", "POST", "/", &opts);
+  opts = raw_opts(&io, false, false, false);
+  opts.body_len = 1;
+  REFUSED("body", "POST", "/", &opts);
+  opts = raw_opts(&io, false, false, true);
+  opts.body = "x";
+  REFUSED("body and source", "POST", "/", &opts);
+  opts = raw_opts(&io, false, false, true);
+  opts.source_size = -1;
+  REFUSED("source_size", "POST", "/", &opts);
+#undef REFUSED
+  CHECK_RC(e2b_api_request(NULL, "GET", "/", NULL, &r, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_RC(e2b_sandbox_request(NULL, 1, "GET", "/", NULL, &r, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_RC(e2b_sandbox_request(sandbox, 0, "GET", "/", NULL, &r, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(peer_asked_count(&w.server), 0);
+  for (i = 0; i < E2B__COUNT(good); i++) {
+    CHECK_OK(e2b_api_request(w.client, "GET", good[i], NULL, NULL, &err));
+    CHECK_HAS(peer_asked(&w.server, (int)i), good[i]);
+  }
+  sb_close(&w);
+}
+
+/* Where a port is reached, and which secrets go there. */
+static void test_raw_sandbox_targets(void) {
+  static const e2b_kv headers[] = { { "Accept", "a/b" } };
+  e2b_client_config config;
+  e2b_attach_opts attach;
+  e2b_request_opts opts;
+  e2b_sandbox *sandbox;
+  e2b_response r;
+  e2b_error err;
+  char domain[64];
+  raw_io io;
+  int i;
+  sb_world w;
+#define RAW_COMMON(host) \
+  "host: " host "\r\nuser-agent: e2b.h/" E2B_VERSION "\r\naccept-encoding: identity\r\naccept: */*\r\ne2b-sandbox-id: sb1\r\n"
+  memset(&attach, 0, sizeof attach);
+  memset(&r, 0, sizeof r);
+  attach.access_token = "envd-secret";
+  attach.traffic_access_token = "traffic-secret";
+  for (i = 0; i < 4; i++) {
+    memset(&config, 0, sizeof config);
+    config.send_api_key_to_sandbox = true; /* to envd, that is */
+    sb_open(&w, &config);
+    e2b_client_free(w.client);
+    (void)snprintf(domain, sizeof domain, "localhost:%u", (unsigned)w.server.port);
+    if (i > 0) w.config.sandbox_url = NULL;
+    w.config.domain = domain;
+    w.config.scheme = "http";
+    if (i == 2) w.config.protocol = E2B_PROTOCOL_PRIVATE;
+    if (i == 3) w.config.sandbox_base_url = w.api_url;
+    w.client = e2b_client_create(&w.config, &err);
+    CHECK_OK(e2b_sandbox_attach(w.client, "sb1", &attach, &sandbox, &err));
+    CHECK_OK(e2b_sandbox_request(sandbox, 3000, "GET", "/a?b", NULL, &r, &err));
+    CHECK_INT(r.status, 204);
+    e2b_mem_free(&r.mem);
+    if (i == 0)
+      SB_CHECK_REQUEST(&w.server, 0, "GET /envd/a?b HTTP/1.1\r\n" RAW_COMMON("127.0.0.1:%P")
+                       "e2b-sandbox-port: 3000\r\ne2b-traffic-access-token: traffic-secret\r\n\r\n");
+    if (i == 1)
+      SB_CHECK_REQUEST(&w.server, 0, "GET /a?b HTTP/1.1\r\n" RAW_COMMON("3000-sb1.localhost:%P")
+                       "e2b-sandbox-port: 3000\r\ne2b-traffic-access-token: traffic-secret\r\n\r\n");
+    if (i == 2)
+      SB_CHECK_REQUEST(&w.server, 0, "GET /kruise/sb1/3000/a?b HTTP/1.1\r\n" RAW_COMMON("localhost:%P")
+                       "e2b-sandbox-port: 3000\r\ne2b-traffic-access-token: traffic-secret\r\n\r\n");
+    if (i == 3)
+      SB_CHECK_REQUEST(&w.server, 0, "GET /sb1/a?b HTTP/1.1\r\n" RAW_COMMON("127.0.0.1:%P")
+                       "e2b-sandbox-port: 3000\r\ne2b-traffic-access-token: traffic-secret\r\n\r\n");
+    /* envd's own port: its token, and what call.headers say */
+    opts = raw_opts(&io, false, false, false);
+    opts.call.headers.items = headers;
+    opts.call.headers.count = 1;
+    opts.body = "b";
+    opts.body_len = 1;
+    CHECK_OK(e2b_sandbox_request(sandbox, 49983, "POST", "/init", &opts, NULL, &err));
+    CHECK_HAS(peer_asked(&w.server, 1), "e2b-sandbox-port: 49983\r\nx-access-token: envd-secret\r\n");
+    CHECK_HAS(peer_asked(&w.server, 1), "\r\naccept: a/b\r\n");
+    CHECK_HAS(peer_asked(&w.server, 1), "content-type: application/octet-stream\r\n");
+    CHECK(!strstr(peer_asked(&w.server, 1), "secret-key") && !strstr(peer_asked(&w.server, 0), "secret-key"));
+    sb_close(&w);
+  }
+  /* an id that cannot be part of a host name */
+  memset(&config, 0, sizeof config);
+  config.domain = "localhost:1";
+  config.scheme = "http";
+  config.no_env = true;
+  attach.base_url = "http://127.0.0.1:1";
+  w.client = e2b_client_create(&config, &err);
+  CHECK_OK(e2b_sandbox_attach(w.client, "a b", &attach, &sandbox, &err));
+  CHECK_RC(e2b_sandbox_request(sandbox, 3000, "GET", "/", NULL, NULL, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(err.message, "sandbox_id");
+  e2b_client_free(w.client);
+}
+
+/* Every status is an answer, but not what the edge says in the sandbox's stead. */
+static void test_raw_sandbox_answers(void) {
+  static const int statuses[] = { 200, 301, 400, 401, 404, 429, 500, 502, 503 };
+  static const char closed[] = "{\"sandboxId\":\"sb1\",\"message\":\"The sandbox is running but port is not open\","
+                               "\"port\":3000,\"code\":502}";
+  static const char *const alike[] = { "{\"sandboxId\":\"sb1\",\"message\":\"x\",\"port\":3001,\"code\":502}",
+    "{\"message\":\"x\",\"port\":3000,\"code\":502}", "<html>502</html>", "", "{\"port\":3000" };
+  e2b_request_opts opts;
+  e2b_sandbox *sandbox;
+  e2b_response r;
+  e2b_error err;
+  raw_io io;
+  char large[9000];
+  size_t i;
+  sb_world w;
+  memset(&r, 0, sizeof r);
+  sb_open(&w, NULL);
+  sandbox = sb_attach(&w, "sb1");
+  for (i = 0; i < E2B__COUNT(statuses); i++) {
+    sb_script(&w.server, sb_answer(statuses[i], "retry-after: 1\r\nlocation: /\r\n", "mine"), NULL);
+    CHECK_OK(e2b_sandbox_request(sandbox, 3000, "GET", "/", NULL, &r, &err));
+    CHECK_INT(r.status, statuses[i]);
+    CHECK_STR(r.body.ptr, "mine");
+    e2b_mem_free(&r.mem);
+    CHECK_INT(peer_asked_count(&w.server), 1);
+  }
+  sb_script(&w.server, sb_json(502, closed), NULL);
+  CHECK_RC(e2b_sandbox_request(sandbox, 3000, "POST", "/", NULL, &r, &err), E2B_ERR_UNAVAILABLE);
+  CHECK_INT(err.subject, E2B_SUBJECT_PORT);
+  CHECK_HAS(err.message, "nothing listens on port 3000");
+  CHECK(!err.maybe_done);
+  CHECK_INT(r.status, 502);
+  CHECK_STR(r.body.ptr, closed);
+  e2b_mem_free(&r.mem);
+  opts = raw_opts(&io, true, true, false);
+  CHECK_RC(e2b_sandbox_request(sandbox, 3000, "GET", "/", &opts, NULL, &err), E2B_ERR_UNAVAILABLE);
+  CHECK_INT(io.heads + io.sinks, 0);
+  for (i = 0; i < E2B__COUNT(alike); i++) {
+    sb_script(&w.server, sb_json(502, alike[i]), NULL);
+    opts = raw_opts(&io, true, true, false);
+    CHECK_OK(e2b_sandbox_request(sandbox, 3000, "GET", "/", &opts, &r, &err));
+    CHECK_INT(io.heads, 1);
+    CHECK_INT(io.status, 502);
+    CHECK_STR(io.body, alike[i]);
+    e2b_mem_free(&r.mem);
+  }
+  memset(large, 'l', sizeof large);
+  large[sizeof large - 1] = 0;
+  {
+    static char answer[9100];
+    (void)snprintf(answer, sizeof answer, "HTTP/1.1 502 X\r\ncontent-length: %u\r\n\r\n%s", (unsigned)strlen(large), large);
+    sb_script(&w.server, answer, NULL);
+    opts = raw_opts(&io, true, true, false);
+    CHECK_OK(e2b_sandbox_request(sandbox, 3000, "GET", "/", &opts, &r, &err));
+    CHECK_INT(io.heads, 1);
+    CHECK_INT(io.len, strlen(large));
+    e2b_mem_free(&r.mem);
+    CHECK_OK(e2b_sandbox_request(sandbox, 3000, "GET", "/", NULL, &r, &err));
+    CHECK_INT(r.body.len, strlen(large));
+    e2b_mem_free(&r.mem);
+  }
+  /* the sandbox is gone: asked and said so */
+  sb_script(&w.server, sb_json(502, "{\"sandboxId\":\"sb1\",\"message\":\"The sandbox was not found\",\"code\":502}"),
+            sb_json(404, "{}"));
+  w.server.health = "HTTP/1.1 502 X\r\ncontent-length: 22\r\n\r\nsandbox not found: sb1";
+  CHECK_RC(e2b_sandbox_request(sandbox, 3000, "GET", "/", NULL, &r, &err), E2B_ERR_SANDBOX_GONE);
+  CHECK_INT(r.status, 502);
+  e2b_mem_free(&r.mem);
+  sb_script(&w.server, SB_DROP, sb_json(200, "{\"sandboxID\":\"sb1\",\"state\":\"paused\"}"));
+  CHECK_RC(e2b_sandbox_request(sandbox, 3000, "POST", "/", NULL, &r, &err), E2B_ERR_SANDBOX_PAUSED);
+  CHECK(err.maybe_done && !r.mem.ptr);
+  sb_close(&w);
+}
+
+/* Non-blocking, and the end of the handle under way. */
+static void test_raw_non_blocking(void) {
+  e2b_request_opts opts;
+  e2b_sandbox *sandbox;
+  e2b_response r;
+  e2b_error err;
+  sb_done done;
+  sb_world w;
+  memset(&r, 0, sizeof r);
+  memset(&opts, 0, sizeof opts);
+  sb_open(&w, NULL);
+  sandbox = sb_attach(&w, "sb1");
+  sb_script(&w.server, sb_answer(200, "", "later"), NULL);
+  opts.call = sb_call(&done);
+  CHECK_INT(e2b_sandbox_request(sandbox, 3000, "GET", "/", &opts, &r, &err), E2B_PENDING);
+  CHECK_INT(done.calls, 0);
+  sb_poll_until(w.client, &done.calls, 1);
+  CHECK_INT(done.err.code, E2B_OK);
+  CHECK_STR(r.body.ptr, "later");
+  e2b_mem_free(&r.mem);
+  sb_script(&w.server, SB_HANG, NULL);
+  opts.call = sb_call(&done);
+  CHECK_INT(e2b_sandbox_request(sandbox, 3000, "GET", "/", &opts, &r, &err), E2B_PENDING);
+  sb_poll_requests(&w, 1);
+  e2b_sandbox_free(sandbox);
+  sb_poll_until(w.client, &done.calls, 1);
+  CHECK_INT(done.err.code, E2B_ERR_CANCELED);
+  opts.call = sb_call(&done);
+  CHECK_INT(e2b_api_request(w.client, "GET", "/", &opts, &r, &err), E2B_PENDING);
+  sb_poll_requests(&w, 2);
+  sb_close(&w);
+  CHECK_INT(done.calls, 1);
+  CHECK_INT(done.err.code, E2B_ERR_CANCELED);
+  CHECK(!r.mem.ptr);
+}
+
+/* Every allocation of all of them fails in turn: the call says so, nothing leaks, the others go on. */
+static void test_api_no_memory(void) {
+  static const e2b_kv headers[] = { { "accept", "a/b" } };
+  e2b_request_opts opts;
+  raw_io io;
+  bool done = false;
+  int survived = 0;
+  size_t n;
+  sb_world w;
+  sb_open(&w, NULL);
+  for (n = 1; !done; n++) {
+    e2b_err code[10];
+    e2b_metric_list metrics;
+    e2b_log_list logs;
+    e2b_snapshot snapshot;
+    e2b_snapshot_list snapshots;
+    e2b_sandbox_info info;
+    e2b_response api, port;
+    e2b_sandbox *sandbox = NULL;
+    e2b_error err[10];
+    e2b_client *client;
+    test_heap heap;
+    int failed = 0;
+    size_t i;
+    memset(code, 0, sizeof code);
+    memset(&metrics, 0, sizeof metrics);
+    memset(&logs, 0, sizeof logs);
+    memset(&snapshot, 0, sizeof snapshot);
+    memset(&snapshots, 0, sizeof snapshots);
+    memset(&info, 0, sizeof info);
+    memset(&api, 0, sizeof api);
+    memset(&port, 0, sizeof port);
+    peer_clear(&w.server);
+    sb_say(&w.server, sb_json(200, "[{\"cpuUsedPct\":1}]"), true); /* a request given up before may still come, too */
+    w.config.allocator = heap_allocator(&heap);
+    client = e2b_client_create(&w.config, &w.err);
+    if (!CHECK(client != NULL)) break;
+    CHECK_INT(e2b_sandbox_attach(client, "sb1", NULL, &sandbox, &w.err), E2B_OK);
+    heap.calls = 0;
+    heap.fail_at = n;
+#define NEXT(answer) peer_clear(&w.server); sb_say(&w.server, answer, true)
+    code[0] = e2b_api_get_metrics(client, "i", 0, 0, NULL, &metrics, &err[0]);
+    NEXT(sb_json(200, "{\"logs\":[{\"message\":\"m\",\"fields\":{\"a\":\"b\"}}]}"));
+    code[1] = e2b_api_get_logs(client, "i", NULL, &logs, &err[1]);
+    NEXT(sb_json(201, "{\"snapshotID\":\"s\",\"names\":[\"n\"]}"));
+    code[2] = e2b_api_create_snapshot(client, "i", "n", NULL, &snapshot, &err[2]);
+    NEXT(sb_json(200, "[{\"snapshotID\":\"s\",\"names\":[\"n\"]}]"));
+    code[3] = e2b_api_list_snapshots(client, NULL, &snapshots, &err[3]);
+    NEXT(sb_json(200, "[{\"sandboxID\":\"s\",\"metadata\":{\"e2b.h/nonce\":\"x\"}}]"));
+    code[4] = e2b_api_find_by_nonce(client, "x", NULL, &info, &err[4]);
+    NEXT(sb_answer(204, "", ""));
+    code[5] = e2b_api_delete_snapshot(client, "s", NULL, NULL, &err[5]);
+    code[6] = e2b_api_update_network(client, "s", NULL, E2B_YES, NULL, &err[6]);
+    code[7] = e2b_sandbox_keep_alive(sandbox, 300, NULL, NULL, &err[7]);
+    CHECK_INT(e2b_sandbox_keep_alive(sandbox, 0, NULL, NULL, NULL), E2B_OK);
+    NEXT(sb_answer(200, "a: b\r\n", "body"));
+    opts = raw_opts(&io, true, false, false);
+    opts.body = "x";
+    opts.body_len = 1;
+    opts.call.headers.items = headers;
+    opts.call.headers.count = 1;
+    code[8] = e2b_api_request(client, "PUT", "/x", &opts, &api, &err[8]);
+    NEXT(sb_json(502, "{\"port\":3000}"));
+    opts = raw_opts(&io, true, true, true);
+    io.give = 20;
+    code[9] = e2b_sandbox_request(sandbox, 3000, "POST", "/x", &opts, &port, &err[9]);
+#undef NEXT
+    done = heap.calls < n;
+    for (i = 0; i < 10; i++) {
+      if (code[i] == E2B_OK) continue;
+      failed++;
+      CHECK_INT(code[i], E2B_ERR_NO_MEMORY);
+      CHECK_INT(err[i].code, E2B_ERR_NO_MEMORY);
+    }
+    CHECK(failed <= 1);
+    if (!failed && !done) survived++; /* the loop needs no array of descriptors; a 502 unread is the sandbox's */
+    CHECK((code[0] == E2B_OK) == (metrics.items != NULL) && (code[1] == E2B_OK) == (logs.items != NULL) &&
+          (code[2] == E2B_OK) == (snapshot.snapshot_id != NULL) && (code[3] == E2B_OK) == (snapshots.items != NULL) &&
+          (code[4] == E2B_OK) == (info.sandbox_id != NULL) && (code[8] == E2B_OK) == (api.status == 200));
+    e2b_mem_free(&metrics.mem);
+    e2b_mem_free(&logs.mem);
+    e2b_mem_free(&snapshot.mem);
+    e2b_mem_free(&snapshots.mem);
+    e2b_mem_free(&info.mem);
+    e2b_mem_free(&api.mem);
+    e2b_mem_free(&port.mem);
+    e2b_client_free(client);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+  CHECK(n > 100 && survived <= 8);
   sb_close(&w);
 }
 
@@ -11137,6 +12473,622 @@ static void e2e_certificates(fixture *f) {
   e2b_client_free(client);
   CHECK_WORKS(f);
 }
+/* ---- what surrounds a sandbox ------------------------------------------------------------------------------------ */
+
+static void e2e_metrics_and_logs(fixture *f) {
+  const char *id = e2b_sandbox_id(f->sandbox);
+  e2b_metric_list metrics;
+  e2b_logs_opts opts;
+  e2b_log_list logs;
+  e2b_error err;
+  memset(&metrics, 0, sizeof metrics);
+  memset(&logs, 0, sizeof logs);
+  memset(&opts, 0, sizeof opts);
+  if (CHECK_OK(e2b_api_get_metrics(f->client, id, 0, 0, NULL, &metrics, &err)) && CHECK(metrics.count > 0)) {
+    const e2b_metric *m = &metrics.items[metrics.count - 1];
+    int64_t taken = m->timestamp_ms;
+    CHECK(m->cpu_count > 0 && m->cpu_used_pct >= 0 && m->cpu_used_pct <= 100 * m->cpu_count);
+    CHECK(m->mem_total > m->mem_used && m->mem_used > 0 && m->disk_total > 0 && taken > 1600000000000);
+    e2b_mem_free(&metrics.mem);
+    CHECK_OK(e2b_api_get_metrics(f->client, id, taken, taken, NULL, &metrics, &err));
+    CHECK(metrics.count >= 1);
+    e2b_mem_free(&metrics.mem);
+    CHECK_OK(e2b_api_get_metrics(f->client, id, 0, 1000, NULL, &metrics, &err)); /* 1970 */
+    CHECK_INT(metrics.count, 0);
+  }
+  e2b_mem_free(&metrics.mem);
+  CHECK_RC(e2b_api_get_metrics(f->client, "inosuchsandbox", 0, 0, NULL, &metrics, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_SANDBOX);
+
+  (void)output_of(f, "true");
+  opts.search = "process ended";
+  opts.limit = 1;
+  CHECK_OK(e2b_api_get_logs(f->client, id, &opts, &logs, &err));
+  if (CHECK_INT(logs.count, 1)) {
+    CHECK_STR(logs.items[0].level, "info");
+    CHECK_HAS(logs.items[0].message, "process ended");
+    CHECK(logs.items[0].timestamp_ms > 1600000000000 && logs.items[0].fields.count == 2);
+  }
+  e2b_mem_free(&logs.mem);
+  memset(&opts, 0, sizeof opts);
+  opts.forward = true;
+  CHECK_OK(e2b_api_get_logs(f->client, id, &opts, &logs, &err));
+  if (CHECK(logs.count > 2)) CHECK_HAS(logs.items[0].message, "sandbox started");
+  e2b_mem_free(&logs.mem);
+  opts.level = "error";
+  CHECK_OK(e2b_api_get_logs(f->client, id, &opts, &logs, &err));
+  CHECK_INT(logs.count, 0);
+  e2b_mem_free(&logs.mem);
+  opts.level = "loud";
+  CHECK_RC(e2b_api_get_logs(f->client, id, &opts, &logs, &err), E2B_ERR_INVALID_ARGUMENT);
+}
+
+/* What the control plane says of a sandbox, as text; valid until the next call. */
+static const char *detail_of(fixture *f, const char *id) {
+  static char text[4000];
+  char path[100];
+  e2b_response r;
+  e2b_error err;
+  memset(&r, 0, sizeof r);
+  text[0] = 0;
+  snprintf(path, sizeof path, "/sandboxes/%s", id);
+  if (CHECK_OK(e2b_api_request(f->client, "GET", path, NULL, &r, &err)) && CHECK_INT(r.status, 200))
+    snprintf(text, sizeof text, "%s", r.body.ptr);
+  e2b_mem_free(&r.mem);
+  return text;
+}
+
+static void e2e_network(fixture *f) {
+  static const char *const allow[] = { "8.8.8.8", "example.com" }, *const all[] = { "0.0.0.0/0" };
+  static const e2b_kv headers[] = { { "X-A", "b" } };
+  static const e2b_network_rule rules[] = { { "example.com", { headers, 1 } } };
+  const char *id = e2b_sandbox_id(f->sandbox);
+  e2b_network network;
+  e2b_error err;
+  memset(&network, 0, sizeof network);
+  network.allow_out.items = allow;
+  network.allow_out.count = 2;
+  network.deny_out.items = all;
+  network.deny_out.count = 1;
+  network.rules = rules;
+  network.rule_count = 1;
+  CHECK_OK(e2b_api_update_network(f->client, id, &network, E2B_NO, NULL, &err));
+  CHECK_HAS(detail_of(f, id), "\"network\":{\"allowOut\":[\"8.8.8.8\",\"example.com\"],\"denyOut\":[\"0.0.0.0/0\"],"
+                              "\"rules\":{\"example.com\":[{\"transform\":{\"headers\":{\"X-A\":\"b\"}}}]}},"
+                              "\"allowInternetAccess\":false");
+  CHECK_OK(e2b_api_update_network(f->client, id, NULL, E2B_UNSET, NULL, &err));
+  CHECK(!strstr(detail_of(f, id), "allowOut") && !strstr(detail_of(f, id), "allowInternetAccess"));
+  network.deny_out.count = 0; /* names are allowed only when all else is denied */
+  CHECK_RC(e2b_api_update_network(f->client, id, &network, E2B_UNSET, NULL, &err), E2B_ERR_INVALID_ARGUMENT);
+  network.allow_out.count = 1;
+  network.egress_proxy_address = "127.0.0.1:1";
+  CHECK_RC(e2b_api_update_network(f->client, id, &network, E2B_UNSET, NULL, &err), E2B_ERR_PERMISSION);
+  CHECK_RC(e2b_api_update_network(f->client, "inosuch", NULL, E2B_UNSET, NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_SANDBOX);
+  CHECK_WORKS(f);
+}
+
+static void e2e_snapshots(fixture *f) {
+  static const e2b_kv vars[] = { { "KEPT", "yes" } };
+  e2b_snapshot_list_opts list_opts;
+  e2b_snapshot_list list;
+  e2b_snapshot first, second;
+  e2b_sandbox_opts opts;
+  e2b_sandbox *source = NULL, *copy = NULL;
+  e2b_buf text;
+  e2b_error err;
+  char name[40];
+  size_t pages = 0, found = 0;
+  bool deleted = false;
+  memset(&list_opts, 0, sizeof list_opts);
+  memset(&list, 0, sizeof list);
+  memset(&first, 0, sizeof first);
+  memset(&second, 0, sizeof second);
+  memset(&opts, 0, sizeof opts);
+  memset(&text, 0, sizeof text);
+  snprintf(name, sizeof name, "snap-%ld", (long)getpid());
+  opts.env_vars.items = vars;
+  opts.env_vars.count = 1;
+  if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &source, &err))) return;
+  CHECK_OK(e2b_files_write_text(source, "sub/kept.txt", "first", NULL, NULL, &err));
+  CHECK_OK(e2b_api_create_snapshot(f->client, e2b_sandbox_id(source), name, NULL, &first, &err));
+  CHECK_OK(e2b_files_write_text(source, "sub/kept.txt", "second", NULL, NULL, &err));
+  CHECK_OK(e2b_api_create_snapshot(f->client, e2b_sandbox_id(source), NULL, NULL, &second, &err));
+  if (first.snapshot_id && second.snapshot_id) {
+    CHECK(first.names.count == 1 && strstr(first.names.items[0], name) && second.names.count == 0);
+    CHECK(strcmp(first.snapshot_id, second.snapshot_id) != 0);
+    list_opts.sandbox_id = e2b_sandbox_id(source);
+    list_opts.limit = 1;
+    do { /* newest first */
+      char token[200];
+      CHECK_OK(e2b_api_list_snapshots(f->client, &list_opts, &list, &err));
+      CHECK_INT(list.count, 1);
+      if (list.count) found += strcmp(list.items[0].snapshot_id, pages ? first.snapshot_id : second.snapshot_id) == 0;
+      snprintf(token, sizeof token, "%s", list.next_token ? list.next_token : "");
+      list_opts.next_token = token[0] ? token : NULL;
+      pages++;
+      e2b_mem_free(&list.mem);
+    } while (list_opts.next_token && pages < 10);
+    CHECK_INT(pages, 2);
+    CHECK_INT(found, 2);
+    memset(&list_opts, 0, sizeof list_opts);
+    list_opts.name = name;
+    CHECK_OK(e2b_api_list_snapshots(f->client, &list_opts, &list, &err));
+    CHECK_INT(list.count, 1);
+    e2b_mem_free(&list.mem);
+
+    /* it outlives the sandbox; those made from it are on their own */
+    CHECK_OK(e2b_sandbox_close(source, NULL, &err));
+    source = NULL;
+    if (CHECK_OK(e2b_sandbox_create(f->client, first.snapshot_id, NULL, &copy, &err))) {
+      e2b_command_result r = { 0 };
+      CHECK_OK(e2b_files_read_text(copy, "sub/kept.txt", NULL, &text, &err));
+      CHECK_STR((const char *)text.data, "first");
+      e2b_mem_free(&text.mem);
+      CHECK_OK(e2b_commands_run(copy, "echo $KEPT; echo changed > sub/kept.txt", NULL, &r, &err));
+      CHECK_STR(r.stdout_data.ptr, "yes\n");
+      e2b_mem_free(&r.mem);
+      CHECK_RC(e2b_api_delete_snapshot(f->client, first.snapshot_id, NULL, &deleted, &err), E2B_ERR_INVALID_ARGUMENT);
+      CHECK_OK(e2b_sandbox_close(copy, NULL, &err));
+    }
+    if (CHECK_OK(e2b_sandbox_create(f->client, name, NULL, &copy, &err))) { /* by name */
+      CHECK_OK(e2b_files_read_text(copy, "sub/kept.txt", NULL, &text, &err));
+      CHECK_STR((const char *)text.data, "first");
+      e2b_mem_free(&text.mem);
+      CHECK_OK(e2b_sandbox_close(copy, NULL, &err));
+    }
+    CHECK_OK(e2b_api_delete_snapshot(f->client, first.snapshot_id, NULL, &deleted, &err));
+    CHECK(deleted);
+    CHECK_OK(e2b_api_delete_snapshot(f->client, second.snapshot_id, NULL, &deleted, &err));
+    CHECK(deleted);
+    CHECK_OK(e2b_api_delete_snapshot(f->client, first.snapshot_id, NULL, &deleted, &err));
+    CHECK(!deleted);
+    CHECK_RC(e2b_sandbox_create(f->client, first.snapshot_id, NULL, &copy, &err), E2B_ERR_NOT_FOUND);
+    CHECK_INT(err.subject, E2B_SUBJECT_TEMPLATE);
+  }
+  e2b_mem_free(&first.mem);
+  e2b_mem_free(&second.mem);
+  CHECK_OK(e2b_sandbox_close(source, NULL, &err));
+  CHECK_RC(e2b_api_create_snapshot(f->client, "inosuch", NULL, NULL, &first, &err), E2B_ERR_NOT_FOUND);
+}
+
+/* Waits until the sandbox is paused by itself. */
+static bool paused_by_itself(fixture *f, e2b_sandbox *sandbox) {
+  e2b_sandbox_info info;
+  e2b_error err;
+  e2b_sandbox_state state = E2B_STATE_UNKNOWN;
+  int tries;
+  (void)f;
+  memset(&info, 0, sizeof info);
+  for (tries = 0; tries < 500 && state != E2B_STATE_PAUSED; tries++) {
+    if (!CHECK_OK(e2b_sandbox_get_info(sandbox, NULL, &info, &err))) return false;
+    state = info.state;
+    e2b_mem_free(&info.mem);
+    if (state != E2B_STATE_PAUSED) sleep_ms(20);
+  }
+  return CHECK_INT(state, E2B_STATE_PAUSED);
+}
+
+static void e2e_auto_pause(fixture *f) {
+  e2b_sandbox_opts opts;
+  e2b_sandbox_info info;
+  e2b_sandbox *sandbox, *again;
+  e2b_error err;
+  int resume;
+  memset(&opts, 0, sizeof opts);
+  memset(&info, 0, sizeof info);
+  for (resume = 0; resume < 2; resume++) {
+    opts.timeout_s = 1;
+    opts.auto_pause = E2B_YES;
+    opts.auto_resume = resume ? E2B_YES : E2B_NO;
+    if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &sandbox, &err))) return;
+    CHECK_OK(e2b_files_write_text(sandbox, "kept", "kept", NULL, NULL, &err));
+    CHECK_OK(e2b_sandbox_get_info(sandbox, NULL, &info, &err));
+    CHECK_INT(info.auto_pause, E2B_YES);
+    CHECK_INT(info.auto_resume, resume ? E2B_YES : E2B_NO);
+    e2b_mem_free(&info.mem);
+    if (paused_by_itself(f, sandbox)) {
+      if (!resume) {
+        CHECK_RC(e2b_commands_run(sandbox, "cat kept", NULL, NULL, &err), E2B_ERR_SANDBOX_PAUSED);
+        if (CHECK_OK(e2b_sandbox_connect(f->client, e2b_sandbox_id(sandbox), NULL, &again, &err)))
+          e2b_sandbox_free(again);
+      }
+      CHECK_OK(e2b_commands_run(sandbox, "grep -q kept kept", NULL, NULL, &err));
+    }
+    CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+  }
+  CHECK_OK(e2b_sandbox_get_info(f->sandbox, NULL, &info, &err));
+  CHECK_INT(info.auto_pause, E2B_NO);
+  e2b_mem_free(&info.mem);
+}
+
+static void e2e_keep_alive(fixture *f) {
+  e2b_sandbox_opts opts;
+  e2b_sandbox_info info;
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  done lost;
+  uint64_t end;
+  memset(&opts, 0, sizeof opts);
+  memset(&info, 0, sizeof info);
+  memset(&lost, 0, sizeof lost);
+  opts.timeout_s = 2;
+  if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &sandbox, &err))) return;
+  CHECK_OK(e2b_sandbox_keep_alive(sandbox, 2, on_done, &lost, &err));
+  for (end = now_ms() + 3500; now_ms() < end;) e2b_client_poll(f->client, 100);
+  CHECK_OK(e2b_sandbox_get_info(sandbox, NULL, &info, &err)); /* it would have ended */
+  CHECK_INT(info.state, E2B_STATE_RUNNING);
+  CHECK_INT(lost.count, 0);
+  e2b_mem_free(&info.mem);
+  CHECK_OK(e2b_api_kill(f->client, e2b_sandbox_id(sandbox), NULL, NULL, &err)); /* somebody else */
+  for (end = now_ms() + 5000; now_ms() < end && !lost.count;) e2b_client_poll(f->client, 100);
+  CHECK_INT(lost.count, 1);
+  CHECK_INT(lost.err.code, E2B_ERR_NOT_FOUND);
+  e2b_sandbox_free(sandbox);
+}
+
+static void e2e_find_by_nonce(fixture *f) {
+  static const e2b_kv metadata[] = { { E2B_NONCE_KEY, "job &%=\xc3\xbc 1" } };
+  e2b_sandbox_opts opts;
+  e2b_sandbox *sandbox;
+  e2b_sandbox_info info;
+  e2b_error err;
+  memset(&opts, 0, sizeof opts);
+  memset(&info, 0, sizeof info);
+  opts.metadata.items = metadata;
+  opts.metadata.count = 1;
+  if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &sandbox, &err))) return;
+  if (CHECK_OK(e2b_api_find_by_nonce(f->client, metadata[0].value, NULL, &info, &err)))
+    CHECK_STR(info.sandbox_id, e2b_sandbox_id(sandbox));
+  e2b_mem_free(&info.mem);
+  CHECK_RC(e2b_api_find_by_nonce(f->client, "job 2", NULL, &info, &err), E2B_ERR_NOT_FOUND);
+  CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+}
+
+static void e2e_list_filters(fixture *f) {
+  e2b_list_opts opts;
+  e2b_sandbox_list list;
+  e2b_sandbox *young;
+  e2b_sandbox_info info;
+  e2b_error err;
+  memset(&opts, 0, sizeof opts);
+  memset(&list, 0, sizeof list);
+  memset(&info, 0, sizeof info);
+  if (!CHECK_OK(e2b_sandbox_create(f->client, "base", NULL, &young, &err))) return;
+  CHECK_OK(e2b_sandbox_get_info(young, NULL, &info, &err));
+  opts.oldest_first = true;
+  CHECK_OK(e2b_api_list(f->client, &opts, &list, &err));
+  if (CHECK(list.count >= 2)) CHECK_STR(list.items[list.count - 1].sandbox_id, info.sandbox_id);
+  e2b_mem_free(&list.mem);
+  opts.oldest_first = false;
+  opts.template_id = "base";
+  CHECK_OK(e2b_api_list(f->client, &opts, &list, &err));
+  if (CHECK(list.count >= 1)) CHECK_STR(list.items[0].template_id, "base");
+  e2b_mem_free(&list.mem);
+  opts.template_id = NULL;
+  opts.started_after_ms = info.started_at_ms;
+  CHECK_OK(e2b_api_list(f->client, &opts, &list, &err));
+  if (CHECK(list.count >= 1)) CHECK_STR(list.items[0].sandbox_id, info.sandbox_id);
+  e2b_mem_free(&list.mem);
+  opts.started_after_ms = info.started_at_ms + 3600000;
+  CHECK_OK(e2b_api_list(f->client, &opts, &list, &err));
+  CHECK_INT(list.count, 0);
+  e2b_mem_free(&list.mem);
+  e2b_mem_free(&info.mem);
+  CHECK_OK(e2b_sandbox_close(young, NULL, &err));
+}
+
+/* ---- servers in the sandbox -------------------------------------------------------------------------------------- */
+
+/* This program as a server: says its port, then gives back what it gets. /head: the head of the request; /status/NNN:
+ * that status; else the body, framed as it came. */
+static void echo_body(int fd, char *body, size_t len, bool chunked, size_t left) {
+  char tail[5] = "";
+  for (;;) {
+    ssize_t n;
+    size_t i;
+    if (!chunked && len > left) len = left;
+    if (len && !send_all(fd, body, len)) return;
+    for (i = 0; i < len; i++) {
+      memmove(tail, tail + 1, 4);
+      tail[4] = body[i];
+    }
+    left -= chunked ? 0 : len;
+    if (chunked ? memcmp(tail, "0\r\n\r\n", 5) == 0 : left == 0) return;
+    n = recv_some(fd, body, 65536);
+    if (n <= 0) return;
+    len = (size_t)n;
+  }
+}
+
+static void echo_serve(int fd) {
+  static char text[65537];
+  char answer[300];
+  size_t len = 0, head;
+  char *end = NULL, *length;
+  bool chunked;
+  while (!end && len < sizeof text - 1) {
+    ssize_t n = recv_some(fd, text + len, sizeof text - 1 - len);
+    if (n <= 0) return;
+    len += (size_t)n;
+    text[len] = 0;
+    end = find_bytes(text, len, "\r\n\r\n");
+  }
+  if (!end) return;
+  head = (size_t)(end - text) + 4;
+  chunked = find_bytes(text, head, "transfer-encoding: chunked") != NULL;
+  length = find_bytes(text, head, "content-length: ");
+  if (strstr(text, " /status/") && strstr(text, " /status/") < end) {
+    snprintf(answer, sizeof answer, "HTTP/1.1 %.3s X\r\ncontent-length: 4\r\nx-mine: yes\r\n\r\nmine",
+             strstr(text, " /status/") + 9);
+    send_all(fd, answer, strlen(answer));
+  } else if (strstr(text, " /head") && strstr(text, " /head") < end) {
+    snprintf(answer, sizeof answer, "HTTP/1.0 200 OK\r\ncontent-type: text/plain\r\n\r\n"); /* until it closes */
+    send_all(fd, answer, strlen(answer));
+    send_all(fd, text, head);
+  } else {
+    size_t left = length ? (size_t)strtoull(length + 16, NULL, 10) : 0;
+    snprintf(answer, sizeof answer, chunked ? "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" :
+             "HTTP/1.1 200 OK\r\ncontent-length: %lu\r\n\r\n", (unsigned long)left);
+    send_all(fd, answer, strlen(answer));
+    memmove(text, text + head, len - head);
+    echo_body(fd, text, len - head, chunked, left);
+  }
+}
+
+static int echo_server(void) {
+  uint16_t port = 0;
+  int listener = listen_somewhere(&port), fd;
+  printf("%u\n", (unsigned)port);
+  fflush(stdout);
+  while (listener >= 0 && (fd = accept(listener, NULL, NULL)) >= 0) {
+    echo_serve(fd);
+    shutdown(fd, SHUT_WR);
+    close(fd);
+  }
+  return 1;
+}
+
+/* Starts it in a sandbox; its port, or 0. The handle is to be killed. */
+static uint16_t echo_start(e2b_sandbox *sandbox, e2b_command_handle **handle) {
+  char self[400] = "", command[500], port[16] = "";
+  ssize_t len = readlink("/proc/self/exe", self, sizeof self - 1);
+  e2b_command_event event;
+  e2b_error err;
+  *handle = NULL;
+  if (!CHECK(len > 0)) return 0;
+  snprintf(command, sizeof command, "exec '%s' --echo-server", self);
+  if (!CHECK_OK(e2b_commands_start(sandbox, command, NULL, handle, &err))) return 0;
+  while (!strchr(port, '\n') && CHECK_OK(e2b_command_handle_next(*handle, 5000, &event, &err)) &&
+         CHECK_INT(event.kind, E2B_EVENT_STDOUT))
+    snprintf(port + strlen(port), sizeof port - strlen(port), "%.*s", (int)event.len, event.data);
+  return (uint16_t)strtoul(port, NULL, 10);
+}
+
+static void echo_stop(e2b_command_handle *handle) {
+  e2b_error err;
+  if (!handle) return;
+  CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+  e2b_command_handle_free(handle);
+}
+
+static void e2e_port_request(fixture *f) {
+  e2b_sandbox *other = NULL;
+  e2b_command_handle *handle;
+  e2b_request_opts opts;
+  e2b_response r;
+  e2b_error err;
+  uint16_t port = echo_start(f->sandbox, &handle);
+  memset(&r, 0, sizeof r);
+  memset(&opts, 0, sizeof opts);
+  if (!port) {
+    echo_stop(handle);
+    return;
+  }
+  CHECK_OK(e2b_sandbox_request(f->sandbox, port, "GET", "/head?a=%20b", NULL, &r, &err));
+  CHECK_INT(r.status, 200);
+  CHECK_HAS(r.body.ptr, "GET /head?a=%20b HTTP/1.1\r\n");
+  CHECK_HAS(r.body.ptr, "\r\naccept: */*\r\n");
+  CHECK(!strstr(r.body.ptr, e2b_sandbox_access_token(f->sandbox)) && !strstr(r.body.ptr, HOST_KEY));
+  e2b_mem_free(&r.mem);
+  opts.body = "hello";
+  opts.body_len = 5;
+  opts.content_type = "text/x-mine";
+  CHECK_OK(e2b_sandbox_request(f->sandbox, port, "POST", "/", &opts, &r, &err));
+  CHECK_STR(r.body.ptr, "hello");
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_sandbox_request(f->sandbox, port, "DELETE", "/head", &opts, &r, &err));
+  CHECK_HAS(r.body.ptr, "content-type: text/x-mine\r\n");
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_sandbox_request(f->sandbox, port, "GET", "/status/502", NULL, &r, &err));
+  CHECK_INT(r.status, 502);
+  CHECK_STR(r.body.ptr, "mine");
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_sandbox_request(f->sandbox, port, "GET", "/status/418", NULL, &r, &err));
+  CHECK_INT(r.status, 418);
+  e2b_mem_free(&r.mem);
+
+  /* a port is its sandbox's only, and nothing's when the server is gone */
+  if (CHECK_OK(e2b_sandbox_create(f->client, NULL, NULL, &other, &err))) {
+    CHECK_OK(e2b_commands_run(other, "true", NULL, NULL, &err));
+    CHECK_RC(e2b_sandbox_request(other, port, "GET", "/", NULL, NULL, &err), E2B_ERR_UNAVAILABLE);
+    CHECK_INT(err.subject, E2B_SUBJECT_PORT);
+    CHECK_OK(e2b_sandbox_kill(other, NULL, NULL, &err));
+    CHECK_RC(e2b_sandbox_request(other, port, "GET", "/", NULL, NULL, &err), E2B_ERR_SANDBOX_GONE);
+    e2b_sandbox_free(other);
+  }
+  echo_stop(handle);
+  CHECK_RC(e2b_sandbox_request(f->sandbox, port, "GET", "/", NULL, &r, &err), E2B_ERR_UNAVAILABLE);
+  CHECK_INT(err.subject, E2B_SUBJECT_PORT);
+  CHECK_INT(r.status, 502);
+  e2b_mem_free(&r.mem);
+  CHECK_WORKS(f);
+}
+
+/* Both ways at once: what goes out must come back. */
+typedef struct both_ways {
+  uint64_t sent, total, came, out_seed, in_seed;
+  bool differs;
+  int status;
+} both_ways;
+
+static int both_ways_source(void *user, void *buf, size_t cap) {
+  both_ways *b = (both_ways *)user;
+  size_t n = b->total - b->sent < cap ? (size_t)(b->total - b->sent) : cap;
+  if (n > 8) n -= n % 8; /* noise comes in pieces of 8 */
+  noise(&b->out_seed, (uint8_t *)buf, n);
+  b->sent += n;
+  return (int)n;
+}
+
+static int both_ways_head(void *user, int status, e2b_kvs headers) {
+  (void)headers;
+  ((both_ways *)user)->status = status;
+  return 0;
+}
+
+static int both_ways_sink(void *user, const char *data, size_t len) {
+  both_ways *b = (both_ways *)user;
+  size_t i;
+  for (i = 0; i < len; i++, b->came++) {
+    uint8_t piece[8];
+    if (b->came % 8 == 0) b->in_seed ^= b->in_seed << 13, b->in_seed ^= b->in_seed >> 7, b->in_seed ^= b->in_seed << 17;
+    memcpy(piece, &b->in_seed, 8);
+    if ((uint8_t)data[i] != piece[b->came % 8]) b->differs = true;
+  }
+  return 0;
+}
+
+static void e2e_port_streams(fixture *f) {
+  e2b_command_handle *handle;
+  e2b_request_opts opts;
+  both_ways b;
+  e2b_error err;
+  uint16_t port = echo_start(f->sandbox, &handle);
+  int known;
+  for (known = 0; known < 2 && port; known++) {
+    e2b_client_stats stats;
+    memset(&opts, 0, sizeof opts);
+    memset(&b, 0, sizeof b);
+    b.total = quick ? MIB : 20 * MIB;
+    b.out_seed = b.in_seed = 7;
+    opts.source = both_ways_source;
+    opts.on_head = both_ways_head;
+    opts.sink = both_ways_sink;
+    opts.io_user = &b;
+    opts.source_size = known ? (int64_t)b.total : 0;
+    CHECK_OK(e2b_sandbox_request(f->sandbox, port, "POST", "/", &opts, NULL, &err));
+    CHECK_INT(b.status, 200);
+    CHECK_INT(b.came, b.total);
+    CHECK(!b.differs);
+    e2b_client_get_stats(f->client, &stats);
+    CHECK(stats.mem_peak < 2 * MIB);
+  }
+  echo_stop(handle);
+}
+
+/* By host name and by path; with a port that is not public, and a host name of the creator's choice. */
+static void e2e_port_routes(fixture *f) {
+  static const e2b_protocol protocols[] = { E2B_PROTOCOL_NATIVE, E2B_PROTOCOL_PRIVATE };
+  const char *authority = strstr(the_host->url, "//") + 2;
+  e2b_command_handle *handle;
+  e2b_network network;
+  e2b_sandbox_opts opts;
+  fixture other;
+  e2b_response r;
+  e2b_error err;
+  size_t i;
+  (void)f;
+  memset(&r, 0, sizeof r);
+  memset(&network, 0, sizeof network);
+  memset(&opts, 0, sizeof opts);
+  network.allow_public_traffic = E2B_NO;
+  network.mask_request_host = "masked.example:1";
+  opts.network = &network;
+  for (i = 0; i < 2; i++) {
+    e2b_client_config config = host_config(the_host);
+    memset(&other, 0, sizeof other);
+    config.api_url = config.sandbox_url = NULL;
+    config.scheme = the_host->tls ? "https" : "http";
+    config.domain = authority;
+    config.protocol = protocols[i];
+    config.allocator = heap_allocator(&other.memory);
+    other.client = e2b_client_create(&config, &err);
+    if (!CHECK(other.client != NULL)) continue;
+    if (CHECK_OK(e2b_sandbox_create(other.client, NULL, &opts, &other.sandbox, &err))) {
+      uint16_t port = echo_start(other.sandbox, &handle);
+      if (port) {
+        char host[200];
+        e2b_sandbox_host(other.sandbox, port, host, sizeof host);
+        CHECK(strstr(host, e2b_sandbox_id(other.sandbox)) && strstr(host, authority));
+        CHECK(e2b_sandbox_traffic_access_token(other.sandbox)[0] != 0);
+        CHECK_OK(e2b_sandbox_request(other.sandbox, port, "GET", "/head", NULL, &r, &err));
+        CHECK_HAS(r.body.ptr, "GET /head HTTP/1.1\r\nhost: masked.example:1\r\n");
+        CHECK(!strstr(r.body.ptr, e2b_sandbox_traffic_access_token(other.sandbox)));
+        e2b_mem_free(&r.mem);
+      }
+      if (port) { /* without the token */
+        e2b_sandbox *stranger;
+        CHECK_OK(e2b_sandbox_attach(other.client, e2b_sandbox_id(other.sandbox), NULL, &stranger, &err));
+        CHECK_OK(e2b_sandbox_request(stranger, port, "GET", "/head", NULL, &r, &err));
+        CHECK_INT(r.status, 403);
+        e2b_mem_free(&r.mem);
+      }
+      echo_stop(handle);
+      CHECK_OK(e2b_sandbox_close(other.sandbox, NULL, &err));
+    }
+    e2b_client_free(other.client);
+    HEAP_CHECK_EMPTY(&other.memory);
+  }
+}
+
+/* envd's own port: what of it has no function here. */
+static void e2e_envd_request(fixture *f) {
+  e2b_request_opts opts;
+  e2b_response r;
+  e2b_error err;
+  memset(&r, 0, sizeof r);
+  memset(&opts, 0, sizeof opts);
+  CHECK_OK(e2b_sandbox_request(f->sandbox, 49983, "GET", "/metrics", NULL, &r, &err));
+  CHECK_INT(r.status, 200);
+  CHECK_HAS(r.body.ptr, "\"mem_total\":");
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_sandbox_request(f->sandbox, 49983, "GET", "/health", NULL, &r, &err));
+  CHECK_INT(r.status, 204);
+  CHECK_INT(r.body.len, 0);
+  e2b_mem_free(&r.mem);
+  CHECK_OK(e2b_sandbox_request(f->sandbox, 49983, "GET", "/no-such-path", NULL, &r, &err));
+  CHECK_INT(r.status, 404);
+  e2b_mem_free(&r.mem);
+  opts.content_type = "application/json";
+  opts.body = "{}";
+  opts.body_len = 2;
+  CHECK_OK(e2b_sandbox_request(f->sandbox, 49983, "POST", "/process.Process/List", &opts, &r, &err));
+  CHECK_INT(r.status, 200);
+  CHECK_INT(r.body.ptr[0], '{');
+  e2b_mem_free(&r.mem);
+  CHECK_WORKS(f);
+}
+
+static void e2e_api_request(fixture *f) {
+  e2b_request_opts opts;
+  e2b_response r;
+  e2b_error err;
+  char path[100];
+  memset(&r, 0, sizeof r);
+  memset(&opts, 0, sizeof opts);
+  CHECK_HAS(detail_of(f, e2b_sandbox_id(f->sandbox)), "\"state\":\"running\"");
+  CHECK_RC(e2b_api_request(f->client, "GET", "/no/such/call", NULL, &r, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(r.status, 404);
+  CHECK_HAS(r.body.ptr, "no matching operation");
+  e2b_mem_free(&r.mem);
+  opts.body = "{\"duration\":60}";
+  opts.body_len = strlen((const char *)opts.body);
+  snprintf(path, sizeof path, "/sandboxes/%s/refreshes", e2b_sandbox_id(f->sandbox));
+  CHECK_OK(e2b_api_request(f->client, "POST", path, &opts, &r, &err)); /* a call without a function of its own */
+  CHECK_INT(r.status, 204);
+  e2b_mem_free(&r.mem);
+}
 /* ================================================================================================================== */
 /* >>>> processes */
 /* ================================================================================================================== */
@@ -13774,6 +15726,11 @@ static const test tests[] = {
   UNIT(sandbox_secrets_stay_in_their_plane), UNIT(sandbox_non_blocking), UNIT(sandbox_cancel),
   UNIT(sandbox_inside_callbacks), UNIT(sandbox_close_non_blocking), UNIT(sandbox_free_cancels),
   UNIT(client_free_in_flight), UNIT(sandbox_debug), UNIT(sandbox_no_memory), UNIT(sandbox_many_lives),
+  UNIT(api_golden_requests), UNIT(api_private_protocol), UNIT(api_metrics), UNIT(api_logs), UNIT(api_snapshots),
+  UNIT(api_arguments), UNIT(api_non_blocking), UNIT(create_nonce), UNIT(heartbeat), UNIT(heartbeat_lost),
+  UNIT(heartbeat_ends), UNIT(raw_api),
+  UNIT(raw_streams), UNIT(raw_limit), UNIT(raw_repeats), UNIT(raw_arguments), UNIT(raw_sandbox_targets),
+  UNIT(raw_sandbox_answers), UNIT(raw_non_blocking), UNIT(api_no_memory),
   UNIT(files_arguments), UNIT(files_list), UNIT(files_rpcs), UNIT(files_read), UNIT(files_read_limit),
   UNIT(files_read_errors), UNIT(files_read_cut), UNIT(files_download), UNIT(files_download_held), UNIT(files_write),
   UNIT(files_write_answers), UNIT(files_write_early), UNIT(files_form_fallback), UNIT(files_write_stale),
@@ -13815,6 +15772,9 @@ static const test tests[] = {
   SERVER(api_by_id), SERVER(refused_by_the_api), SERVER(wrong_access_token), SERVER(routes), SERVER(many_sandboxes), SERVER(many_streams),
   SERVER(no_memory), SERVER(certificates),
   HOST(proxy), HOST(fixed_heap), HOST(reads_on),
+  SERVER(metrics_and_logs), SERVER(network), SERVER(snapshots), SERVER(auto_pause), SERVER(keep_alive),
+  SERVER(find_by_nonce), SERVER(list_filters), HOST(envd_request), SERVER(api_request), SERVER(port_request),
+  SERVER(port_streams), SERVER(port_routes),
 };
 
 static int passed, failed, skipped;
@@ -13894,6 +15854,7 @@ int main(int argc, char **argv) {
   bool list = false;
   size_t i;
   int option;
+  if (argc == 2 && strcmp(argv[1], "--echo-server") == 0) return echo_server();
   while ((option = getopt(argc, argv, "lvq")) != -1) {
     if (option == 'l') list = true;
     if (option == 'v') verbose = true;

@@ -1,8 +1,9 @@
 /* cc -O2 -I. examples/local_server.c llhttp.c api.c http.c -lmbedtls -lmbedx509 -lmbedcrypto -lpthread -o local_server
 
    A small E2B host on this machine, for development, demos and tests without an account. One process, one thread, one
-   port: the control plane (create, list, kill, pause ...) and the envd of every sandbox (commands, files), reached by
-   host name, path prefix or routing headers. It is real: processes, pipes, terminals, signals, files.
+   port: the control plane (create, list, kill, pause, snapshots, metrics, logs ...), the envd of every sandbox (commands,
+   files) and the servers that run in it, reached by host name, path prefix or routing headers. It is real: processes,
+   pipes, terminals, signals, files. Only rules for the network are kept and shown, but not enforced.
 
    IT ISOLATES NOTHING. A "sandbox" is a home directory and a list of processes that run as you, on your files. Serve
    only yourself, on the loopback interface. `local_server --help` lists the options. Linux; mbedTLS 2.28 or 3.x.
@@ -13,13 +14,15 @@
      sandboxes, rpc   | >>>> sandboxes    | >>>> rpc
      envd             | >>>> processes    | >>>> process service              | >>>> filesystem service
                       | >>>> file transfer                | >>>> envd
-     the edge         | >>>> life cycle   | >>>> control plane                | >>>> routing
+     the edge         | >>>> life cycle   | >>>> snapshots    | >>>> control plane                | >>>> relay
+                      | >>>> routing
      running it       | >>>> tls          | >>>> http input   | >>>> main */
 
 #define _GNU_SOURCE
 #define E2B_IMPLEMENTATION
 #include "e2b.h"
 
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -79,6 +82,11 @@
 #define TIMEOUT_DEFAULT_S 15            /* life of a sandbox whose creator does not say */
 #define TIMEOUT_MAX_S (24 * 3600)
 #define AUTO_RESUME_S 300
+#define LOGS_MAX 1000                   /* entries kept of a sandbox */
+#define METRICS_EVERY_MS 5000
+#define METRICS_MAX 720                 /* samples kept: an hour */
+#define DIAL_TRIES 5                    /* a server that was just started may need a moment */
+#define DIAL_EVERY_MS 100
 
 /* ================================================================================================================== */
 /* >>>> basics */
@@ -101,6 +109,13 @@ typedef struct rpc rpc;
 
 #define SANDBOX_BUCKETS 1024
 #define EVENTS_MAX 256
+
+/* A sample of this machine, which is that of every sandbox. Sizes in bytes. */
+typedef struct metric {
+  e2b__timestamp time;
+  double cpu_used_pct;
+  int64_t mem_total, mem_used, mem_cache, disk_total, disk_used;
+} metric;
 
 static struct server {
   e2b__mem mem;
@@ -130,6 +145,10 @@ static struct server {
   node processes; /* of all of them, without those whose end is out */
   sandbox *buckets[SANDBOX_BUCKETS];
   uint64_t sequence;
+  node snapshots; /* newest last */
+  metric metrics[METRICS_MAX]; /* a ring */
+  size_t metric_count;         /* ever taken */
+  timer *metrics_timer;
   node graves; /* directories that could not be removed at once */
   /* tls */
   mbedtls_entropy_context entropy;
@@ -880,6 +899,7 @@ struct exchange {
   bool full;         /* has taken enough of the request for now */
   bool expects;      /* the client holds the body back until it is asked for */
   bool keep_alive, http10, head_only;
+  bool relayed;      /* a server in the sandbox answers: nothing is added to its headers */
 };
 
 struct conn {
@@ -1061,7 +1081,10 @@ static bool conn_flush(conn *c) {
 
 static const char *status_text(int status) {
   static const struct { int status; const char *text; } texts[] = { { 200, "OK" }, { 201, "Created" },
-    { 204, "No Content" }, { 206, "Partial Content" }, { 400, "Bad Request" }, { 401, "Unauthorized" },
+    { 202, "Accepted" },
+    { 204, "No Content" }, { 206, "Partial Content" }, { 301, "Moved Permanently" },
+    { 302, "Found" }, { 303, "See Other" }, { 304, "Not Modified" }, { 307, "Temporary Redirect" },
+    { 308, "Permanent Redirect" }, { 400, "Bad Request" }, { 401, "Unauthorized" },
     { 403, "Forbidden" }, { 404, "Not Found" }, { 405, "Method Not Allowed" }, { 409, "Conflict" },
     { 413, "Content Too Large" }, { 415, "Unsupported Media Type" }, { 416, "Range Not Satisfiable" },
     { 429, "Too Many Requests" }, { 431, "Request Header Fields Too Large" }, { 499, "Client Closed Request" },
@@ -1105,7 +1128,7 @@ static void reply_head(exchange *x, int status, const char *type, int64_t length
   if (x->chunked) e2b__buf_text(out, "Transfer-Encoding: chunked\r\n");
   if ((length == LENGTH_UNKNOWN && x->http10) || x->expects) x->keep_alive = false;
   if (!x->keep_alive) e2b__buf_text(out, "Connection: close\r\n");
-  if (header(x, "origin"))
+  if (header(x, "origin") && !x->relayed)
     e2b__buf_text(out, "Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: X-Next-Token, Content-Length, "
                        "Content-Disposition\r\n");
   e2b__buf_str(out, buf_str(&x->extra));
@@ -1263,7 +1286,49 @@ struct sandbox {
   bool used;       /* has ever started a process */
   node processes;  /* oldest first */
   node exchanges;
+  char *snapshot;  /* the id of the one it was made from, or NULL */
+  char *network, *allow_internet; /* JSON as last set, or NULL; nothing here enforces it */
+  char *traffic_token;            /* ports other than envd's want it; NULL = they are public */
+  char *mask_host;                /* the Host that servers in the sandbox see, or NULL = what the client sent */
+  node logs;       /* oldest first */
+  size_t log_count;
 };
+
+/* What the service remembers of a sandbox's life. */
+typedef struct log_entry {
+  node in_logs;
+  e2b__timestamp time;
+  const char *level; /* static */
+  pairs fields;
+  char message[];
+} log_entry;
+
+static void log_free(log_entry *entry) {
+  list_remove(&entry->in_logs);
+  pairs_free(&entry->fields);
+  free(entry);
+}
+
+/* Field by field may be added to what is returned. */
+E2B__PRINTF(3, 4)
+static log_entry *sandbox_log(sandbox *s, const char *level, const char *format, ...) {
+  char message[256];
+  log_entry *entry;
+  va_list args;
+  va_start(args, format);
+  (void)vsnprintf(message, sizeof message, format, args);
+  va_end(args);
+  entry = (log_entry *)xalloc(sizeof *entry + strlen(message) + 1);
+  memcpy(entry->message, message, strlen(message));
+  entry->time = wall_clock();
+  entry->level = level;
+  list_push(&s->logs, &entry->in_logs);
+  if (++s->log_count > LOGS_MAX) {
+    log_free(OWNER(s->logs.next, log_entry, in_logs));
+    s->log_count--;
+  }
+  return entry;
+}
 
 static size_t sandbox_bucket(const char *id) {
   uint32_t hash = 2166136261u;
@@ -1907,10 +1972,21 @@ static void stream_send_end(rpc *r, process *p) {
   rpc_finish(r);
 }
 
+static void process_log(process *p, const char *what) {
+  log_entry *entry = sandbox_log(p->sandbox, "info", "process %s", what);
+  char text[32];
+  (void)snprintf(text, sizeof text, "%ld", (long)p->pid);
+  pairs_set(&entry->fields, "pid", text);
+  if (!p->reaped) return;
+  (void)snprintf(text, sizeof text, "%d", WIFEXITED(p->status) ? WEXITSTATUS(p->status) : -1);
+  pairs_set(&entry->fields, "exit_code", text);
+}
+
 /* The end event, once the process is reaped and its output complete. */
 static void process_check_end(process *p) {
   if (p->ended || !p->reaped || process_outputs_open(p)) return;
   p->ended = true;
+  process_log(p, "ended");
   timer_stop(&p->deadline);
   watch_close(&p->in);
   process_pump(p); /* fails the writes that wait */
@@ -2186,6 +2262,7 @@ static process *process_start(rpc *r, const e2b__start_request *request, const c
   list_push(&p->sandbox->processes, &p->in_sandbox);
   list_push(&server.processes, &p->in_all);
   p->sandbox->used = true;
+  process_log(p, "started");
   return p;
 }
 
@@ -3288,25 +3365,31 @@ static double cpu_used_pct(void) {
   return spent > 0 ? (double)busy * 100.0 / (double)spent : 0;
 }
 
-static void envd_metrics(exchange *x) {
+static void metric_take(metric *m) {
   char text[4096];
   struct statvfs disk;
-  int64_t total, used, cache, size = 0, left = 0;
-  e2b__buf body;
+  memset(m, 0, sizeof *m);
+  m->time = wall_clock();
+  m->cpu_used_pct = cpu_used_pct();
   (void)read_text("/proc/meminfo", text, sizeof text);
-  total = meminfo(text, "MemTotal:");
-  cache = meminfo(text, "\nCached:");
-  used = total - meminfo(text, "MemAvailable:");
-  if (statvfs(server.root, &disk) == 0) {
-    size = (int64_t)disk.f_blocks * (int64_t)disk.f_frsize;
-    left = (int64_t)disk.f_bavail * (int64_t)disk.f_frsize;
-  }
+  m->mem_total = meminfo(text, "MemTotal:");
+  m->mem_cache = meminfo(text, "\nCached:");
+  m->mem_used = m->mem_total - meminfo(text, "MemAvailable:");
+  if (statvfs(server.root, &disk) != 0) return;
+  m->disk_total = (int64_t)disk.f_blocks * (int64_t)disk.f_frsize;
+  m->disk_used = m->disk_total - (int64_t)disk.f_bavail * (int64_t)disk.f_frsize;
+}
+
+static void envd_metrics(exchange *x) {
+  metric m;
+  e2b__buf body;
+  metric_take(&m);
   e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
   buf_printf(&body, "{\"ts\":%lld,\"cpu_count\":%ld,\"cpu_used_pct\":%.2f,\"mem_total_mib\":%lld,\"mem_used_mib\":%lld,"
              "\"mem_total\":%lld,\"mem_used\":%lld,\"mem_cache\":%lld,\"disk_used\":%lld,\"disk_total\":%lld}",
-             (long long)wall_clock().seconds, sysconf(_SC_NPROCESSORS_ONLN), cpu_used_pct(), (long long)(total >> 20),
-             (long long)(used >> 20), (long long)total, (long long)used, (long long)cache, (long long)(size - left),
-             (long long)size);
+             (long long)m.time.seconds, sysconf(_SC_NPROCESSORS_ONLN), m.cpu_used_pct, (long long)(m.mem_total >> 20),
+             (long long)(m.mem_used >> 20), (long long)m.mem_total, (long long)m.mem_used, (long long)m.mem_cache,
+             (long long)m.disk_used, (long long)m.disk_total);
   reply_header(x, "Cache-Control: no-store");
   reply_buf(x, 200, "application/json", &body);
 }
@@ -3498,6 +3581,12 @@ static void sandbox_kill(sandbox *s) {
   timer_stop(&s->life);
   list_remove(&s->in_all);
   bury_dir(s->home);
+  while (!list_empty(&s->logs)) log_free(OWNER(s->logs.next, log_entry, in_logs));
+  free(s->snapshot);
+  free(s->network);
+  free(s->allow_internet);
+  free(s->traffic_token);
+  free(s->mask_host);
   pairs_free(&s->metadata);
   pairs_free(&s->env);
   free(s->template_id);
@@ -3514,6 +3603,7 @@ static void sandbox_pause(sandbox *s) {
   (void)sandbox_signal(s, SIGSTOP); /* those that were born meanwhile */
   timer_stop(&s->life);
   s->paused = true;
+  (void)sandbox_log(s, "info", "sandbox paused");
 }
 
 static void sandbox_expire(timer *t) {
@@ -3538,6 +3628,14 @@ static void sandbox_resume(sandbox *s, int64_t seconds) {
   s->paused = false;
   sandbox_set_life(s, seconds);
   (void)sandbox_signal(s, SIGCONT);
+  (void)sandbox_log(s, "info", "sandbox resumed");
+}
+
+/* As long as there are sandboxes. */
+static void metrics_tick(timer *t) {
+  if (list_empty(&server.sandboxes)) return;
+  metric_take(&server.metrics[server.metric_count++ % METRICS_MAX]);
+  timer_set(t, now_ms() + METRICS_EVERY_MS, metrics_tick);
 }
 
 /* NULL when its home directory could not be made. */
@@ -3558,7 +3656,10 @@ static sandbox *sandbox_create(const char *template_id, int64_t seconds) {
   s->started = wall_clock();
   list_init(&s->processes);
   list_init(&s->exchanges);
+  list_init(&s->logs);
+  if (list_empty(&server.sandboxes)) timer_set(server.metrics_timer, now_ms() + METRICS_EVERY_MS, metrics_tick);
   list_push(&server.sandboxes, &s->in_all);
+  (void)sandbox_log(s, "info", "sandbox started from %.100s", template_id);
   s->next_in_bucket = server.buckets[sandbox_bucket(s->id)];
   server.buckets[sandbox_bucket(s->id)] = s;
   pairs_set(&s->env, "E2B_SANDBOX", "true");
@@ -3566,6 +3667,137 @@ static sandbox *sandbox_create(const char *template_id, int64_t seconds) {
   pairs_set(&s->env, "E2B_TEMPLATE_ID", template_id);
   sandbox_set_life(s, seconds);
   return s;
+}
+
+/* ================================================================================================================== */
+/* >>>> snapshots */
+/* ================================================================================================================== */
+
+/* A template made from a sandbox: a copy of its home and its settings. What ran in it is not part of it. */
+typedef struct snapshot {
+  node in_all;
+  uint64_t number;     /* in the order of creation: what pages are cut by */
+  char id[24];         /* of the template */
+  char *name;          /* NULL = none */
+  char tag[64];
+  char *sandbox_id;    /* it was made from */
+  char *dir;
+  char *default_user, *workdir;
+  pairs env;
+} snapshot;
+
+#define SNAPSHOT_TEAM "local/"
+
+static void snapshot_free(snapshot *n) {
+  list_remove(&n->in_all);
+  if (n->dir) bury_dir(n->dir);
+  pairs_free(&n->env);
+  free(n->name);
+  free(n->sandbox_id);
+  free(n->dir);
+  free(n->default_user);
+  free(n->workdir);
+  free(n);
+}
+
+/* "<template id>:<tag>", or with a name "local/<name>:<tag>" */
+static void snapshot_ref(const snapshot *n, char out[256]) {
+  (void)snprintf(out, 256, "%s%s:%s", n->name ? SNAPSHOT_TEAM : "", n->name ? n->name : n->id, n->tag);
+}
+
+/* Cuts "[local/]name[:tag]"; the tag stays empty when there is none. */
+static void snapshot_cut(e2b_str ref, e2b_str *name, e2b_str *tag) {
+  size_t team = strlen(SNAPSHOT_TEAM);
+  if (ref.len > team && memcmp(ref.ptr, SNAPSHOT_TEAM, team) == 0) ref = e2b__str_n(ref.ptr + team, ref.len - team);
+  *tag = ref;
+  *name = str_cut(tag, ':');
+}
+
+static bool snapshot_is(const snapshot *n, e2b_str name, e2b_str tag) {
+  if (tag.len && !e2b__str_eq(tag, n->tag)) return false;
+  return e2b__str_eq(name, n->id) || (n->name && e2b__str_eq(name, n->name));
+}
+
+/* Without a tag the default one is meant. */
+static snapshot *snapshot_find(e2b_str ref) {
+  e2b_str name, tag;
+  node *n;
+  snapshot_cut(ref, &name, &tag);
+  if (!tag.len) tag = e2b__str("default");
+  for (n = server.snapshots.next; n != &server.snapshots; n = n->next)
+    if (snapshot_is(OWNER(n, snapshot, in_all), name, tag)) return OWNER(n, snapshot, in_all);
+  return NULL;
+}
+
+static bool snapshot_in_use(const snapshot *n) {
+  const node *at;
+  char ref[256];
+  snapshot_ref(n, ref);
+  for (at = server.sandboxes.next; at != &server.sandboxes; at = at->next) {
+    const char *from = OWNER(at, sandbox, in_all)->snapshot;
+    if (from && strcmp(from, ref) == 0) return true;
+  }
+  return false;
+}
+
+/* All that is in one directory to another, with owners, times and attributes. */
+static bool copy_tree(const char *from, const char *to) {
+  char all[PATH_MAX + 4];
+  int status = -1;
+  pid_t pid;
+  (void)snprintf(all, sizeof all, "%s/.", from);
+  pid = fork();
+  if (pid == 0) {
+    (void)execlp("cp", "cp", "-a", "--", all, to, (char *)NULL);
+    _exit(127);
+  }
+  while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+  return pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+/* The sandbox stands still while it is copied. NULL when that failed. */
+static snapshot *snapshot_create(sandbox *s, e2b_str name, e2b_str tag) {
+  snapshot *n = (snapshot *)xalloc(sizeof *n);
+  char dir[PATH_MAX];
+  size_t i;
+  list_init(&n->in_all);
+  random_name(n->id, 20);
+  n->number = ++server.sequence;
+  (void)snprintf(n->tag, sizeof n->tag, "%.*s", (int)tag.len, tag.ptr);
+  n->sandbox_id = xdup(s->id);
+  if (s->default_user) n->default_user = xdup(s->default_user);
+  if (s->workdir) n->workdir = xdup(s->workdir);
+  for (i = 0; i < s->env.count; i++) pairs_set(&n->env, s->env.items[i].key, s->env.items[i].value);
+  if (name.len) {
+    n->name = (char *)xalloc(name.len + 1);
+    memcpy(n->name, name.ptr, name.len);
+  }
+  if (snprintf(dir, sizeof dir, "%s/snapshot-%s", server.root, n->id) < (int)sizeof dir && mkdir(dir, 0700) == 0) {
+    bool copied;
+    n->dir = xdup(dir);
+    (void)sandbox_signal(s, SIGSTOP);
+    copied = copy_tree(s->home, dir);
+    (void)sandbox_signal(s, SIGCONT);
+    if (copied) {
+      list_push(&server.snapshots, &n->in_all);
+      return n;
+    }
+  }
+  snapshot_free(n);
+  return NULL;
+}
+
+/* Makes a new sandbox what the snapshot's was. */
+static bool snapshot_restore(const snapshot *n, sandbox *s) {
+  char ref[256];
+  size_t i;
+  snapshot_ref(n, ref);
+  s->snapshot = xdup(ref);
+  if (n->default_user) s->default_user = xdup(n->default_user);
+  if (n->workdir) s->workdir = xdup(n->workdir);
+  for (i = 0; i < n->env.count; i++)
+    if (!pairs_get(&s->env, n->env.items[i].key)) pairs_set(&s->env, n->env.items[i].key, n->env.items[i].value);
+  return copy_tree(n->dir, s->home);
 }
 
 /* ================================================================================================================== */
@@ -3586,6 +3818,13 @@ static void json_time(e2b__json_writer *w, const char *key, e2b__timestamp t) {
   e2b__buf_free(&text);
 }
 
+/* What is JSON already, if it is there. */
+static void json_given(e2b__json_writer *w, const char *key, const char *json) {
+  if (!json) return;
+  e2b__json_key(w, key);
+  e2b__json_raw(w, e2b__str(json));
+}
+
 typedef enum sandbox_view { VIEW_CREATED, VIEW_DETAIL, VIEW_LISTED } sandbox_view;
 
 static void json_sandbox(e2b__json_writer *w, const sandbox *s, sandbox_view view) {
@@ -3596,6 +3835,7 @@ static void json_sandbox(e2b__json_writer *w, const sandbox *s, sandbox_view vie
   json_pair(w, "clientID", "6532622b");
   json_pair(w, "envdVersion", ENVD_VERSION);
   if (s->token && view != VIEW_LISTED) json_pair(w, "envdAccessToken", s->token);
+  if (s->traffic_token && view == VIEW_CREATED) json_pair(w, "trafficAccessToken", s->traffic_token);
   if (view != VIEW_CREATED) {
     json_time(w, "startedAt", s->started);
     json_time(w, "endAt", s->ends);
@@ -3615,6 +3855,8 @@ static void json_sandbox(e2b__json_writer *w, const sandbox *s, sandbox_view vie
     e2b__json_key(w, "autoResume");
     e2b__json_bool(w, s->auto_resume);
     e2b__json_end(w, '}');
+    json_given(w, "network", s->network);
+    json_given(w, "allowInternetAccess", s->allow_internet);
   }
   e2b__json_end(w, '}');
 }
@@ -3644,6 +3886,8 @@ typedef struct life_request {
   e2b__list metadata, env; /* e2b__pair */
   auto_resume_option auto_resume;
   bool auto_pause, secure, has_timeout, has_duration, has_auto_resume;
+  e2b_str network;             /* JSON text */
+  e2b_str allow_internet;      /* "true", "false" or "" */
 } life_request;
 static const e2b__field fields_life_request[] = {
   E2B__FIELD(life_request, template_id, "templateID", 0, STR),
@@ -3654,6 +3898,8 @@ static const e2b__field fields_life_request[] = {
   E2B__FIELD_HAS(life_request, auto_resume, "autoResume", 0, MSG, 0, &msg_auto_resume_option),
   E2B__FIELD(life_request, auto_pause, "autoPause", 0, BOOL),
   E2B__FIELD(life_request, secure, "secure", 0, BOOL),
+  E2B__FIELD(life_request, network, "network", 0, RAW),
+  E2B__FIELD(life_request, allow_internet, "allow_internet_access", 0, TEXT),
 };
 static const e2b__message msg_life_request = E2B__MESSAGE(life_request, fields_life_request);
 
@@ -3673,6 +3919,111 @@ static bool read_life_request(exchange *x, bool body_required, e2b__arena *arena
   return true;
 }
 
+/* ---- network: kept and shown, but not enforced ---- */
+
+typedef struct network_request {
+  e2b__list allow_out, deny_out; /* e2b_str */
+  e2b_str rules, egress_proxy;   /* JSON text */
+  e2b_str allow_internet;        /* of an update */
+  bool allow_public_traffic, has_allow_public_traffic; /* of a creation */
+  e2b_str mask_request_host;
+} network_request;
+static const e2b__field fields_network_request[] = {
+  E2B__FIELD_LIST(network_request, allow_out, "allowOut", 0, STR, NULL),
+  E2B__FIELD_LIST(network_request, deny_out, "denyOut", 0, STR, NULL),
+  E2B__FIELD(network_request, rules, "rules", 0, RAW),
+  E2B__FIELD(network_request, egress_proxy, "egressProxy", 0, RAW),
+  E2B__FIELD(network_request, allow_internet, "allow_internet_access", 0, TEXT),
+  E2B__FIELD_HAS(network_request, allow_public_traffic, "allowPublicTraffic", 0, BOOL, 0, NULL),
+  E2B__FIELD(network_request, mask_request_host, "maskRequestHost", 0, STR),
+};
+static const e2b__message msg_network_request = E2B__MESSAGE(network_request, fields_network_request);
+
+/* An address, or a block of them. */
+static bool is_cidr(e2b_str text) {
+  int64_t bits = 0;
+  char number[4] = "0";
+  e2b_str rest = text, address = str_cut(&rest, '/');
+  bool block = address.len != text.len;
+  if (block && (rest.len == 0 || rest.len > 3)) return false;
+  if (block) (void)snprintf(number, sizeof number, "%.*s", (int)rest.len, rest.ptr);
+  if (!parse_i64(number, &bits) || bits < 0) return false;
+  return e2b__host_is_ipv4(address) ? bits <= 32 : e2b__host_is_ipv6(address) && bits <= 128;
+}
+
+/* The status and words of a refusal; 0 = fine. */
+static int network_refusal(const network_request *n, const char **why) {
+  const e2b_str *allow = (const e2b_str *)n->allow_out.items, *deny = (const e2b_str *)n->deny_out.items;
+  bool denies_all = false, names = false;
+  size_t i;
+  for (i = 0; i < n->deny_out.count; i++) {
+    *why = "denyOut takes addresses and CIDR blocks only";
+    if (!is_cidr(deny[i])) return 400;
+    if (e2b__str_eq(deny[i], "0.0.0.0/0")) denies_all = true;
+  }
+  for (i = 0; i < n->allow_out.count; i++)
+    if (!is_cidr(allow[i])) names = true;
+  *why = "when names are allowed, denyOut has to have 0.0.0.0/0";
+  if (names && !denies_all) return 400;
+  *why = "an egress proxy is not available here";
+  return n->egress_proxy.len && !e2b__str_eq(n->egress_proxy, "null") ? 403 : 0;
+}
+
+static void json_texts(e2b__json_writer *w, const char *key, const e2b__list *list) {
+  size_t i;
+  if (!list->count) return;
+  e2b__json_key(w, key);
+  e2b__json_begin(w, '[');
+  for (i = 0; i < list->count; i++) e2b__json_str(w, ((const e2b_str *)list->items)[i]);
+  e2b__json_end(w, ']');
+}
+
+/* Replaces all that was set before. */
+static void network_set(sandbox *s, const network_request *n, e2b_str allow_internet) {
+  e2b__buf text;
+  e2b__json_writer w;
+  bool any = n->allow_out.count || n->deny_out.count || n->rules.len;
+  e2b__buf_init(&text, &server.mem, BODY_MAX);
+  w.out = &text;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  json_texts(&w, "allowOut", &n->allow_out);
+  json_texts(&w, "denyOut", &n->deny_out);
+  if (n->rules.len) {
+    e2b__json_key(&w, "rules");
+    e2b__json_raw(&w, n->rules);
+  }
+  e2b__json_end(&w, '}');
+  replace_text(&s->network, any ? e2b__buf_cstr(&text) : NULL);
+  e2b__buf_free(&text);
+  e2b__buf_put(&text, allow_internet.ptr, allow_internet.len);
+  replace_text(&s->allow_internet, allow_internet.len ? e2b__buf_cstr(&text) : NULL);
+  e2b__buf_free(&text);
+}
+
+/* Decodes and checks. False: failed, and answered. */
+static bool network_read(exchange *x, char *json, size_t len, e2b__arena *arena, network_request *out) {
+  const char *why = "validation error: request body is not valid";
+  int status = 400;
+  if (e2b__json_decode(&msg_network_request, json, len, arena, out) == E2B_OK) status = network_refusal(out, &why);
+  if (status) reply_error(x, status, "%s", why);
+  return !status;
+}
+
+static void sandbox_network(exchange *x, sandbox *s) {
+  network_request request;
+  e2b__arena arena;
+  e2b__arena_init(&arena, &server.mem, BODY_MAX);
+  if (s->paused) {
+    reply_error(x, 409, "sandbox \"%s\" is paused", s->id);
+  } else if (network_read(x, (char *)x->body.data, x->body.len, &arena, &request)) {
+    network_set(s, &request, request.allow_internet);
+    (void)sandbox_log(s, "info", "network rules changed");
+    reply_empty(x, 204);
+  }
+  e2b__arena_free(&arena);
+}
+
 static bool template_known(e2b_str name) {
   const char *const *known = (const char *const *)server.templates.items;
   size_t i;
@@ -3681,36 +4032,66 @@ static bool template_known(e2b_str name) {
   return false;
 }
 
+/* What a creation asks for besides template and time. False: failed, and answered. */
+static bool sandbox_configure(exchange *x, sandbox *s, const life_request *request, const network_request *network,
+                              e2b__arena *arena) {
+  char token[33];
+  if (!pairs_set_all(&s->metadata, &request->metadata, arena) || !pairs_set_all(&s->env, &request->env, arena)) {
+    reply_error(x, 400, "validation error: metadata or envVars are too many, or have a NUL character in them");
+    return false;
+  }
+  s->auto_pause = request->auto_pause;
+  s->auto_resume = request->auto_resume.enabled;
+  if (request->secure || strncmp(x->path, "/v2/", 4) == 0) { /* the newer call knows only secure ones */
+    random_name(token, 32);
+    s->token = xdup(token);
+  }
+  network_set(s, network, request->allow_internet);
+  if (network->mask_request_host.len) s->mask_host = xdup(arena_text(arena, network->mask_request_host));
+  if (network->has_allow_public_traffic && !network->allow_public_traffic) {
+    random_name(token, 32);
+    s->traffic_token = xdup(token);
+  }
+  return true;
+}
+
+/* Makes the sandbox of a checked request. NULL: failed, and answered. */
+static sandbox *sandbox_make(exchange *x, const life_request *request, const network_request *network,
+                             e2b__arena *arena) {
+  const snapshot *from = template_known(request->template_id) ? NULL : snapshot_find(request->template_id);
+  sandbox *s = sandbox_create(from ? from->id : arena_text(arena, request->template_id),
+                              request->has_timeout ? request->timeout : TIMEOUT_DEFAULT_S);
+  if (!s) {
+    reply_error(x, 500, "cannot make a home directory in %s: %s", server.root, errno_text(errno));
+    return NULL;
+  }
+  if (from && !snapshot_restore(from, s)) {
+    reply_error(x, 500, "cannot copy the snapshot's files");
+  } else if (sandbox_configure(x, s, request, network, arena)) {
+    return s;
+  }
+  sandbox_kill(s);
+  return NULL;
+}
+
 static void sandboxes_create(exchange *x) {
   e2b__arena arena;
   life_request request;
+  network_request network;
   sandbox *s = NULL;
   bool ok = read_life_request(x, true, &arena, &request);
+  memset(&network, 0, sizeof network);
+  if (ok && request.network.len)
+    ok = network_read(x, (char *)request.network.ptr, request.network.len, &arena, &network);
   if (ok && request.has_timeout && request.timeout == 0) {
     reply_error(x, 400, "Timeout must be greater than 0");
-  } else if (ok && !template_known(request.template_id)) {
+  } else if (ok && !template_known(request.template_id) && !snapshot_find(request.template_id)) {
     reply_error(x, 404, "template '%.*s' not found", (int)request.template_id.len,
                 request.template_id.len ? request.template_id.ptr : "");
   } else if (ok) {
-    s = sandbox_create(arena_text(&arena, request.template_id),
-                       request.has_timeout ? request.timeout : TIMEOUT_DEFAULT_S);
-    if (!s) reply_error(x, 500, "cannot make a home directory in %s: %s", server.root, errno_text(errno));
+    s = sandbox_make(x, &request, &network, &arena);
   }
-  if (s && (!pairs_set_all(&s->metadata, &request.metadata, &arena) || !pairs_set_all(&s->env, &request.env, &arena))) {
-    sandbox_kill(s);
-    s = NULL;
-    reply_error(x, 400, "validation error: metadata or envVars are too many, or have a NUL character in them");
-  }
-  if (s) {
-    s->auto_pause = request.auto_pause;
-    s->auto_resume = request.auto_resume.enabled;
-    if (request.secure || strncmp(x->path, "/v2/", 4) == 0) { /* the newer call knows only secure ones */
-      char token[33];
-      random_name(token, 32);
-      s->token = xdup(token);
-    }
-    reply_sandbox(x, 201, s, VIEW_CREATED);
-  }
+  if (s) reply_sandbox(x, 201, s, VIEW_CREATED);
   e2b__arena_free(&arena);
 }
 
@@ -3738,18 +4119,41 @@ static bool parse_metadata_filter(const e2b__buf *text, pairs *out) {
   return ok;
 }
 
+/* Page tokens: the order and the number of the last item, as base64. */
+static bool page_read(e2b__buf *token, char order, uint64_t *after) {
+  int64_t number;
+  size_t len = 0;
+  if (!e2b__base64_decode_in_place((char *)token->data, token->len, &len)) len = 0;
+  token->data[len] = 0;
+  if (len < 3 || token->data[0] != (uint8_t)order || token->data[1] != ':') return false;
+  if (!parse_i64((char *)token->data + 2, &number) || number < 1) return false;
+  *after = (uint64_t)number;
+  return true;
+}
+
+static void page_write(exchange *x, char order, uint64_t last) {
+  e2b__buf token;
+  char plain[40];
+  (void)snprintf(plain, sizeof plain, "%c:%llu", order, (unsigned long long)last);
+  e2b__buf_init(&token, &server.mem, 256);
+  e2b__base64_encode(&token, (const uint8_t *)plain, strlen(plain), true);
+  reply_header(x, "X-Next-Token: %.*s", (int)token.len, (char *)token.data);
+  e2b__buf_free(&token);
+}
+
 /* What a list asks for. */
 typedef struct list_query {
   bool running, paused, ascending, paged;
   int64_t limit;
   uint64_t after; /* the number of the last sandbox of the page before; 0 = the first page */
   pairs metadata;
+  e2b__buf template_id;       /* NUL-terminated; empty = any */
+  e2b__timestamp started_after;
 } list_query;
 
 /* False: failed, and answered. */
 static bool parse_list_query(exchange *x, e2b__buf *text, list_query *q) {
   const char *wrong = NULL;
-  int64_t number;
   q->running = q->paused = true;
   q->limit = 100;
   q->ascending = query_get(x, "order", text) && strcmp((char *)text->data, "asc") == 0;
@@ -3766,15 +4170,10 @@ static bool parse_list_query(exchange *x, e2b__buf *text, list_query *q) {
   if (query_get(x, "limit", text) && (!parse_i64((char *)text->data, &q->limit) || q->limit < 1 || q->limit > 100))
     wrong = "limit";
   if (query_get(x, "nextToken", text) && text->len) {
-    size_t len = 0;
-    if (!e2b__base64_decode_in_place((char *)text->data, text->len, &len)) len = 0;
-    text->data[len] = 0;
-    if (strncmp((char *)text->data, q->ascending ? "a:" : "d:", 2) != 0 ||
-        !parse_i64((char *)text->data + 2, &number) || number < 1)
-      wrong = "nextToken";
-    else
-      q->after = (uint64_t)number;
+    if (!page_read(text, q->ascending ? 'a' : 'd', &q->after)) wrong = "nextToken";
   }
+  if (query_get(x, "template", text)) e2b__buf_text(&q->template_id, (char *)text->data);
+  if (query_get(x, "startedAfter", text) && !e2b__time_parse(buf_str(text), &q->started_after)) wrong = "startedAfter";
   if (query_get(x, "metadata", text) && !parse_metadata_filter(text, &q->metadata)) wrong = "metadata";
   if (wrong) reply_error(x, 400, "validation error: parameter \"%s\" in query has an error", wrong);
   return !wrong;
@@ -3783,6 +4182,10 @@ static bool parse_list_query(exchange *x, e2b__buf *text, list_query *q) {
 static bool list_matches(const list_query *q, const sandbox *s) {
   size_t i;
   if (s->paused ? !q->paused : !q->running) return false;
+  if (q->template_id.len && !e2b__str_eq(buf_str(&q->template_id), s->template_id)) return false;
+  if (s->started.seconds < q->started_after.seconds ||
+      (s->started.seconds == q->started_after.seconds && s->started.nanos < q->started_after.nanos))
+    return false;
   for (i = 0; i < q->metadata.count; i++) {
     const char *value = pairs_get(&s->metadata, q->metadata.items[i].key);
     if (!value || strcmp(value, q->metadata.items[i].value) != 0) return false;
@@ -3791,7 +4194,7 @@ static bool list_matches(const list_query *q, const sandbox *s) {
 }
 
 static void reply_list(exchange *x, const list_query *q) {
-  e2b__buf body, token, plain;
+  e2b__buf body;
   e2b__json_writer w;
   node *n = q->ascending ? server.sandboxes.next : server.sandboxes.prev;
   const sandbox *last = NULL;
@@ -3816,15 +4219,7 @@ static void reply_list(exchange *x, const list_query *q) {
   }
   e2b__json_end(&w, ']');
   if (q->paged && q->running) reply_header(x, "X-Total-Running: %lld", (long long)running);
-  if (more) {
-    e2b__buf_init(&token, &server.mem, 256);
-    e2b__buf_init(&plain, &server.mem, 256);
-    buf_printf(&plain, "%c:%llu", q->ascending ? 'a' : 'd', (unsigned long long)last->number);
-    e2b__base64_encode(&token, plain.data, plain.len, true);
-    reply_header(x, "X-Next-Token: %.*s", (int)token.len, (char *)token.data);
-    e2b__buf_free(&plain);
-    e2b__buf_free(&token);
-  }
+  if (more) page_write(x, q->ascending ? 'a' : 'd', last->number);
   reply_buf(x, 200, "application/json; charset=utf-8", &body);
 }
 
@@ -3833,12 +4228,14 @@ static void sandboxes_list(exchange *x) {
   e2b__buf text;
   memset(&q, 0, sizeof q);
   e2b__buf_init(&text, &server.mem, HEAD_MAX);
+  e2b__buf_init(&q.template_id, &server.mem, HEAD_MAX);
   if (parse_list_query(x, &text, &q)) {
     q.paged = strncmp(x->path, "/v2/", 4) == 0;
     if (!q.paged) q.paused = false; /* the old call knows only running ones */
     reply_list(x, &q);
   }
   e2b__buf_free(&text);
+  e2b__buf_free(&q.template_id);
   pairs_free(&q.metadata);
 }
 
@@ -3911,6 +4308,297 @@ static void sandbox_connect(exchange *x, sandbox *s) {
   e2b__arena_free(&arena);
 }
 
+/* ---- metrics and logs ---- */
+
+/* A number of the query, or `fallback` when it is absent. False: failed, and answered. */
+static bool query_number(exchange *x, const char *name, int64_t low, int64_t high, int64_t fallback, int64_t *out) {
+  e2b__buf text;
+  bool ok = true;
+  *out = fallback;
+  e2b__buf_init(&text, &server.mem, HEAD_MAX);
+  if (query_get(x, name, &text)) ok = parse_i64((char *)text.data, out) && *out >= low && *out <= high;
+  e2b__buf_free(&text);
+  if (!ok) reply_error(x, 400, "validation error: parameter \"%s\" in query has an error", name);
+  return ok;
+}
+
+static void json_metric(e2b__json_writer *w, const metric *m) {
+  char pct[32];
+  (void)snprintf(pct, sizeof pct, "%.2f", m->cpu_used_pct);
+  e2b__json_begin(w, '{');
+  json_time(w, "timestamp", m->time);
+  e2b__json_key(w, "timestampUnix");
+  e2b__json_i64(w, m->time.seconds);
+  e2b__json_key(w, "cpuCount");
+  e2b__json_i64(w, (int64_t)sysconf(_SC_NPROCESSORS_ONLN));
+  e2b__json_key(w, "cpuUsedPct");
+  e2b__json_raw(w, e2b__str(pct));
+  e2b__json_key(w, "memUsed");
+  e2b__json_i64(w, m->mem_used);
+  e2b__json_key(w, "memTotal");
+  e2b__json_i64(w, m->mem_total);
+  e2b__json_key(w, "memCache");
+  e2b__json_i64(w, m->mem_cache);
+  e2b__json_key(w, "diskUsed");
+  e2b__json_i64(w, m->disk_used);
+  e2b__json_key(w, "diskTotal");
+  e2b__json_i64(w, m->disk_total);
+  e2b__json_end(w, '}');
+}
+
+/* The samples of its life, and one of now. */
+static void sandbox_metrics(exchange *x, sandbox *s) {
+  int64_t start, end;
+  e2b__buf body;
+  e2b__json_writer w;
+  size_t i;
+  if (!query_number(x, "start", 0, INT64_MAX, 0, &start)) return;
+  if (!query_number(x, "end", 0, INT64_MAX, INT64_MAX, &end)) return;
+  start = E2B__MAX(start, s->started.seconds);
+  if (!s->paused) metric_take(&server.metrics[server.metric_count++ % METRICS_MAX]);
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  w.out = &body;
+  w.comma = false;
+  e2b__json_begin(&w, '[');
+  for (i = server.metric_count > METRICS_MAX ? server.metric_count - METRICS_MAX : 0; i < server.metric_count; i++) {
+    const metric *m = &server.metrics[i % METRICS_MAX];
+    if (m->time.seconds >= start && m->time.seconds <= end) json_metric(&w, m);
+  }
+  e2b__json_end(&w, ']');
+  reply_buf(x, 200, "application/json; charset=utf-8", &body);
+}
+
+static int64_t log_ms(const log_entry *entry) {
+  return entry->time.seconds * 1000 + entry->time.nanos / 1000000;
+}
+
+/* Which of them a call wants. */
+typedef struct log_query {
+  bool forward;
+  int64_t limit, cursor; /* ms */
+  int level;
+  e2b__buf search;
+} log_query;
+
+static int log_level(const char *name) {
+  static const char *const names[] = { "debug", "info", "warn", "error" };
+  int i;
+  for (i = 0; i < 4; i++)
+    if (strcmp(names[i], name) == 0) return i;
+  return -1;
+}
+
+static bool log_matches(const log_query *q, const log_entry *entry) {
+  if (q->cursor && (q->forward ? log_ms(entry) < q->cursor : log_ms(entry) > q->cursor)) return false;
+  return log_level(entry->level) >= q->level && (!q->search.len || strstr(entry->message, (char *)q->search.data));
+}
+
+static void json_log(e2b__json_writer *w, const log_entry *entry) {
+  size_t i;
+  e2b__json_begin(w, '{');
+  json_time(w, "timestamp", entry->time);
+  json_pair(w, "level", entry->level);
+  json_pair(w, "message", entry->message);
+  e2b__json_key(w, "fields");
+  e2b__json_begin(w, '{');
+  for (i = 0; i < entry->fields.count; i++) json_pair(w, entry->fields.items[i].key, entry->fields.items[i].value);
+  e2b__json_end(w, '}');
+  e2b__json_end(w, '}');
+}
+
+/* "name":[...] of the entries asked for; `old`: as the first version of the call has them. */
+static void json_logs(e2b__json_writer *w, const char *name, const sandbox *s, const log_query *q, bool old) {
+  const node *n = q->forward ? s->logs.next : s->logs.prev;
+  int64_t left = q->limit;
+  e2b__json_key(w, name);
+  e2b__json_begin(w, '[');
+  for (; n != &s->logs && left; n = q->forward ? n->next : n->prev) {
+    const log_entry *entry = OWNER(n, log_entry, in_logs);
+    if (!log_matches(q, entry)) continue;
+    left--;
+    if (old) {
+      e2b__json_begin(w, '{');
+      json_time(w, "timestamp", entry->time);
+      json_pair(w, "line", entry->message);
+      e2b__json_end(w, '}');
+    } else {
+      json_log(w, entry);
+    }
+  }
+  e2b__json_end(w, ']');
+}
+
+static void reply_logs(exchange *x, const sandbox *s, const log_query *q, bool old) {
+  e2b__buf body;
+  e2b__json_writer w;
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  w.out = &body;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  if (old) json_logs(&w, "logs", s, q, true);
+  json_logs(&w, old ? "logEntries" : "logs", s, q, false);
+  e2b__json_end(&w, '}');
+  reply_buf(x, 200, "application/json; charset=utf-8", &body);
+}
+
+static void sandbox_logs_old(exchange *x, sandbox *s) {
+  log_query q;
+  memset(&q, 0, sizeof q);
+  q.forward = true;
+  if (query_number(x, "start", 0, INT64_MAX, 0, &q.cursor) && query_number(x, "limit", 0, INT64_MAX, 1000, &q.limit))
+    reply_logs(x, s, &q, true);
+}
+
+static void sandbox_logs(exchange *x, sandbox *s) {
+  log_query q;
+  e2b__buf text;
+  const char *wrong = NULL;
+  memset(&q, 0, sizeof q);
+  e2b__buf_init(&q.search, &server.mem, HEAD_MAX);
+  e2b__buf_init(&text, &server.mem, HEAD_MAX);
+  if (query_get(x, "direction", &text)) {
+    q.forward = strcmp((char *)text.data, "forward") == 0;
+    if (!q.forward && strcmp((char *)text.data, "backward") != 0) wrong = "direction";
+  }
+  if (query_get(x, "level", &text) && (q.level = log_level((char *)text.data)) < 0) wrong = "level";
+  (void)query_get(x, "search", &q.search);
+  if (q.search.len > 256) wrong = "search";
+  if (wrong)
+    reply_error(x, 400, "validation error: parameter \"%s\" in query has an error", wrong);
+  else if (query_number(x, "cursor", 0, INT64_MAX, 0, &q.cursor) && query_number(x, "limit", 0, 1000, 1000, &q.limit))
+    reply_logs(x, s, &q, false);
+  e2b__buf_free(&text);
+  e2b__buf_free(&q.search);
+}
+
+/* ---- snapshots ---- */
+
+static void json_snapshot(e2b__json_writer *w, const snapshot *n) {
+  char ref[256];
+  snapshot_ref(n, ref);
+  e2b__json_begin(w, '{');
+  json_pair(w, "snapshotID", ref);
+  e2b__json_key(w, "names");
+  e2b__json_begin(w, '[');
+  if (n->name) e2b__json_str(w, e2b__str(ref));
+  e2b__json_end(w, ']');
+  e2b__json_end(w, '}');
+}
+
+typedef struct snapshot_request {
+  e2b_str name;
+} snapshot_request;
+static const e2b__field fields_snapshot_request[] = {
+  E2B__FIELD(snapshot_request, name, "name", 0, STR),
+};
+static const e2b__message msg_snapshot_request = E2B__MESSAGE(snapshot_request, fields_snapshot_request);
+
+static bool snapshot_word_ok(e2b_str word) {
+  size_t i;
+  for (i = 0; i < word.len; i++)
+    if (!e2b__is_alnum(word.ptr[i]) && word.ptr[i] != '-' && word.ptr[i] != '_' && word.ptr[i] != '.') return false;
+  return word.len < 64;
+}
+
+static void sandbox_snapshot(exchange *x, sandbox *s) {
+  snapshot_request request;
+  e2b__arena arena;
+  e2b_str name, tag;
+  snapshot *made, *old = NULL;
+  e2b__arena_init(&arena, &server.mem, BODY_MAX);
+  memset(&request, 0, sizeof request);
+  if (e2b__json_decode(&msg_snapshot_request, (char *)x->body.data, x->body.len, &arena, &request) != E2B_OK) {
+    reply_error(x, 400, "validation error: request body is not valid");
+  } else if (snapshot_cut(request.name, &name, &tag), !snapshot_word_ok(name) || !snapshot_word_ok(tag)) {
+    reply_error(x, 400, "invalid snapshot name");
+  } else if (s->paused) {
+    reply_error(x, 409, "sandbox \"%s\" is paused", s->id);
+  } else {
+    if (name.len) old = snapshot_find(request.name);
+    made = snapshot_create(s, name, tag.len ? tag : e2b__str("default"));
+    if (!made) {
+      reply_error(x, 500, "cannot copy the sandbox's files");
+    } else {
+      e2b__buf body;
+      e2b__json_writer w;
+      if (old) snapshot_free(old);
+      (void)sandbox_log(s, "info", "snapshot %s taken", made->id);
+      e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+      w.out = &body;
+      w.comma = false;
+      json_snapshot(&w, made);
+      reply_buf(x, 201, "application/json; charset=utf-8", &body);
+    }
+  }
+  e2b__arena_free(&arena);
+}
+
+/* Newest first. */
+static void reply_snapshots(exchange *x, const e2b__buf *sandbox_id, const e2b__buf *name, int64_t limit,
+                            uint64_t after) {
+  e2b__buf body;
+  e2b__json_writer w;
+  const node *at;
+  const snapshot *last = NULL;
+  e2b_str want, tag;
+  int64_t count = 0;
+  bool more = false;
+  snapshot_cut(buf_str(name), &want, &tag);
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  w.out = &body;
+  w.comma = false;
+  e2b__json_begin(&w, '[');
+  for (at = server.snapshots.prev; at != &server.snapshots && !more; at = at->prev) {
+    const snapshot *n = OWNER(at, snapshot, in_all);
+    if (after && n->number >= after) continue;
+    if (sandbox_id->len && !e2b__str_eq(buf_str(sandbox_id), n->sandbox_id)) continue;
+    if (want.len && !snapshot_is(n, want, tag)) continue;
+    more = count == limit;
+    if (more) break;
+    json_snapshot(&w, n);
+    last = n;
+    count++;
+  }
+  e2b__json_end(&w, ']');
+  if (more) page_write(x, 's', last->number);
+  reply_buf(x, 200, "application/json; charset=utf-8", &body);
+}
+
+static void snapshots_list(exchange *x) {
+  e2b__buf sandbox_id, name, token;
+  uint64_t after = 0;
+  int64_t limit;
+  e2b__buf_init(&sandbox_id, &server.mem, HEAD_MAX);
+  e2b__buf_init(&name, &server.mem, HEAD_MAX);
+  e2b__buf_init(&token, &server.mem, HEAD_MAX);
+  (void)query_get(x, "sandboxID", &sandbox_id);
+  (void)query_get(x, "name", &name);
+  if (query_get(x, "nextToken", &token) && token.len && !page_read(&token, 's', &after))
+    reply_error(x, 400, "validation error: parameter \"nextToken\" in query has an error");
+  else if (query_number(x, "limit", 1, 100, 100, &limit))
+    reply_snapshots(x, &sandbox_id, &name, limit, after);
+  e2b__buf_free(&sandbox_id);
+  e2b__buf_free(&name);
+  e2b__buf_free(&token);
+}
+
+/* DELETE /templates/<snapshot id>; other templates cannot be deleted. */
+static void template_delete(exchange *x) {
+  e2b__buf ref;
+  snapshot *n = NULL;
+  e2b__buf_init(&ref, &server.mem, HEAD_MAX);
+  if (percent_decode(e2b__str(x->path + strlen("/templates/")), false, &ref)) n = snapshot_find(buf_str(&ref));
+  e2b__buf_free(&ref);
+  if (!n) {
+    reply_error(x, 404, "template not found");
+  } else if (snapshot_in_use(n)) {
+    reply_error(x, 400, "cannot delete the snapshot: there are sandboxes using it");
+  } else {
+    snapshot_free(n);
+    reply_empty(x, 204);
+  }
+}
+
 /* {id} in a path is a sandbox, which has to exist. */
 static const struct {
   const char *method, *path;
@@ -3929,6 +4617,13 @@ static const struct {
   { "POST", "/sandboxes/{id}/resume", NULL, sandbox_resume_call },
   { "POST", "/sandboxes/{id}/connect", NULL, sandbox_connect },
   { "POST", "/v2/sandboxes/{id}/connect", NULL, sandbox_connect },
+  { "GET", "/sandboxes/{id}/metrics", NULL, sandbox_metrics },
+  { "GET", "/sandboxes/{id}/logs", NULL, sandbox_logs_old },
+  { "GET", "/v2/sandboxes/{id}/logs", NULL, sandbox_logs },
+  { "PUT", "/sandboxes/{id}/network", NULL, sandbox_network },
+  { "POST", "/sandboxes/{id}/snapshots", NULL, sandbox_snapshot },
+  { "GET", "/snapshots", snapshots_list, NULL },
+  { "DELETE", "/templates/{id}", template_delete, NULL },
 };
 
 /* Segment by segment; what stands for {id} goes to *id. */
@@ -3993,6 +4688,336 @@ static void control_begin(exchange *x) {
                 key ? "this server does not know the key in" : "there is no key in");
   else
     answer_when_whole(x, control_answer);
+}
+
+/* ================================================================================================================== */
+/* >>>> relay */
+/* ================================================================================================================== */
+
+/* A request for a port of a sandbox, handed on to the server that listens there, on a connection of its own. */
+typedef struct relay {
+  exchange *x;
+  uint16_t port;
+  watch upstream;
+  timer retry;
+  int tries;
+  bool connecting, connected, chunked; /* chunked: the request's body */
+  e2b__buf out; /* of the request, not sent yet */
+  size_t out_at;
+  e2b__h1 h1;
+} relay;
+
+/* ---- who listens ---- */
+
+#define RELAY_SOCKETS 16
+
+/* Listening sockets of a port of this machine. */
+typedef struct listeners {
+  unsigned long inodes[RELAY_SOCKETS];
+  bool ipv6[RELAY_SOCKETS];
+  int count;
+} listeners;
+
+static void listeners_read(listeners *l, const char *path, bool ipv6, uint16_t port) {
+  char line[512];
+  FILE *file = fopen(path, "re");
+  while (file && l->count < RELAY_SOCKETS && fgets(line, sizeof line, file)) {
+    unsigned local_port, state;
+    unsigned long inode;
+    if (sscanf(line, " %*d: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x %*s %*s %*s %*s %*s %lu", &local_port, &state,
+               &inode) != 3)
+      continue;
+    if (local_port != port || state != 10) continue;
+    l->ipv6[l->count] = ipv6;
+    l->inodes[l->count++] = inode;
+  }
+  if (file) (void)fclose(file);
+}
+
+/* Whether a process belongs to a sandbox: by its environment, or by its session. */
+static bool sandbox_has_process(const sandbox *s, pid_t pid) {
+  char mark[64], name[64];
+  const node *n;
+  pid_t session = getsid(pid);
+  size_t len;
+  for (n = s->processes.next; n != &s->processes; n = n->next)
+    if (OWNER(n, process, in_sandbox)->pid == session && !OWNER(n, process, in_sandbox)->reaped) return true;
+  (void)snprintf(mark, sizeof mark, "E2B_SANDBOX_ID=%s", s->id);
+  (void)snprintf(name, sizeof name, "/proc/%ld/environ", (long)pid);
+  len = read_text(name, server.chunk, sizeof server.chunk);
+  return len && memmem(server.chunk, len, mark, strlen(mark) + 1) != NULL;
+}
+
+/* Which of the sockets a process has open; -1 = none. */
+static int listeners_of(const listeners *l, pid_t pid) {
+  char name[300], link[64];
+  struct dirent *entry;
+  DIR *dir;
+  int found = -1, i;
+  (void)snprintf(name, sizeof name, "/proc/%ld/fd", (long)pid);
+  dir = opendir(name);
+  while (dir && found < 0 && (entry = readdir(dir)) != NULL) {
+    unsigned long inode;
+    ssize_t len;
+    (void)snprintf(name, sizeof name, "/proc/%ld/fd/%.20s", (long)pid, entry->d_name);
+    len = readlink(name, link, sizeof link - 1);
+    if (len <= 0) continue;
+    link[len] = 0;
+    if (sscanf(link, "socket:[%lu]", &inode) != 1) continue;
+    for (i = 0; i < l->count && found < 0; i++)
+      if (l->inodes[i] == inode) found = i;
+  }
+  if (dir) (void)closedir(dir);
+  return found;
+}
+
+/* Sandboxes share the ports of this machine; a port is a sandbox's when one of its processes listens there. */
+static bool sandbox_listens(const sandbox *s, uint16_t port, bool *ipv6) {
+  listeners l;
+  struct dirent *entry;
+  DIR *proc;
+  int found = -1;
+  memset(&l, 0, sizeof l);
+  listeners_read(&l, "/proc/net/tcp", false, port);
+  listeners_read(&l, "/proc/net/tcp6", true, port);
+  if (!l.count || !s->used) return false;
+  proc = opendir("/proc");
+  while (proc && found < 0 && (entry = readdir(proc)) != NULL) {
+    pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
+    if (pid > 0 && pid != getpid() && sandbox_has_process(s, pid)) found = listeners_of(&l, pid);
+  }
+  if (proc) (void)closedir(proc);
+  if (found >= 0) *ipv6 = l.ipv6[found];
+  return found >= 0;
+}
+
+/* ---- the answer ---- */
+
+static void reply_edge_error(exchange *x, e2b_str id, const char *message, int64_t port);
+
+static void relay_hang_up(relay *r) {
+  timer_stop(&r->retry);
+  watch_close(&r->upstream);
+}
+
+/* There is no answer, or no more of it. */
+static void relay_fail(relay *r) {
+  exchange *x = r->x;
+  relay_hang_up(r);
+  if (x->answered) return;
+  if (x->head_sent) conn_break(x->conn);
+  else if (r->connected) reply_text(x, 502, "the server in the sandbox gave no valid answer\n");
+  else reply_edge_error(x, e2b__str(x->sandbox->id), "The sandbox is running but port is not open", r->port);
+}
+
+/* Headers that are about one connection, or that we write ourselves. */
+static bool relay_drops(e2b_str name, const e2b__headers *all) {
+  static const char *const names[] = { "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade",
+    "proxy-authenticate", "proxy-authorization", "proxy-connection", "content-length", "content-type", "date" };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(names); i++)
+    if (e2b__str_eq(name, names[i])) return true;
+  return e2b__headers_has_token(all, "connection", name.ptr);
+}
+
+static e2b_err relay_on_head(void *owner, int status, const e2b__headers *headers) {
+  exchange *x = ((relay *)owner)->x;
+  const char *length = e2b__headers_get(headers, "content-length");
+  e2b_str name, value;
+  size_t cursor = 0;
+  int64_t len = LENGTH_UNKNOWN;
+  if (length && !parse_i64(length, &len)) return E2B_ERR_PROTOCOL;
+  if (status == 204 || status == 304 || (x->head_only && !length)) len = LENGTH_NONE;
+  while (e2b__headers_next(headers, &cursor, &name, &value))
+    if (!relay_drops(name, headers)) reply_header(x, "%s: %s", name.ptr, value.ptr);
+  reply_head(x, status, e2b__headers_get(headers, "content-type"), len);
+  return E2B_OK;
+}
+
+static e2b_err relay_on_body(void *owner, const uint8_t *data, size_t len) {
+  reply_chunk(((relay *)owner)->x, data, len);
+  return E2B_OK;
+}
+
+static const e2b__h1_events relay_events = { relay_on_head, relay_on_body };
+
+static void relay_want(relay *r) {
+  bool room = conn_pending(r->x->conn) < OUTPUT_HIGH, more = r->connecting || r->out_at < r->out.len;
+  if (!room) r->x->stalled = true; /* drain will be called */
+  if (!watch_want(&r->upstream, (uint32_t)((room ? EPOLLIN : 0) | (more ? EPOLLOUT : 0)))) relay_fail(r);
+}
+
+static void relay_read(relay *r) {
+  size_t used;
+  ssize_t n = recv(r->upstream.fd, server.chunk, sizeof server.chunk, 0);
+  e2b_err code;
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (n > 0) code = e2b__h1_feed(&r->h1, (const uint8_t *)server.chunk, (size_t)n, &used);
+  else code = n == 0 ? e2b__h1_finish(&r->h1) : E2B_ERR_CLOSED;
+  if (code) {
+    relay_fail(r);
+  } else if (r->h1.complete) {
+    relay_hang_up(r);
+    reply_end(r->x);
+  }
+}
+
+/* ---- the request ---- */
+
+static void relay_write(relay *r) {
+  ssize_t n;
+  while (r->connected && r->out_at < r->out.len) {
+    n = send(r->upstream.fd, r->out.data + r->out_at, r->out.len - r->out_at, MSG_NOSIGNAL);
+    if (n <= 0) break; /* an answer may be there all the same: reading tells */
+    r->out_at += (size_t)n;
+  }
+  if (r->out_at == r->out.len) r->out.len = r->out_at = 0;
+  if (r->out.len - r->out_at < OUTPUT_LOW && r->x->full) {
+    r->x->full = false;
+    conn_touch(r->x->conn);
+  }
+}
+
+static void relay_ready(watch *w, uint32_t events) {
+  relay *r = OWNER(w, relay, upstream);
+  int error = 0;
+  socklen_t len = sizeof error;
+  if (r->connecting) {
+    if (getsockopt(w->fd, SOL_SOCKET, SO_ERROR, &error, &len) != 0 || error) {
+      relay_fail(r);
+      return;
+    }
+    r->connecting = false;
+    r->connected = true;
+  }
+  relay_write(r);
+  if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) relay_read(r);
+  if (w->fd >= 0) relay_want(r);
+}
+
+static bool relay_connect(relay *r, bool ipv6) {
+  struct sockaddr_storage to;
+  socklen_t len;
+  int fd = socket(ipv6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  memset(&to, 0, sizeof to);
+  if (ipv6) {
+    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)&to;
+    in6->sin6_family = AF_INET6;
+    in6->sin6_addr = in6addr_loopback;
+    in6->sin6_port = htons(r->port);
+    len = sizeof *in6;
+  } else {
+    struct sockaddr_in *in = (struct sockaddr_in *)&to;
+    in->sin_family = AF_INET;
+    in->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    in->sin_port = htons(r->port);
+    len = sizeof *in;
+  }
+  if (fd < 0) return false;
+  if (connect(fd, (struct sockaddr *)&to, len) != 0 && errno != EINPROGRESS) {
+    (void)close(fd);
+    return false;
+  }
+  watch_init(&r->upstream, fd, relay_ready);
+  r->connecting = true;
+  relay_want(r);
+  return true;
+}
+
+/* Tries a few times: perhaps the server is just starting. */
+static void relay_dial(timer *t) {
+  relay *r = OWNER(t, relay, retry);
+  bool ipv6;
+  if (sandbox_listens(r->x->sandbox, r->port, &ipv6) && relay_connect(r, ipv6)) return;
+  if (++r->tries < DIAL_TRIES) timer_set(&r->retry, now_ms() + DIAL_EVERY_MS, relay_dial);
+  else relay_fail(r);
+}
+
+/* Hands a piece of the body on. */
+static void relay_body(exchange *x, const char *data, size_t len) {
+  relay *r = (relay *)x->state;
+  if (r->chunked) buf_printf(&r->out, "%zx\r\n", len);
+  e2b__buf_put(&r->out, data, len);
+  if (r->chunked) e2b__buf_text(&r->out, "\r\n");
+  if (r->out.err) {
+    reply_error(x, 413, "no room for the request");
+    relay_hang_up(r);
+    return;
+  }
+  relay_write(r);
+  if (r->out.len - r->out_at >= OUTPUT_HIGH) x->full = true;
+  if (r->connected && r->upstream.fd >= 0) relay_want(r);
+}
+
+static void relay_end(exchange *x) {
+  relay *r = (relay *)x->state;
+  if (!r->chunked) return;
+  e2b__buf_text(&r->out, "0\r\n\r\n");
+  relay_write(r);
+  if (r->connected && r->upstream.fd >= 0) relay_want(r);
+}
+
+static void relay_drain(exchange *x) {
+  relay *r = (relay *)x->state;
+  if (r->upstream.fd >= 0) relay_want(r);
+}
+
+static void relay_hangup(exchange *x) {
+  conn_break(x->conn);
+}
+
+static void relay_gone(exchange *x) {
+  relay *r = (relay *)x->state;
+  relay_hang_up(r);
+  e2b__h1_free(&r->h1);
+  e2b__buf_free(&r->out);
+  free(r);
+}
+
+static const handler relay_handler = { relay_body, relay_end, relay_drain, relay_hangup, relay_gone };
+
+/* The request as the server in the sandbox sees it. */
+static void relay_put_head(relay *r) {
+  exchange *x = r->x;
+  const char *length = header(x, "content-length"), *type = header(x, "content-type"), *host = header(x, "host");
+  e2b_str name, value;
+  size_t cursor = 0;
+  if (x->sandbox->mask_host) host = x->sandbox->mask_host;
+  r->chunked = header(x, "transfer-encoding") != NULL;
+  buf_printf(&r->out, "%s %s%s%s HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n", x->method, x->path,
+             x->query[0] ? "?" : "", x->query, host ? host : "localhost");
+  while (e2b__headers_next(&x->headers, &cursor, &name, &value)) {
+    if (relay_drops(name, &x->headers) || e2b__str_eq(name, "host") || e2b__str_eq(name, "expect") ||
+        e2b__str_eq(name, "e2b-traffic-access-token"))
+      continue;
+    buf_printf(&r->out, "%s: %s\r\n", name.ptr, value.ptr);
+  }
+  if (type) buf_printf(&r->out, "content-type: %s\r\n", type);
+  if (length && !r->chunked) buf_printf(&r->out, "content-length: %s\r\n", length);
+  if (r->chunked) e2b__buf_text(&r->out, "transfer-encoding: chunked\r\n");
+  e2b__buf_text(&r->out, "\r\n");
+}
+
+/* The head of a request for a port of x->sandbox is there. */
+static void relay_begin(exchange *x, uint16_t port) {
+  const char *token = header(x, "e2b-traffic-access-token");
+  relay *r;
+  if (x->sandbox->traffic_token && (!token || strcmp(token, x->sandbox->traffic_token) != 0)) {
+    reply_error(x, 403, "%s traffic access token for sandbox \"%s\"", token ? "invalid" : "missing", x->sandbox->id);
+    return;
+  }
+  r = (relay *)xalloc(sizeof *r);
+  r->x = x;
+  r->port = port;
+  r->upstream.fd = -1;
+  e2b__buf_init(&r->out, &server.mem, OUTPUT_MAX);
+  e2b__h1_init(&r->h1, &server.mem, HEAD_MAX, &relay_events, r);
+  e2b__h1_begin(&r->h1, x->head_only, false);
+  x->state = r;
+  x->handler = &relay_handler;
+  x->relayed = true;
+  relay_put_head(r);
+  relay_dial(&r->retry);
 }
 
 /* ================================================================================================================== */
@@ -4073,6 +5098,20 @@ static bool route_find(exchange *x, destination *to) {
   return id && port;
 }
 
+static bool is_preflight(const exchange *x) {
+  return strcmp(x->method, "OPTIONS") == 0 && header(x, "origin") && header(x, "access-control-request-method");
+}
+
+/* Browsers ask first. */
+static void reply_preflight(exchange *x) {
+  const char *headers = header(x, "access-control-request-headers");
+  reply_header(x, "Access-Control-Allow-Methods: %s", header(x, "access-control-request-method"));
+  if (headers) reply_header(x, "Access-Control-Allow-Headers: %s", headers);
+  reply_header(x, "Access-Control-Max-Age: 7200");
+  reply_header(x, "Vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers");
+  reply_empty(x, 204);
+}
+
 static void route_to_sandbox(exchange *x, const destination *to) {
   e2b_str id = to->id;
   int64_t port = 0;
@@ -4092,23 +5131,13 @@ static void route_to_sandbox(exchange *x, const destination *to) {
   if (s && s->paused && s->auto_resume) sandbox_resume(s, AUTO_RESUME_S);
   if (!s || s->paused) {
     reply_edge_error(x, id, "The sandbox was not found", 0);
-  } else if (port != ENVD_PORT) {
-    reply_edge_error(x, id, "The sandbox is running but port is not open", port);
   } else {
     x->sandbox = s;
     list_push(&s->exchanges, &x->in_sandbox);
-    envd_begin(x);
+    if (port == ENVD_PORT && is_preflight(x)) reply_preflight(x);
+    else if (port == ENVD_PORT) envd_begin(x);
+    else relay_begin(x, (uint16_t)port);
   }
-}
-
-/* Browsers ask first. */
-static void reply_preflight(exchange *x) {
-  const char *headers = header(x, "access-control-request-headers");
-  reply_header(x, "Access-Control-Allow-Methods: %s", header(x, "access-control-request-method"));
-  if (headers) reply_header(x, "Access-Control-Allow-Headers: %s", headers);
-  reply_header(x, "Access-Control-Max-Age: 7200");
-  reply_header(x, "Vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers");
-  reply_empty(x, 204);
 }
 
 /* The head of a request is there: finds who answers it, or answers it. */
@@ -4120,11 +5149,10 @@ static void route(exchange *x) {
   x->query = query ? query : "";
   if (x->path[0] != '/') {
     reply_text(x, 400, "bad request target\n");
-  } else if (strcmp(x->method, "OPTIONS") == 0 && header(x, "origin") && header(x, "access-control-request-method")) {
-    reply_preflight(x);
   } else if (route_find(x, &to)) {
     if (!to.id.len && strncmp(x->path, "/kruise/api/", 12) == 0) x->path += 11;
     if (to.id.len) route_to_sandbox(x, &to);
+    else if (is_preflight(x)) reply_preflight(x);
     else control_begin(x);
   }
 }
@@ -4687,6 +5715,7 @@ static void clean_up(void) {
   int tries;
   pid_t child = 0;
   while (!list_empty(&server.sandboxes)) sandbox_kill(OWNER(server.sandboxes.next, sandbox, in_all));
+  while (!list_empty(&server.snapshots)) snapshot_free(OWNER(server.snapshots.next, snapshot, in_all));
   while (!list_empty(&server.conns)) conn_close(OWNER(server.conns.next, conn, in_conns));
   conns_settle();
   for (tries = 0; tries < 100 && (child = waitpid(-1, NULL, WNOHANG)) >= 0; tries += child == 0)
@@ -4703,6 +5732,8 @@ static void clean_up(void) {
   if (server.tls) tls_cleanup();
   e2b__arena_free(&server.arena);
   e2b__buf_free(&server.scratch);
+  timer_stop(server.metrics_timer);
+  free(server.metrics_timer);
   free(server.timers);
 }
 
@@ -4726,8 +5757,10 @@ static void prepare_process(void) {
   list_init(&server.touched);
   list_init(&server.graveyard);
   list_init(&server.sandboxes);
+  list_init(&server.snapshots);
   list_init(&server.processes);
   list_init(&server.graves);
+  server.metrics_timer = (timer *)xalloc(sizeof *server.metrics_timer);
 }
 
 int main(int argc, char **argv) {

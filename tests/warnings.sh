@@ -117,8 +117,12 @@ for cc in gcc clang; do
   check "warnings, $cc -std=gnu11" compile $cc "-std=gnu11 $strict_c" all.c gnu.o
   check "warnings, $cc, declarations first" compile $cc "-std=gnu99 $strict_c" late.c late.o
   check "warnings, $cc, E2B_STATIC" compile $cc "-std=c99 $strict_c -DSTATIC_NAME=one" static.c static.o
-  check "warnings, $cc, E2B_NO_THREADS" compile $cc "-std=c99 $strict_c -DE2B_NO_THREADS" all.c no_threads.o
-  check "warnings, $cc, E2B_NO_PTY" compile $cc "-std=c99 $strict_c -DE2B_NO_PTY" all.c no_pty.o
+  all=
+  for switch in $(grep -oE '\bE2B_NO_[A-Z0-9_]+' e2b.h | sort -u); do
+    check "warnings, $cc, $switch" compile $cc "-std=c99 $strict_c -D$switch" all.c switch.o
+    all="$all -D$switch"
+  done
+  check "warnings, $cc, all switches at once" compile $cc "-std=c99 $strict_c $all" all.c switch.o
   check "warnings, $cc, E2B_MALLOC and E2B_ASSERT" compile $cc "-std=c99 $strict_c" allocator.c allocator.o
   check "warnings, $cc, NDEBUG" compile $cc "-std=c99 -O2 $strict_c -DNDEBUG" all.c ndebug.o
   for example in examples/*.c; do

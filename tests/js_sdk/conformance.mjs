@@ -19,6 +19,8 @@
 // `sbx` is the sandbox all checks share, `dir` a directory in it that is removed at the end.
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
+import http from 'node:http'
+import https from 'node:https'
 import { inspect } from 'node:util'
 import {
   Sandbox, SandboxError, SandboxNotFoundError, NotFoundError, FileNotFoundError,
@@ -321,6 +323,212 @@ group('sandbox', { control: true }, () => {
     const mark = `sleep 60 # ${run}-other`
     await other.commands.run(mark, { background: true })
     assert.ok(!(await sbx.commands.list()).some(one => one.args.includes(mark)))
+  })
+})
+
+// ---- life: pausing, resuming, what happens at the end of it -------------------------------------
+
+group('life', { control: true }, () => {
+  const state = async one => (await Sandbox.getInfo(one.sandboxId)).state
+  const paused = one => until('the pause', async () => await state(one) === 'paused', 10_000)
+
+  check('pause is true once, then false', async () => {
+    const other = await create({ timeoutMs: 60_000 })
+    assert.equal(await other.pause(), true)
+    assert.equal(await state(other), 'paused')
+    assert.equal(await other.pause(), false)
+    assert.equal(await Sandbox.pause(other.sandboxId), false)
+  })
+  check('pause of an unknown id', () => rejects(Sandbox.pause('i' + 'z'.repeat(19) + '1'), SandboxNotFoundError))
+  check('a paused sandbox is not running and answers nothing', async () => {
+    const other = await create({ timeoutMs: 60_000 })
+    await other.pause()
+    assert.equal(await other.isRunning(), false)
+    await rejects(other.commands.list(), TimeoutError, /sandbox/i)
+  })
+  check('connect resumes: files, processes and their output', async () => {
+    const other = await create({ timeoutMs: 60_000 })
+    await other.files.write(`${dir}/kept`, run)
+    const counter = await other.commands.run('while sleep 0.1; do echo tick; done', { background: true, timeoutMs: 0 })
+    await other.pause()
+    const again = await Sandbox.connect(other.sandboxId, { timeoutMs: 60_000 })
+    assert.equal(await state(other), 'running')
+    assert.equal(await again.files.read(`${dir}/kept`), run)
+    let out = ''
+    const same = await again.commands.connect(counter.pid, { onStdout: data => { out += data } })
+    await until('a tick after the pause', () => out.includes('tick'))
+    await same.kill()
+  })
+  check('a paused sandbox is listed as paused', async () => {
+    const metadata = { paused: run }
+    const other = await create({ timeoutMs: 60_000, metadata })
+    const found = async state => (await Sandbox.list({ query: { metadata, state } }).nextItems()).map(one => one.sandboxId)
+    await other.pause()
+    assert.deepEqual(await found(['paused']), [other.sandboxId])
+    assert.deepEqual(await found(['running']), [])
+  })
+  check('kill of a paused sandbox', async () => {
+    const other = await create({ timeoutMs: 60_000 })
+    await other.pause()
+    assert.equal(await other.kill(), true)
+    await rejects(other.getInfo(), SandboxNotFoundError)
+  })
+  check('lifecycle: kill by default', async () => {
+    const other = await create({ timeoutMs: 60_000 })
+    assert.deepEqual((await other.getInfo()).lifecycle, { onTimeout: 'kill', autoResume: false })
+  })
+  check('lifecycle: pause at the end, connect resumes', async () => {
+    const other = await create({ timeoutMs: 1000, lifecycle: { onTimeout: 'pause' } })
+    assert.deepEqual((await other.getInfo()).lifecycle, { onTimeout: 'pause', autoResume: false })
+    await other.files.write(`${dir}/kept`, run)
+    await paused(other)
+    await rejects(other.commands.list(), TimeoutError, /sandbox/i)
+    const again = await Sandbox.connect(other.sandboxId, { timeoutMs: 60_000 })
+    assert.equal(await again.files.read(`${dir}/kept`), run)
+  })
+  check('lifecycle: autoResume wakes it by traffic', async () => {
+    const other = await create({ timeoutMs: 1000, lifecycle: { onTimeout: 'pause', autoResume: true } })
+    assert.deepEqual((await other.getInfo()).lifecycle, { onTimeout: 'pause', autoResume: true })
+    await other.files.write(`${dir}/kept`, run)
+    await paused(other)
+    assert.equal(await other.files.read(`${dir}/kept`), run)
+    assert.equal(await state(other), 'running')
+  })
+})
+
+// ---- around a sandbox: metrics, network, snapshots, servers in it -------------------------------
+
+group('around', { control: true }, () => {
+  const unknownId = 'i' + 'z'.repeat(19) + '2'
+
+  check('metrics: numbers that make sense', async () => {
+    const samples = await until('a sample', async () => { const got = await sbx.getMetrics(); return got.length && got }, 15_000)
+    const { timestamp, cpuUsedPct, cpuCount, memUsed, memTotal, memCache, diskUsed, diskTotal } = samples.at(-1)
+    near(timestamp.getTime(), Date.now(), 60_000, 'timestamp')
+    assert.ok(cpuCount > 0 && cpuUsedPct >= 0)
+    assert.ok(memTotal >= memUsed && memUsed > 0 && memCache >= 0)
+    assert.ok(diskTotal >= diskUsed && diskUsed > 0)
+  })
+  check('metrics: start and end', async () => {
+    assert.deepEqual(await sbx.getMetrics({ start: new Date(Date.now() - 7200_000), end: new Date(Date.now() - 3600_000) }), [])
+  })
+  check('metrics of an unknown id', () => rejects(Sandbox.getMetrics(unknownId), SandboxNotFoundError))
+
+  check('network: given on create, in getInfo', async () => {
+    const other = await create({ timeoutMs: 60_000, network: { allowOut: ['1.1.1.1'], denyOut: ['0.0.0.0/0'] } })
+    const { network } = await other.getInfo()
+    assert.deepEqual([network.allowOut, network.denyOut], [['1.1.1.1'], ['0.0.0.0/0']])
+  })
+  check('network: update replaces, what is omitted is cleared', async () => {
+    const other = await create({ timeoutMs: 60_000, network: { denyOut: ['10.0.0.0/8'] } })
+    await other.updateNetwork({ allowOut: ['1.1.1.1', '8.8.8.8'], denyOut: ['0.0.0.0/0'], allowInternetAccess: false })
+    const info = await other.getInfo()
+    assert.deepEqual([info.network.allowOut, info.network.denyOut], [['1.1.1.1', '8.8.8.8'], ['0.0.0.0/0']])
+    await other.updateNetwork({})
+    assert.ok(!(await other.getInfo()).network?.allowOut?.length)
+    assert.equal(await other.isRunning(), true)
+  })
+  check('network: a name in denyOut is refused', () => rejects(sbx.updateNetwork({ denyOut: ['example.com'] }), SandboxError, /denyOut/))
+  check('network of an unknown id', () => rejects(Sandbox.updateNetwork(unknownId, {}), SandboxNotFoundError))
+
+  const snapshots = async options => {
+    const found = []
+    for (const pages = Sandbox.listSnapshots(options); pages.hasNext;) found.push(...await pages.nextItems())
+    return found
+  }
+  check('snapshots: create, list by pages, create from, delete', async () => {
+    const source = await create({ timeoutMs: 60_000, envs: { KEPT: run } })
+    const file = `${homeDir}/kept` // snapshots keep homes; those of sandboxes that share one have nothing to keep
+    await source.files.write(file, 'first')
+    const shared = await sbx.files.exists(file)
+    const first = await source.createSnapshot({ name: `conformance-${run}` })
+    await source.files.write(file, 'second')
+    const second = await source.createSnapshot()
+    assert.ok(first.names.some(name => name.includes(`conformance-${run}`)))
+    assert.deepEqual(second.names, [])
+    const all = (await snapshots({ sandboxId: source.sandboxId, limit: 1 })).map(one => one.snapshotId)
+    assert.deepEqual(all.sort(), [first.snapshotId, second.snapshotId].sort())
+    assert.deepEqual((await snapshots({ name: `conformance-${run}` })).map(one => one.snapshotId), [first.snapshotId])
+    await source.kill()
+    const copies = []
+    for (const [one, content] of [[first, 'first'], [second, 'second']]) {
+      const copy = await Sandbox.create(one.snapshotId, { timeoutMs: 60_000 })
+      created.add(copy)
+      copies.push(copy)
+      if (!shared) assert.equal(await copy.files.read(file), content)
+      assert.equal((await copy.commands.run('echo -n $KEPT')).stdout, run)
+    }
+    await rejects(Sandbox.deleteSnapshot(first.snapshotId), SandboxError, /using|use/)
+    for (const copy of copies) await copy.kill()
+    for (const one of [first, second]) assert.equal(await Sandbox.deleteSnapshot(one.snapshotId), true)
+    assert.equal(await Sandbox.deleteSnapshot(first.snapshotId), false)
+    assert.deepEqual(await snapshots({ sandboxId: source.sandboxId }), [])
+  }, { timeoutMs: 60_000 })
+  check('snapshot of an unknown id', () => rejects(Sandbox.createSnapshot(unknownId), SandboxNotFoundError))
+
+  // Names below the domain may not be known to this machine, so: the sandbox URL's address, and getHost's name in the request.
+  const ask = (host, { method = 'GET', path = '/', headers = {}, body } = {}) => new Promise((resolve, reject) => {
+    const base = new URL(env.E2B_SANDBOX_URL)
+    const request = (base.protocol === 'https:' ? https : http).request({
+      host: base.hostname, port: base.port, servername: base.hostname, method, path, headers: { host, ...headers },
+    }, async response => {
+      const parts = []
+      for await (const part of response) parts.push(part)
+      resolve({ status: response.statusCode, headers: response.headers, text: Buffer.concat(parts).toString() })
+    })
+    request.on('error', reject).end(body)
+  })
+  const serve = `
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self):
+        body = self.rfile.read(int(self.headers.get('content-length', 0)))
+        out = (self.command + ' ' + self.path + ' ' + self.headers.get('x-mine', '') + ' ').encode() + body
+        self.send_response(203)
+        self.send_header('content-length', str(len(out)))
+        self.send_header('x-theirs', 'yes')
+        self.end_headers()
+        self.wfile.write(out)
+    do_GET = do_POST = do_OPTIONS = answer
+server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+`
+  const serving = async one => {
+    if ((await one.commands.run('command -v python3 || true')).stdout === '') skip('no python3 in the sandbox')
+    await one.files.write(`${dir}/serve.py`, serve)
+    let out = ''
+    await one.commands.run(`python3 ${dir}/serve.py`, { background: true, timeoutMs: 0, onStdout: data => { out += data } })
+    return Number(await until('the port', () => out.trim()))
+  }
+  check('getHost: a server in the sandbox is reached by name', async () => {
+    const other = await create({ timeoutMs: 60_000, domain: new URL(env.E2B_SANDBOX_URL).host })
+    const port = await serving(other)
+    const host = other.getHost(port)
+    assert.ok(host.startsWith(`${port}-${other.sandboxId}.`), host)
+    const got = await ask(host, { path: '/a?b=c', headers: { 'x-mine': 'm' } })
+    assert.deepEqual([got.status, got.text, got.headers['x-theirs']], [203, 'GET /a?b=c m ', 'yes'])
+    const large = 'x'.repeat(300_000)
+    assert.equal((await ask(host, { method: 'POST', body: large })).text, `POST /  ${large}`)
+    // What browsers ask first is the server's to answer.
+    const asked = await ask(host, { method: 'OPTIONS', headers: { origin: 'http://x', 'access-control-request-method': 'GET' } })
+    assert.deepEqual([asked.status, asked.headers['access-control-allow-origin']], [203, undefined])
+    await other.kill()
+    assert.equal((await ask(host)).status, 502)
+  })
+  check('getHost: a port nobody listens on is a 502 that says so', async () => {
+    const got = await ask(`9-${sbx.sandboxId}.localhost`)
+    assert.equal(got.status, 502)
+    const { sandboxId, port, code } = JSON.parse(got.text)
+    assert.deepEqual([sandboxId, port, code], [sbx.sandboxId, 9, 502])
+  })
+  check('traffic access token: wanted by ports that are not public', async () => {
+    const other = await create({ timeoutMs: 60_000, network: { allowPublicTraffic: false }, domain: new URL(env.E2B_SANDBOX_URL).host })
+    assert.ok(other.trafficAccessToken)
+    const host = other.getHost(await serving(other))
+    assert.equal((await ask(host)).status, 403)
+    assert.equal((await ask(host, { headers: { 'e2b-traffic-access-token': 'wrong' } })).status, 403)
+    assert.equal((await ask(host, { headers: { 'e2b-traffic-access-token': other.trafficAccessToken } })).status, 203)
   })
 })
 
@@ -1026,6 +1234,7 @@ group('files', {}, () => {
 
 // Still to come, each a group of its own: watch, metadata, signed URLs, pause and resume, metrics,
 // snapshots, code interpreter.
+// Still to come, each a group of its own: pty, watch, metadata, signed URLs, code interpreter.
 
 // ---- main ---------------------------------------------------------------------------------------
 
