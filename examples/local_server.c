@@ -1,8 +1,9 @@
 /* cc -O2 -I. examples/local_server.c llhttp.c api.c http.c -lmbedtls -lmbedx509 -lmbedcrypto -lpthread -o local_server
 
    A small E2B host on this machine, for development, demos and tests without an account. One process, one thread, one
-   port: the control plane (create, list, kill, pause ...) and the envd of every sandbox (commands, files), reached by
-   host name, path prefix or routing headers. It is real: processes, pipes, terminals, signals, files.
+   port: the control plane (create, list, kill, pause ...), the envd of every sandbox (commands, files) and its code
+   interpreter (where there is a python3), reached by host name, path prefix or routing headers. It is real: processes,
+   pipes, terminals, signals, files.
 
    IT ISOLATES NOTHING. A "sandbox" is a home directory and a list of processes that run as you, on your files. Serve
    only yourself, on the loopback interface. `local_server --help` lists the options. Linux; mbedTLS 2.28 or 3.x.
