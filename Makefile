@@ -16,6 +16,7 @@ DEPS = $(BUILD)/deps.libs
 COMPILE = $(CC) -std=c99 $(CFLAGS) $(WARNINGS) -I. $$(cat $(BUILD)/deps.cflags)
 LINK = $$(cat $(BUILD)/deps.libs) $(LDFLAGS)
 EXAMPLES = $(patsubst examples/%.c,$(BUILD)/%,$(filter-out $(LINUX_ONLY),$(wildcard examples/*.c)))
+EXAMPLES = $(BUILD)/quickstart $(BUILD)/stream_output $(BUILD)/code_interpreter $(BUILD)/thousand_sandboxes
 
 # The local server is for Linux; without it the tests that need it are skipped.
 ifeq ($(shell uname -s),Linux)

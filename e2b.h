@@ -39,11 +39,12 @@
                       | >>>> operations    | >>>> loop          | >>>> answers       | >>>> rpc
                       | >>>> client        | >>>> heartbeat     | >>>> sandbox       | >>>> api
                       | >>>> raw           | >>>> commands      | >>>> pty           | >>>> files
+                      | >>>> code
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
-     Return codes: 0 done, < 0 failure, > 0 an answer (E2B_PENDING, E2B_EOF, E2B_COMMAND_EXIT). Details of a failure are in
-       the e2b_error you pass, which may be NULL. A failed call leaves `*out` empty; the exceptions say so. After any
+     Return codes: 0 done, < 0 failure, > 0 an answer (E2B_PENDING, E2B_EOF, E2B_COMMAND_EXIT, E2B_CODE_FAILED). Details of
+       a failure are in the e2b_error you pass, which may be NULL. A failed call leaves `*out` empty; the exceptions say so. After any
        failure the client, the sandbox and every other call stay usable.
      Results (`out`) are yours. Pass them zeroed, or with storage of your own (E2B_MEM_FIXED); free them with
        e2b_mem_free(&out.mem). Everything a result points to lies in that one block.
@@ -77,6 +78,7 @@
      E2B_NO_PTY               leaves out e2b_pty_*
      E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
      E2B_NO_METRICS           without metrics and logs                    E2B_NO_SNAPSHOTS     without snapshots
+     E2B_NO_CODE_INTERPRETER  leaves the code interpreter out
      The implementation needs POSIX.1-2008 or Windows (Vista and later); in a file compiled with -std=c99 include "e2b.h"
      before any system header, it asks for what it needs. */
 
@@ -175,6 +177,7 @@ typedef enum e2b_err {
   E2B_PENDING = 1,               /* started, not finished; or a stream has nothing for you yet                          */
   E2B_EOF = 2,                   /* the stream ended, completely                                                        */
   E2B_COMMAND_EXIT = 3,          /* the command ran and failed (exit code not 0, or a signal); the result is filled     */
+  E2B_CODE_FAILED = 4,           /* the code ran and raised an error; the result is filled                              */
   /* the caller */
   E2B_ERR_INVALID_ARGUMENT = -1, /* refused before any I/O, or by the server as malformed; the message names what        */
   E2B_ERR_BUSY = -2,             /* too many operations or connections, or the object is in use by another call         */
@@ -253,6 +256,7 @@ typedef enum e2b_subject {
   E2B_SUBJECT_PROCESS,
   E2B_SUBJECT_FILE,
   E2B_SUBJECT_PORT,  /* nothing listens on that port of the sandbox */
+  E2B_SUBJECT_CONTEXT, /* of the code interpreter */
   E2B_SUBJECT_OPTION /* an argument or a member of an options struct; the message names it */
 } e2b_subject;
 
@@ -426,8 +430,12 @@ typedef struct e2b_client_config {
   const char *sandbox_base_url; /* base URL of envd, above all other rules: <base>/<sandbox id>                         */
   const char *sandbox_url;      /* the same for every sandbox, nothing appended, told apart by the E2b-Sandbox-Id header;
                                    env E2B_SANDBOX_URL. sandbox_base_url wins over it                                   */
+  const char *code_interpreter_base_url; /* base URL of the code interpreter, above all other rules, nothing appended;
+                                   NULL = with sandbox_base_url and sandbox_url the same as envd's, told apart by the
+                                   E2b-Sandbox-Port header, else by the protocol, with its own port                    */
   uint16_t runtime_port;        /* envd's port inside the sandbox; 0 = 49983                                            */
   e2b_codec codec;              /* of calls to sandboxes                                                                */
+  uint16_t code_interpreter_port; /* 0 = 49999                                                                          */
   int32_t request_timeout_ms;   /* default of call.timeout_ms; 0 = 60000, E2B_TIMEOUT_NONE                              */
   int32_t connect_timeout_ms;   /* name look-up, TCP, proxy and TLS; 0 = 10000                                          */
   int32_t idle_ms;              /* default of call.idle_ms; 0 = 60000, E2B_TIMEOUT_NONE                                 */
@@ -501,6 +509,9 @@ E2B_API void e2b_client_get_stats(const e2b_client *client, e2b_client_stats *ou
 /* The resolved URLs, without a final slash. Return the length; write at most cap bytes, always terminated when cap > 0. */
 E2B_API size_t e2b_client_api_url(const e2b_client *client, char *out, size_t cap);
 E2B_API size_t e2b_client_sandbox_url(const e2b_client *client, const char *sandbox_id, char *out, size_t cap);
+#ifndef E2B_NO_CODE_INTERPRETER
+E2B_API size_t e2b_client_code_interpreter_url(const e2b_client *client, const char *sandbox_id, char *out, size_t cap);
+#endif
 
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* public: driving the client */
@@ -540,7 +551,7 @@ E2B_API void e2b_client_interrupt(e2b_client *client); /* from any thread: the b
 typedef struct e2b_op { uint32_t id; } e2b_op; /* a value, never dangling: a stale one is recognised; 0 = none           */
 
 /* Called once when the operation is complete, from poll, pump or process. err->code is its result: E2B_OK,
- * E2B_COMMAND_EXIT or a failure. */
+ * E2B_COMMAND_EXIT, E2B_CODE_FAILED or a failure. */
 typedef void (*e2b_done_fn)(void *user, const e2b_error *err);
 
 /* How to do a call. Every accepted call completes exactly once, and never before the function that started it returned;
@@ -630,6 +641,8 @@ E2B_API e2b_err e2b_sandbox_connect(e2b_client *client, const char *sandbox_id, 
 typedef struct e2b_attach_opts {
   const char *access_token;         /* envd's X-Access-Token; NULL = config.access_token                                */
   const char *base_url;             /* envd's URL, as it is; NULL = by the rules of the client                          */
+  const char *code_interpreter_base_url; /* the same of the code interpreter; NULL = base_url, else by the rules        */
+  uint16_t code_interpreter_port;   /* 0 = the client's                                                                 */
   const char *domain;               /* NULL = the client's                                                              */
   const char *envd_version;         /* NULL = a current one                                                             */
   const char *traffic_access_token;
@@ -1026,6 +1039,109 @@ E2B_API e2b_err e2b_file_stream_write(e2b_file_stream *stream, int timeout_ms, c
 /* Ends an upload and waits for the server's answer, without which nothing is sure. E2B_PENDING: call again. */
 E2B_API e2b_err e2b_file_stream_finish(e2b_file_stream *stream, int timeout_ms, e2b_write_info *out, e2b_error *err);
 E2B_API void e2b_file_stream_free(e2b_file_stream *stream); /* before its end: aborts; NULL is fine                       */
+
+#ifndef E2B_NO_CODE_INTERPRETER
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: code interpreter - code in a language with a memory: variables live on from run to run */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+/* A service of its own inside the sandbox (port 49999), which only some templates have: "code-interpreter-v1" at E2B,
+ * "code-interpreter" at OpenKruise. Where there is none, calls end in E2B_ERR_UNAVAILABLE and say so. */
+#define E2B_LANGUAGE_PYTHON "python"
+#define E2B_LANGUAGE_JAVASCRIPT "javascript"
+#define E2B_LANGUAGE_TYPESCRIPT "typescript"
+#define E2B_LANGUAGE_R "r"
+#define E2B_LANGUAGE_JAVA "java"
+#define E2B_LANGUAGE_BASH "bash"
+
+/* What the code showed: the value of its last expression, or one display(). The same thing in every format the server has;
+ * len 0 = not in this one. */
+typedef struct e2b_code_result {
+  e2b_str text, html, markdown, svg, latex, javascript;
+  e2b_str png, jpeg, pdf;           /* base64                                                                           */
+  e2b_str json, data, chart, extra; /* JSON: of the value; a table by columns; a chart's points; {"mime/type": ...}     */
+  bool is_main_result;              /* the value of the last expression                                                 */
+} e2b_code_result;
+
+#define E2B_FORMAT_TEXT 1u
+#define E2B_FORMAT_HTML 2u
+#define E2B_FORMAT_MARKDOWN 4u
+#define E2B_FORMAT_SVG 8u
+#define E2B_FORMAT_LATEX 16u
+#define E2B_FORMAT_JAVASCRIPT 32u
+#define E2B_FORMAT_PNG 64u
+#define E2B_FORMAT_JPEG 128u
+#define E2B_FORMAT_PDF 256u
+#define E2B_FORMAT_JSON 512u
+#define E2B_FORMAT_DATA 1024u
+#define E2B_FORMAT_CHART 2048u
+#define E2B_FORMAT_EXTRA 4096u
+E2B_API uint32_t e2b_code_result_formats(const e2b_code_result *result); /* which of them it has                         */
+
+/* What the code raised. Trouble of the interpreter itself comes so too, under names such as "ContextRestarting". */
+typedef struct e2b_execution_error { const char *name, *value, *traceback; } e2b_execution_error;
+
+typedef struct e2b_execution {
+  e2b_mem mem;
+  const e2b_code_result *results; size_t result_count;
+  e2b_str stdout_data, stderr_data;
+  const e2b_execution_error *error; /* NULL = none                                                                      */
+  int32_t execution_count;          /* how many runs the context has seen, this one included; 0 = the server did not say */
+  bool truncated;                   /* results, or output of a stream, beyond config.max_result_bytes were dropped      */
+} e2b_execution;
+E2B_API const char *e2b_execution_text(const e2b_execution *execution); /* of the main result, "" when there is none; never NULL */
+
+typedef enum e2b_code_event_kind {
+  E2B_CODE_STDOUT = 1, /* text, timestamp */
+  E2B_CODE_STDERR,     /* text, timestamp */
+  E2B_CODE_RESULT,     /* result */
+  E2B_CODE_ERROR,      /* error */
+  E2B_CODE_COUNT,      /* count */
+  E2B_CODE_END         /* the server has said all; that this was everything is known when the call is complete */
+} e2b_code_event_kind;
+
+/* Everything in it is valid during the callback only. */
+typedef struct e2b_code_event {
+  e2b_code_event_kind kind;
+  e2b_str text, timestamp;          /* timestamp: the server's text, "" when it gave none                               */
+  const e2b_code_result *result;
+  const e2b_execution_error *error;
+  int32_t count;
+} e2b_code_event;
+
+typedef struct e2b_run_code_opts {
+  e2b_call call;           /* timeout_ms: our wait for the whole run, default none; idle_ms: default none. When either ends
+                              it, or you do, the connection is closed, and with that the server interrupts the code     */
+  const char *language;    /* E2B_LANGUAGE_...; NULL = the server's default, Python. Not together with context_id       */
+  const char *context_id;  /* NULL = the default context of the language                                                */
+  const char *cwd;         /* for servers that know it (OpenKruise); E2B's takes the directory of the context           */
+  e2b_kvs envs;            /* for this run only. E2B's server does not quote them: no quotes and backslashes in values  */
+  int32_t exec_timeout_ms; /* how long the code may run, from the beginning of the answer; 0 = no limit. Told to the server
+                              and watched here as well: E2B_ERR_TIMEOUT                                                 */
+  int (*on_event)(void *user, const e2b_code_event *event); /* as it happens; returns as e2b_data_fn does: 0, E2B_PAUSE
+                              (needs call.op and e2b_op_resume), < 0                                                    */
+  void *event_user;        /* for on_event                                                                              */
+} e2b_run_code_opts;
+
+/* Runs code to its end. E2B_OK: it ended well. E2B_CODE_FAILED: it raised out->error (the message has its name and value).
+ * In both cases *out is filled; out NULL = keep nothing, all goes to on_event: constant memory. On E2B_ERR_TRUNCATED (the
+ * server never said that the code had ended), _SANDBOX_GONE, _TIMEOUT and other losses *out holds what had come until then.
+ * Lines of the answer that are not understood are skipped, with a warning in the log. Never sent twice.
+ * Errors: NOT_FOUND with subject CONTEXT; INVALID_ARGUMENT; UNAVAILABLE (no interpreter in this sandbox); SERVICE (no such
+ * language); LIMIT (one line of the answer is longer than config.max_message_bytes); the network's. */
+E2B_API e2b_err e2b_code_run(e2b_sandbox *sandbox, const char *code, const e2b_run_code_opts *opts, e2b_execution *out, e2b_error *err);
+
+/* A context: an interpreter with its own variables and directory. One run at a time; others wait for it. */
+typedef struct e2b_code_context { e2b_mem mem; const char *id, *language, *cwd; } e2b_code_context; /* "" = the server did not say */
+typedef struct e2b_code_context_list { e2b_mem mem; const e2b_code_context *items; size_t count; } e2b_code_context_list;
+
+/* cwd and language NULL = the server's defaults, its home directory and Python. */
+E2B_API e2b_err e2b_code_create_context(e2b_sandbox *sandbox, const char *cwd, const char *language, const e2b_call *call, e2b_code_context *out, e2b_error *err);
+E2B_API e2b_err e2b_code_list_contexts(e2b_sandbox *sandbox, const e2b_call *call, e2b_code_context_list *out, e2b_error *err);
+/* Both: NOT_FOUND with subject CONTEXT. A run that is under way there ends with an error event. */
+E2B_API e2b_err e2b_code_remove_context(e2b_sandbox *sandbox, const char *context_id, const e2b_call *call, e2b_error *err);
+E2B_API e2b_err e2b_code_restart_context(e2b_sandbox *sandbox, const char *context_id, const e2b_call *call, e2b_error *err); /* forgets its variables */
+#endif
 
 #ifdef __cplusplus
 } /* extern "C" */
@@ -8373,6 +8489,8 @@ struct e2b_sandbox {
   char *id, *template_id, *envd_version, *access_token, *traffic_token, *domain; /* never NULL */
   char *runtime_url;                                                             /* of envd, without a final slash */
   e2b__url runtime;                                                              /* slices of it */
+  char *code_url;     /* of the code interpreter, when e2b_sandbox_attach was told; else NULL */
+  uint16_t code_port; /* of the code interpreter */
   e2b_command_handle *handles;
   e2b_file_stream *streams;
   e2b__input *inputs; /* writes to processes, in their order */
@@ -8924,6 +9042,7 @@ E2B_API const char *e2b_err_name(e2b_err code) {
     E2B__NAME(E2B_PENDING);
     E2B__NAME(E2B_EOF);
     E2B__NAME(E2B_COMMAND_EXIT);
+    E2B__NAME(E2B_CODE_FAILED);
     E2B__NAME(E2B_ERR_INVALID_ARGUMENT);
     E2B__NAME(E2B_ERR_BUSY);
     E2B__NAME(E2B_ERR_BAD_STATE);
@@ -9002,6 +9121,7 @@ static void e2b__config_resolve_service(e2b_client_config *config) {
   if (!e2b__given(config->sandbox_base_url)) config->sandbox_base_url = NULL;
   if (!e2b__given(config->sandbox_url)) config->sandbox_url = named ? NULL : e2b__config_env(config, "E2B_SANDBOX_URL");
   if (debug && e2b__str_eq_nocase(e2b__str(debug), "true")) config->debug = true;
+  if (!e2b__given(config->code_interpreter_base_url)) config->code_interpreter_base_url = NULL;
   if (!e2b__given(config->default_user)) config->default_user = NULL;
   if (!e2b__given(config->user_agent)) config->user_agent = "e2b.h/" E2B_VERSION;
 }
@@ -9046,6 +9166,7 @@ static void e2b__config_resolve_numbers(e2b_client_config *config) {
   if (!config->max_connections_per_host) config->max_connections_per_host = config->max_connections;
   if (!config->max_result_bytes) config->max_result_bytes = 0x4000000u;
   if (!config->runtime_port) config->runtime_port = 49983;
+  if (!config->code_interpreter_port) config->code_interpreter_port = 49999;
   if (!config->request_timeout_ms) config->request_timeout_ms = 60000;
   if (!config->connect_timeout_ms) config->connect_timeout_ms = 10000;
   if (!config->idle_ms) config->idle_ms = 60000;
@@ -9104,6 +9225,7 @@ static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_er
       (code = e2b__config_check_url(config->api_url, "api_url (or E2B_API_URL)", err)) != E2B_OK ||
       (code = e2b__config_check_url(config->sandbox_base_url, "sandbox_base_url", err)) != E2B_OK ||
       (code = e2b__config_check_url(config->sandbox_url, "sandbox_url (or E2B_SANDBOX_URL)", err)) != E2B_OK ||
+      (code = e2b__config_check_url(config->code_interpreter_base_url, "code_interpreter_base_url", err)) != E2B_OK ||
       (code = e2b__headers_check(config->headers, "headers", err)) != E2B_OK)
     return code;
   if (config->default_user && (!e2b__text_ok(config->default_user) || strchr(config->default_user, ':')))
@@ -9232,13 +9354,14 @@ static e2b_err e2b__config_proxies(e2b__net *net, const e2b_client_config *confi
 /* The texts of the configuration that the client owns copies of, besides headers and what has a length. */
 static const size_t e2b__config_texts[] = {
   offsetof(e2b_client_config, api_url),      offsetof(e2b_client_config, sandbox_base_url),
-  offsetof(e2b_client_config, sandbox_url),  offsetof(e2b_client_config, api_key),
+  offsetof(e2b_client_config, sandbox_url),  offsetof(e2b_client_config, code_interpreter_base_url),
+  offsetof(e2b_client_config, api_key),
   offsetof(e2b_client_config, access_token), offsetof(e2b_client_config, domain),
   offsetof(e2b_client_config, scheme),       offsetof(e2b_client_config, default_user),
   offsetof(e2b_client_config, user_agent),   offsetof(e2b_client_config, tls) + offsetof(e2b_tls_config, ca_file),
   offsetof(e2b_client_config, tls) + offsetof(e2b_tls_config, ca_path),
 };
-#define E2B__CONFIG_URLS 3 /* the first of them; kept without a final slash, for paths are appended to them */
+#define E2B__CONFIG_URLS 4 /* the first of them; kept without a final slash, for paths are appended to them */
 
 static const char **e2b__config_text_at(e2b_client_config *config, size_t i) {
   return (const char **)(void *)((uint8_t *)config + e2b__config_texts[i]);
@@ -9494,6 +9617,23 @@ static void e2b__put_runtime_url(e2b__buf *out, const e2b_client_config *config,
   }
 }
 
+#ifndef E2B_NO_CODE_INTERPRETER
+/* The URL of the code interpreter. Always the sandbox's own host, never one for all: a run is interrupted by closing its
+ * connection. */
+static void e2b__put_code_url(e2b__buf *out, const e2b_client_config *config, const char *id, const char *domain,
+                              uint16_t port) {
+  if (config->code_interpreter_base_url) {
+    e2b__buf_text(out, config->code_interpreter_base_url);
+  } else if (config->sandbox_base_url || config->sandbox_url) {
+    e2b__put_runtime_url(out, config, id, domain);
+  } else {
+    e2b__buf_text(out, config->scheme);
+    e2b__buf_text(out, "://");
+    e2b__put_sandbox_host(out, config, id, domain, port);
+  }
+}
+#endif
+
 E2B_API size_t e2b_client_api_url(const e2b_client *client, char *out, size_t cap) {
   if (cap) out[0] = 0;
   return client ? (size_t)snprintf(out, cap, "%s", client->config.api_url) : 0;
@@ -9648,6 +9788,8 @@ typedef struct e2b__sandbox_parts {
   e2b_str id, template_id, envd_version, access_token, traffic_token;
   e2b_str domain;   /* empty = the client's */
   e2b_str base_url; /* empty = by the rules of the client */
+  e2b_str code_url; /* the same, of the code interpreter */
+  uint16_t code_port; /* 0 = the client's */
 } e2b__sandbox_parts;
 
 static char *e2b__sandbox_text(e2b__mem *mem, e2b_str text) {
@@ -9664,7 +9806,19 @@ static void e2b__sandbox_destroy(e2b_sandbox *sandbox) {
   e2b__mem_free_str(mem, sandbox->traffic_token);
   e2b__mem_free_str(mem, sandbox->domain);
   e2b__mem_free_str(mem, sandbox->runtime_url);
+  e2b__mem_free_str(mem, sandbox->code_url);
   e2b__object_free(sandbox->client, sandbox);
+}
+
+/* The URL of the code interpreter, when one was given. */
+static e2b_err e2b__sandbox_fill_code_url(e2b_sandbox *sandbox, e2b_str url, e2b_error *err) {
+  e2b__url parts;
+  while (url.len && url.ptr[url.len - 1] == '/') url.len--;
+  if (!url.len) return E2B_OK;
+  sandbox->code_url = e2b__sandbox_text(&sandbox->client->mem, url);
+  if (!sandbox->code_url) return e2b__no_memory(err);
+  if (e2b__url_parse(sandbox->code_url, &parts)) return E2B_OK;
+  return e2b__invalid(err, "code_interpreter_base_url", "is not of the form http(s)://host[:port][/path]");
 }
 
 /* Copies the parts and works out the URL of envd. */
@@ -9678,6 +9832,7 @@ static e2b_err e2b__sandbox_fill(e2b_sandbox *sandbox, const e2b__sandbox_parts 
   sandbox->access_token =
       e2b__sandbox_text(mem, parts->access_token.len ? parts->access_token : e2b__str(config->access_token));
   sandbox->traffic_token = e2b__sandbox_text(mem, parts->traffic_token);
+  sandbox->code_port = parts->code_port ? parts->code_port : config->code_interpreter_port;
   sandbox->domain = e2b__sandbox_text(mem, parts->domain.len ? parts->domain : e2b__str(config->domain));
   if (!sandbox->id || !sandbox->template_id || !sandbox->envd_version || !sandbox->access_token ||
       !sandbox->traffic_token || !sandbox->domain)
@@ -9693,7 +9848,7 @@ static e2b_err e2b__sandbox_fill(e2b_sandbox *sandbox, const e2b__sandbox_parts 
   sandbox->runtime_url = url.err ? NULL : e2b__mem_dup(mem, (const char *)url.data, url.len);
   e2b__buf_free(&url);
   if (!sandbox->runtime_url) return e2b__no_memory(err);
-  if (e2b__url_parse(sandbox->runtime_url, &sandbox->runtime)) return E2B_OK;
+  if (e2b__url_parse(sandbox->runtime_url, &sandbox->runtime)) return e2b__sandbox_fill_code_url(sandbox, parts->code_url, err);
   if (parts->base_url.len) return e2b__invalid(err, "base_url", "is not of the form http(s)://host[:port][/path]");
   return e2b__invalid(err, "sandbox_id",
                       "cannot be part of a host name: set sandbox_base_url, sandbox_url or protocol");
@@ -9774,6 +9929,8 @@ E2B_API e2b_err e2b_sandbox_attach(e2b_client *client, const char *sandbox_id, c
     parts.traffic_token = e2b__str(opts->traffic_access_token);
     parts.domain = e2b__str(opts->domain);
     parts.base_url = e2b__str(opts->base_url);
+    parts.code_url = e2b__str(e2b__given(opts->code_interpreter_base_url) ? opts->code_interpreter_base_url : opts->base_url);
+    parts.code_port = opts->code_interpreter_port;
   }
   return e2b__sandbox_new(client, &parts, out, err);
 }
@@ -14037,6 +14194,717 @@ E2B_API e2b_err e2b_file_stream_finish(e2b_file_stream *stream, int timeout_ms, 
 E2B_API void e2b_file_stream_free(e2b_file_stream *stream) {
   if (stream) e2b__stream_destroy(stream);
 }
+#ifndef E2B_NO_CODE_INTERPRETER
+/* ================================================================================================================== */
+/* >>>> code */
+/* ================================================================================================================== */
+
+/* ---- the messages ---- */
+
+/* One line of the answer to /execute: the members of all types of events. */
+typedef struct e2b__code_line {
+  e2b_str type;
+  e2b_str text, timestamp;        /* stdout, stderr; text also of a result */
+  e2b_str name, value, traceback; /* error */
+  e2b_str html, markdown, svg, latex, javascript, png, jpeg, pdf, json, data, chart, extra; /* result */
+  bool is_main_result;
+  int32_t execution_count; /* number_of_executions */
+} e2b__code_line;
+static const e2b__field e2b__fields_code_line[] = {
+  E2B__FIELD(e2b__code_line, type, "type", 0, STR),
+  E2B__FIELD(e2b__code_line, text, "text", 0, TEXT),
+  E2B__FIELD(e2b__code_line, timestamp, "timestamp", 0, TEXT),
+  E2B__FIELD(e2b__code_line, name, "name", 0, TEXT),
+  E2B__FIELD(e2b__code_line, value, "value", 0, TEXT),
+  E2B__FIELD(e2b__code_line, traceback, "traceback", 0, TEXT),
+  E2B__FIELD(e2b__code_line, html, "html", 0, TEXT),
+  E2B__FIELD(e2b__code_line, markdown, "markdown", 0, TEXT),
+  E2B__FIELD(e2b__code_line, svg, "svg", 0, TEXT),
+  E2B__FIELD(e2b__code_line, latex, "latex", 0, TEXT),
+  E2B__FIELD(e2b__code_line, javascript, "javascript", 0, TEXT),
+  E2B__FIELD(e2b__code_line, png, "png", 0, TEXT),
+  E2B__FIELD(e2b__code_line, jpeg, "jpeg", 0, TEXT),
+  E2B__FIELD(e2b__code_line, pdf, "pdf", 0, TEXT),
+  E2B__FIELD(e2b__code_line, json, "json", 0, RAW),
+  E2B__FIELD(e2b__code_line, data, "data", 0, RAW),
+  E2B__FIELD(e2b__code_line, chart, "chart", 0, RAW),
+  E2B__FIELD(e2b__code_line, extra, "extra", 0, RAW),
+  E2B__FIELD(e2b__code_line, is_main_result, "is_main_result", 0, BOOL),
+  E2B__FIELD(e2b__code_line, execution_count, "execution_count", 0, I32),
+};
+static const e2b__message e2b__msg_code_line = E2B__MESSAGE(e2b__code_line, e2b__fields_code_line);
+
+typedef struct e2b__code_context {
+  e2b_str id, language, cwd;
+} e2b__code_context;
+static const e2b__field e2b__fields_code_context[] = {
+  E2B__FIELD(e2b__code_context, id, "id", 0, STR),
+  E2B__FIELD(e2b__code_context, language, "language", 0, STR),
+  E2B__FIELD(e2b__code_context, cwd, "cwd", 0, STR),
+};
+static const e2b__message e2b__msg_code_context = E2B__MESSAGE(e2b__code_context, e2b__fields_code_context);
+
+/* The formats of a result; the nth is bit n of e2b_code_result_formats. */
+typedef struct e2b__code_format {
+  size_t in_line, in_result;
+} e2b__code_format;
+#define E2B__FORMAT(member) { offsetof(e2b__code_line, member), offsetof(e2b_code_result, member) }
+static const e2b__code_format e2b__code_formats[] = {
+  E2B__FORMAT(text),       E2B__FORMAT(html),  E2B__FORMAT(markdown), E2B__FORMAT(svg), E2B__FORMAT(latex),
+  E2B__FORMAT(javascript), E2B__FORMAT(png),   E2B__FORMAT(jpeg),     E2B__FORMAT(pdf), E2B__FORMAT(json),
+  E2B__FORMAT(data),       E2B__FORMAT(chart), E2B__FORMAT(extra),
+};
+
+static e2b_str *e2b__code_format_of(e2b_code_result *result, size_t format) {
+  return (e2b_str *)(void *)((uint8_t *)result + e2b__code_formats[format].in_result);
+}
+
+E2B_API uint32_t e2b_code_result_formats(const e2b_code_result *result) {
+  e2b_code_result copy;
+  uint32_t formats = 0;
+  size_t i;
+  if (!result) return 0;
+  copy = *result;
+  for (i = 0; i < E2B__COUNT(e2b__code_formats); i++)
+    if (e2b__code_format_of(&copy, i)->len) formats |= 1u << i;
+  return formats;
+}
+
+E2B_API const char *e2b_execution_text(const e2b_execution *execution) {
+  size_t i;
+  for (i = 0; execution && i < execution->result_count; i++)
+    if (execution->results[i].is_main_result) return execution->results[i].text.ptr;
+  return "";
+}
+
+/* ---- addresses ---- */
+
+E2B_API size_t e2b_client_code_interpreter_url(const e2b_client *client, const char *sandbox_id, char *out,
+                                               size_t cap) {
+  e2b__buf url;
+  if (cap) out[0] = 0;
+  if (!client || !e2b__given(sandbox_id)) return 0;
+  e2b__buf_init(&url, (e2b__mem *)&client->mem, 65536);
+  e2b__put_code_url(&url, &client->config, sandbox_id, client->config.domain, client->config.code_interpreter_port);
+  return e2b__text_out(&url, out, cap);
+}
+
+/* Points a request at the code interpreter of a sandbox; what follows the URL is appended to req->path. The tokens are
+ * those of envd. */
+static e2b_err e2b__code_address(e2b__req *req, const e2b_sandbox *sandbox, const e2b_call *call, e2b_error *err) {
+  e2b_err code = E2B_OK;
+  e2b__buf text;
+  e2b__url url;
+  char port[8];
+  e2b__buf_init(&text, &sandbox->client->mem, 65536);
+  if (sandbox->code_url)
+    e2b__buf_text(&text, sandbox->code_url);
+  else
+    e2b__put_code_url(&text, &sandbox->client->config, sandbox->id, sandbox->domain, sandbox->code_port);
+  if (!e2b__buf_cstr(&text))
+    code = e2b__no_memory(err);
+  else if (!e2b__url_parse((const char *)text.data, &url))
+    code = e2b__invalid(err, "the sandbox's id or domain", "makes no URL");
+  else
+    e2b__req_target(req, &url);
+  e2b__buf_free(&text);
+  (void)snprintf(port, sizeof port, "%u", (unsigned)sandbox->code_port);
+  e2b__data_headers(req, sandbox, NULL, call);
+  e2b__headers_set(&req->headers, "e2b-sandbox-port", e2b__str(port));
+  return code;
+}
+
+/* ---- answers that are not success ---- */
+
+/* A 404 is about a context only when the code interpreter wrote it. A 502 because nobody listens says so. */
+static e2b_err e2b__code_refused(e2b__task *task, e2b_error *err) {
+  char text[200];
+  bool no_port, context;
+  e2b_err code;
+  e2b__error_excerpt(text, sizeof text, task->req.rx.data, task->req.rx.len);
+  no_port = task->req.status == 502 && strstr(text, "port is not open") != NULL;
+  context = strstr(text, "ontext") != NULL;
+  code = e2b__answer_error(&task->req, E2B_SUBJECT_CONTEXT, "check the sandbox's access token", err);
+  if (code == E2B_ERR_NOT_FOUND && !context) {
+    err->subject = E2B_SUBJECT_NONE;
+    return e2b__files_say_before(err, E2B_ERR_SERVICE, "not an answer of the code interpreter, check its URL");
+  }
+  if (code != E2B_ERR_UNAVAILABLE) return code;
+  if (no_port) {
+    err->maybe_done = false;
+    (void)e2b__error_say(err, code,
+                         "nothing listens on port %u of the sandbox (HTTP 502): its template has no code interpreter, "
+                         "or it is still starting",
+                         (unsigned)task->op.sandbox->code_port);
+  } else {
+    (void)e2b__files_say_before(err, code, "no code interpreter was reached; has the template one?");
+  }
+  return e2b__data_lost(task, err);
+}
+
+static e2b_err e2b__code_answered(e2b__task *task, e2b_error *err) {
+  if (task->req.status < 200 || task->req.status >= 300) return e2b__code_refused(task, err);
+  return ((e2b__data_task *)task)->on_success(task, err);
+}
+
+/* ---- a run ---- */
+
+typedef struct e2b__code_run {
+  e2b__data_task data;
+  int (*on_event)(void *user, const e2b_code_event *event);
+  void *event_user;
+  bool can_pause; /* the caller has a handle to resume it with */
+  int32_t exec_timeout_ms;
+  bool ended;      /* the end of the execution was announced */
+  bool given;      /* *out was filled, or is not to be */
+  size_t scanned;  /* bytes of the line that is coming in that were looked through for its end */
+  const char *why; /* what stopped it on our side, or NULL */
+  /* what is kept for *out */
+  e2b__buf output[2]; /* stdout, stderr */
+  e2b__arena arena;   /* of results */
+  e2b__list results;  /* e2b_code_result */
+  e2b__arena error_arena;
+  e2b_execution_error error;
+  bool has_error, truncated;
+  int32_t count;
+} e2b__code_run;
+
+static e2b__code_run *e2b__code_run_of(e2b__req *req) {
+  return (e2b__code_run *)(void *)((uint8_t *)req - offsetof(e2b__code_run, data.task.req));
+}
+
+/* Stops a run from one of its events: the code goes through the layers below, the reason waits here. */
+static e2b_err e2b__code_stop(e2b__code_run *run, e2b_err code, const char *why) {
+  run->why = why;
+  return code;
+}
+
+static const char *e2b__code_keep_text(e2b__arena *arena, e2b_str text) {
+  char *copy = (char *)e2b__arena_alloc(arena, text.len + 1);
+  if (copy && text.len) memcpy(copy, text.ptr, text.len);
+  return copy;
+}
+
+/* Results beyond the limit are dropped, all of them from the first on. */
+static e2b_err e2b__code_keep_result(e2b__code_run *run, const e2b_code_result *result) {
+  e2b_code_result copy = *result, *slot;
+  size_t i;
+  if (run->arena.err) return E2B_OK;
+  for (i = 0; i < E2B__COUNT(e2b__code_formats); i++) {
+    e2b_str *text = e2b__code_format_of(&copy, i);
+    text->ptr = text->len ? e2b__code_keep_text(&run->arena, *text) : "";
+    if (!text->ptr) break;
+  }
+  slot = run->arena.err ? NULL : (e2b_code_result *)e2b__list_add(&run->results, sizeof *slot, &run->arena);
+  if (slot) *slot = copy;
+  if (run->arena.err == E2B_ERR_NO_MEMORY) return E2B_ERR_NO_MEMORY;
+  if (run->arena.err) run->truncated = true;
+  return E2B_OK;
+}
+
+/* The last error counts; however much was dropped before, it is kept. */
+static e2b_err e2b__code_keep_error(e2b__code_run *run, const e2b_execution_error *error) {
+  e2b__arena *arena = &run->error_arena;
+  e2b__arena_free(arena);
+  run->error.name = e2b__code_keep_text(arena, e2b__str(error->name));
+  run->error.value = e2b__code_keep_text(arena, e2b__str(error->value));
+  run->error.traceback = e2b__code_keep_text(arena, e2b__str(error->traceback));
+  run->has_error = !arena->err;
+  return arena->err;
+}
+
+static e2b_err e2b__code_keep_output(e2b__code_run *run, e2b__buf *out, e2b_str text) {
+  size_t room = out->max - E2B__MIN(out->len, out->max), keep = E2B__MIN(room, text.len);
+  if (keep < text.len) run->truncated = true;
+  e2b__buf_put(out, text.ptr, keep);
+  return out->err;
+}
+
+/* What a run needs for *out; an error and the count also without. */
+static e2b_err e2b__code_keep(e2b__code_run *run, const e2b_code_event *event) {
+  bool collect = run->data.task.out != NULL;
+  switch (event->kind) {
+  case E2B_CODE_STDOUT: return collect ? e2b__code_keep_output(run, &run->output[0], event->text) : E2B_OK;
+  case E2B_CODE_STDERR: return collect ? e2b__code_keep_output(run, &run->output[1], event->text) : E2B_OK;
+  case E2B_CODE_RESULT: return collect ? e2b__code_keep_result(run, event->result) : E2B_OK;
+  case E2B_CODE_ERROR: return e2b__code_keep_error(run, event->error);
+  case E2B_CODE_COUNT: run->count = event->count; break;
+  case E2B_CODE_END: run->ended = true; break;
+  }
+  return E2B_OK;
+}
+
+/* Gives an event to the caller, who may end the run thereby. */
+static e2b_err e2b__code_deliver(e2b__code_run *run, const e2b_code_event *event) {
+  int answer = run->on_event ? run->on_event(run->event_user, event) : 0;
+  if (run->data.task.op.finished) return E2B_ERR_CANCELED; /* by the callback */
+  if (answer < 0) return e2b__code_stop(run, E2B_ERR_CANCELED, "on_event canceled the run");
+  if (answer != E2B_PAUSE) return E2B_OK;
+  run->data.task.req.paused = true;
+  if (run->can_pause) return E2B_OK;
+  return e2b__code_stop(run, E2B_ERR_BAD_STATE, "E2B_PAUSE in a call without call.op: nobody could resume it");
+}
+
+/* {} */
+static bool e2b__code_is_empty(e2b_str json) {
+  size_t i;
+  for (i = 0; i < json.len; i++)
+    if (!strchr("{} \t", json.ptr[i])) return false;
+  return true;
+}
+
+/* What a line says; kind 0 for a keep-alive and for types of a later time. Points into the line. */
+static e2b_code_event e2b__code_event_of(const e2b__code_line *line, e2b_code_result *result,
+                                         e2b_execution_error *error) {
+  /* by e2b_code_event_kind */
+  static const char *const types[] = { "", "stdout", "stderr", "result", "error", "number_of_executions", "end_of_execution" };
+  e2b_code_event event;
+  size_t i;
+  memset(&event, 0, sizeof event);
+  memset(result, 0, sizeof *result);
+  for (i = E2B_CODE_STDOUT; i < E2B__COUNT(types); i++)
+    if (e2b__str_eq(line->type, types[i])) event.kind = (e2b_code_event_kind)i;
+  for (i = 0; i < E2B__COUNT(e2b__code_formats); i++)
+    *e2b__code_format_of(result, i) =
+        *(const e2b_str *)(const void *)((const uint8_t *)line + e2b__code_formats[i].in_line);
+  if (e2b__code_is_empty(result->extra)) result->extra = e2b__str(""); /* comes with every result */
+  result->is_main_result = line->is_main_result;
+  error->name = line->name.ptr;
+  error->value = line->value.ptr;
+  error->traceback = line->traceback.ptr;
+  event.text = event.kind == E2B_CODE_RESULT ? e2b__str("") : line->text;
+  event.timestamp = line->timestamp;
+  event.count = line->execution_count;
+  if (event.kind == E2B_CODE_RESULT) event.result = result;
+  if (event.kind == E2B_CODE_ERROR) event.error = error;
+  return event;
+}
+
+/* Puts a NUL behind every text of a decoded line: there is a quote, a comma or a brace that nobody needs any more. */
+static void e2b__code_line_terminate(e2b__code_line *line) {
+  size_t i;
+  for (i = 0; i < E2B__COUNT(e2b__fields_code_line); i++) {
+    const e2b__field *f = &e2b__fields_code_line[i];
+    e2b_str *text = (e2b_str *)(void *)((uint8_t *)line + f->offset);
+    if (f->kind != E2B__KIND_STR && f->kind != E2B__KIND_TEXT && f->kind != E2B__KIND_RAW) continue;
+    if (!text->ptr) text->ptr = "";
+    if (text->ptr[text->len]) ((char *)(uintptr_t)text->ptr)[text->len] = 0; /* not in the texts of true and false */
+  }
+}
+
+/* One line of the answer, without its end. */
+static e2b_err e2b__code_take_line(e2b__code_run *run, const uint8_t *bytes, size_t len) {
+  e2b_client *client = run->data.task.op.client;
+  e2b__code_line line;
+  e2b_code_result result;
+  e2b_execution_error error;
+  e2b_code_event event;
+  e2b__arena scratch;
+  char *copy, excerpt[80];
+  e2b_err code;
+  while (len && (bytes[len - 1] == '\r' || bytes[len - 1] == ' ')) len--;
+  if (!len) return E2B_OK;
+  e2b__arena_init(&scratch, &client->mem, (len | 1023u) + 4096u);
+  copy = (char *)e2b__arena_alloc(&scratch, len + 1);
+  if (!copy) return e2b__code_stop(run, E2B_ERR_NO_MEMORY, "no memory for a line of the answer");
+  memcpy(copy, bytes, len);
+  code = e2b__json_decode(&e2b__msg_code_line, copy, len, &scratch, &line);
+  if (code || !line.type.len) {
+    e2b__error_excerpt(excerpt, sizeof excerpt, bytes, len);
+    e2b__log(&client->config.logger, E2B_LOG_WARN, "a line of the code interpreter was skipped, it is no event: %s",
+             excerpt);
+    code = E2B_OK;
+  } else {
+    e2b__code_line_terminate(&line);
+    event = e2b__code_event_of(&line, &result, &error);
+    if (event.kind) code = e2b__code_keep(run, &event);
+    if (code)
+      run->why = "no memory for what the code gave";
+    else if (event.kind)
+      code = e2b__code_deliver(run, &event);
+  }
+  e2b__arena_free(&scratch);
+  return code;
+}
+
+static e2b_err e2b__code_on_head(e2b__req *req) {
+  e2b__code_run *run = e2b__code_run_of(req);
+  if (run->exec_timeout_ms && req->status == 200) req->deadline = e2b__deadline(req->client->now, run->exec_timeout_ms);
+  return E2B_OK;
+}
+
+/* Takes whole lines off the front of what came. */
+static e2b_err e2b__code_on_body(e2b__req *req, const uint8_t *bytes, size_t len, size_t *taken) {
+  e2b__code_run *run = e2b__code_run_of(req);
+  size_t max = req->client->config.max_message_bytes, size;
+  const uint8_t *line, *end;
+  e2b_err code;
+  if (req->status < 200 || req->status >= 300) return E2B_OK; /* stays in rx for the error */
+  while (!req->paused) {
+    line = bytes + *taken;
+    end = len - *taken > run->scanned ? (const uint8_t *)memchr(line + run->scanned, '\n', len - *taken - run->scanned)
+                                      : NULL;
+    size = end ? (size_t)(end - line) : len - *taken;
+    if (size > max)
+      return e2b__code_stop(run, E2B_ERR_LIMIT, "a line of the answer is longer than config.max_message_bytes");
+    run->scanned = end ? 0 : size;
+    if (!end) return E2B_OK;
+    *taken += size + 1;
+    code = e2b__code_take_line(run, line, size);
+    if (code) return code;
+  }
+  return E2B_OK;
+}
+
+static const e2b__req_events e2b__code_events = { e2b__code_on_head, e2b__code_on_body, NULL, e2b__task_on_end };
+
+static e2b_str e2b__code_pack_str(e2b__pack *pack, e2b_str text) {
+  return e2b__str_n(e2b__pack_str(pack, text), text.len);
+}
+
+static void e2b__fill_execution(e2b__pack *pack, const void *from, void *out) {
+  const e2b__code_run *run = (const e2b__code_run *)from;
+  const e2b_code_result *kept = (const e2b_code_result *)run->results.items;
+  e2b_execution *execution = (e2b_execution *)out;
+  e2b_code_result result, *results = (e2b_code_result *)e2b__pack_alloc(pack, run->results.count * sizeof *results);
+  e2b_execution_error text, *error;
+  size_t i, k;
+  error = run->has_error ? (e2b_execution_error *)e2b__pack_alloc(pack, sizeof *error) : NULL;
+  for (i = 0; i < run->results.count; i++) {
+    result = kept[i];
+    for (k = 0; k < E2B__COUNT(e2b__code_formats); k++) {
+      e2b_str *format = e2b__code_format_of(&result, k);
+      *format = e2b__code_pack_str(pack, *format);
+    }
+    if (results) results[i] = result;
+  }
+  if (run->has_error) {
+    text.name = e2b__pack_str(pack, e2b__str(run->error.name));
+    text.value = e2b__pack_str(pack, e2b__str(run->error.value));
+    text.traceback = e2b__pack_str(pack, e2b__str(run->error.traceback));
+    if (error) *error = text;
+  }
+  execution->stdout_data = e2b__code_pack_str(pack, e2b__str_n((const char *)run->output[0].data, run->output[0].len));
+  execution->stderr_data = e2b__code_pack_str(pack, e2b__str_n((const char *)run->output[1].data, run->output[1].len));
+  execution->results = results;
+  execution->result_count = run->results.count;
+  execution->error = error;
+  execution->execution_count = run->count;
+  execution->truncated = run->truncated;
+}
+
+/* Fills *out, once. */
+static e2b_err e2b__code_give(e2b__code_run *run, e2b_error *err) {
+  e2b__task *task = &run->data.task;
+  if (!task->out || run->given) return E2B_OK;
+  run->given = true;
+  return e2b__rest_give(task, e2b__fill_execution, run, sizeof(e2b_execution), err);
+}
+
+/* Hands out what there is of a run that does not come to its end. */
+static void e2b__code_give_part(e2b__code_run *run) {
+  e2b_error unused;
+  if (run->data.task.req.status == 200) (void)e2b__code_give(run, &unused);
+}
+
+static void e2b__code_give_up(e2b__op *op) {
+  e2b__code_give_part((e2b__code_run *)op);
+}
+
+static e2b_err e2b__code_lost(e2b__task *task, e2b_error *err) {
+  e2b__code_run *run = (e2b__code_run *)task;
+  if (run->why)
+    (void)e2b__error_say(err, err->code, "%s", run->why);
+  else if (err->code == E2B_ERR_TIMEOUT && task->req.status)
+    (void)e2b__error_say(err, err->code, "the code ran longer than exec_timeout_ms (%d ms) and was interrupted",
+                         (int)run->exec_timeout_ms);
+  e2b__code_give_part(run);
+  return run->why ? err->code : e2b__data_lost(task, err);
+}
+
+/* The answer is complete. Only its last line proves that the execution is, too. */
+static e2b_err e2b__code_succeeded(e2b__task *task, e2b_error *err) {
+  e2b__code_run *run = (e2b__code_run *)task;
+  e2b_err code = e2b__code_take_line(run, task->req.rx.data, task->req.rx.len); /* perhaps one without an end */
+  err->phase = E2B_PHASE_BODY;
+  err->maybe_done = true;
+  if (task->op.finished) return code; /* by on_event */
+  if (code) {
+    (void)e2b__error_say(err, code, "%s", run->why ? run->why : "canceled");
+    e2b__code_give_part(run);
+    return code;
+  }
+  if (!run->ended) {
+    (void)e2b__error_say(err, E2B_ERR_TRUNCATED,
+                         "the answer ended without the end of the execution: whether the code ran to its "
+                         "end is not known");
+    e2b__code_give_part(run);
+    return e2b__data_lost(task, err);
+  }
+  code = e2b__code_give(run, err);
+  if (code) return code;
+  err->maybe_done = false;
+  if (!run->has_error) return E2B_OK;
+  return e2b__error_say(err, E2B_CODE_FAILED, "%.60s: %.180s", run->error.name, run->error.value);
+}
+
+static void e2b__code_release(e2b__op *op) {
+  e2b__code_run *run = (e2b__code_run *)op;
+  e2b__data_release(op);
+  e2b__buf_free(&run->output[0]);
+  e2b__buf_free(&run->output[1]);
+  e2b__arena_free(&run->arena);
+  e2b__arena_free(&run->error_arena);
+}
+
+static const e2b__op_type e2b__code_type = { e2b__data_cancel, e2b__code_release, e2b__task_resume, e2b__task_phase,
+                                             e2b__code_give_up };
+
+static e2b_err e2b__code_run_check(const e2b_sandbox *sandbox, const char *code, const e2b_run_code_opts *opts,
+                                   e2b_error *err) {
+  size_t i;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
+  if (!e2b__given(code)) return e2b__invalid(err, "code", "is empty");
+  if (!opts) return E2B_OK;
+  if (e2b__given(opts->context_id) && e2b__given(opts->language))
+    return e2b__invalid(err, "language", "is given together with context_id, but a context has its language already");
+  if (opts->exec_timeout_ms < 0) return e2b__invalid(err, "exec_timeout_ms", "is negative");
+  for (i = 0; i < opts->envs.count; i++) {
+    const char *key = opts->envs.items[i].key;
+    if (!e2b__given(key) || strchr(key, '=') || !e2b__text_ok(key))
+      return e2b__invalid(err, "envs", "has a name that is empty or holds '=' or a control character");
+  }
+  return e2b__call_check(&opts->call, err);
+}
+
+/* "key":"text", or nothing at all. */
+static void e2b__code_put(e2b__json_writer *w, const char *key, const char *text) {
+  if (!e2b__given(text)) return;
+  e2b__json_key(w, key);
+  e2b__json_str(w, e2b__str(text));
+}
+
+static void e2b__code_put_request(e2b__buf *out, const char *code, const e2b_run_code_opts *opts) {
+  e2b__json_writer w;
+  char seconds[24];
+  w.out = out;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  e2b__code_put(&w, "code", code);
+  if (opts) {
+    e2b__code_put(&w, "context_id", opts->context_id);
+    e2b__code_put(&w, "language", opts->language);
+    e2b__code_put(&w, "cwd", opts->cwd);
+    e2b__json_kvs(&w, "env_vars", opts->envs);
+  }
+  if (opts && opts->exec_timeout_ms) {
+    (void)snprintf(seconds, sizeof seconds, "%ld.%03d", (long)(opts->exec_timeout_ms / 1000),
+                   (int)(opts->exec_timeout_ms % 1000));
+    e2b__json_key(&w, "timeout");
+    e2b__json_raw(&w, e2b__str(seconds));
+  }
+  e2b__json_end(&w, '}');
+}
+
+/* Ends what a public call of this section prepared: sends it, or frees it after `code`. */
+static e2b_err e2b__code_start(e2b__data_task *data, const e2b_call *call, e2b_err code, e2b_error *err) {
+  e2b__req *req = &data->task.req;
+  if (code) {
+    e2b__op_release(&data->task.op);
+    return code;
+  }
+  if (strcmp(req->method, "POST") == 0) req->body_len = (int64_t)req->body.len;
+  if (req->body.len) e2b__headers_set(&req->headers, "content-type", e2b__str("application/json"));
+  data->task.on_answer = e2b__code_answered;
+  return e2b__task_run(&data->task, call, err);
+}
+
+E2B_API e2b_err e2b_code_run(e2b_sandbox *sandbox, const char *code, const e2b_run_code_opts *opts, e2b_execution *out,
+                             e2b_error *err) {
+  const e2b_call *call = opts ? &opts->call : NULL;
+  e2b__code_run *run;
+  e2b__mem *mem;
+  e2b_error local;
+  size_t most;
+  e2b_err rc;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (e2b__code_run_check(sandbox, code, opts, err)) return err->code;
+  run = (e2b__code_run *)e2b__data_task_new(sandbox, call, sizeof *run, E2B_TIMEOUT_NONE, &e2b__code_events, err);
+  if (!run) return err->code;
+  mem = &sandbox->client->mem;
+  most = (size_t)E2B__MIN(sandbox->client->config.max_result_bytes, (uint64_t)(SIZE_MAX / 2));
+  run->data.task.op.type = &e2b__code_type;
+  e2b__buf_init(&run->output[0], mem, most);
+  e2b__buf_init(&run->output[1], mem, most);
+  e2b__arena_init(&run->arena, mem, most);
+  e2b__arena_init(&run->error_arena, mem, SIZE_MAX);
+  run->data.task.out = out;
+  run->data.on_success = e2b__code_succeeded;
+  run->data.task.on_loss = e2b__code_lost;
+  run->can_pause = call && call->op;
+  if (opts) {
+    run->on_event = opts->on_event;
+    run->event_user = opts->event_user;
+    run->exec_timeout_ms = opts->exec_timeout_ms;
+  }
+  if (!call || !call->idle_ms) run->data.task.req.idle_ms = -1; /* code may think for long */
+  rc = e2b__code_address(&run->data.task.req, sandbox, call, err);
+  run->data.task.req.method = "POST";
+  e2b__buf_text(&run->data.task.req.path, "/execute");
+  e2b__code_put_request(&run->data.task.req.body, code, opts);
+  return e2b__code_start(&run->data, call, rc, err);
+}
+
+/* ---- contexts ---- */
+
+/* `out` is NULL in the first pass. */
+static void e2b__pack_context(e2b__pack *pack, const e2b__code_context *from, e2b_code_context *out) {
+  const char *id = e2b__pack_str(pack, from->id), *language = e2b__pack_str(pack, from->language),
+             *cwd = e2b__pack_str(pack, from->cwd);
+  if (!out) return;
+  memset(&out->mem, 0, sizeof out->mem);
+  out->id = id;
+  out->language = language;
+  out->cwd = cwd;
+}
+
+static void e2b__fill_context(e2b__pack *pack, const void *from, void *out) {
+  e2b__pack_context(pack, (const e2b__code_context *)((const e2b__list *)from)->items,
+                    pack->base ? (e2b_code_context *)out : NULL);
+}
+
+static void e2b__fill_context_list(e2b__pack *pack, const void *from, void *out) {
+  const e2b__list *contexts = (const e2b__list *)from;
+  const e2b__code_context *context = (const e2b__code_context *)contexts->items;
+  e2b_code_context *items = (e2b_code_context *)e2b__pack_alloc(pack, contexts->count * sizeof *items);
+  e2b_code_context_list *list = (e2b_code_context_list *)out;
+  size_t i;
+  for (i = 0; i < contexts->count; i++) e2b__pack_context(pack, &context[i], items ? &items[i] : NULL);
+  list->items = items;
+  list->count = contexts->count;
+}
+
+/* A context, or with task->state a list of them: every one has an id. */
+static e2b_err e2b__contexts_answered(e2b__task *task, e2b_error *err) {
+  e2b__req *req = &task->req;
+  e2b__code_context one;
+  e2b__arena arena;
+  e2b__list list;
+  size_t i;
+  char begin[64];
+  e2b_err code;
+  e2b__error_excerpt(begin, sizeof begin, req->rx.data, req->rx.len);
+  e2b__arena_init(&arena, &task->op.client->mem, (size_t)task->op.client->config.max_message_bytes * 4);
+  list.items = &one;
+  list.count = 1;
+  code = task->state ? e2b__json_decode_list(&e2b__msg_code_context, (char *)req->rx.data, req->rx.len, &arena, &list)
+                     : e2b__json_decode(&e2b__msg_code_context, (char *)req->rx.data, req->rx.len, &arena, &one);
+  for (i = 0; !code && i < list.count; i++)
+    if (!((const e2b__code_context *)list.items)[i].id.len) code = E2B_ERR_PROTOCOL;
+  err->phase = E2B_PHASE_DECODE;
+  err->maybe_done = !req->idempotent;
+  if (code)
+    e2b__error_say(err, code,
+                   code == E2B_ERR_PROTOCOL ? "the answer is not that of a code interpreter: %s" : "no memory for %s",
+                   begin);
+  else if (task->state)
+    code = e2b__rest_give(task, e2b__fill_context_list, &list, sizeof(e2b_code_context_list), err);
+  else
+    code = e2b__rest_give(task, e2b__fill_context, &list, sizeof(e2b_code_context), err);
+  e2b__arena_free(&arena);
+  return code;
+}
+
+static e2b_err e2b__context_done(e2b__task *task, e2b_error *err) {
+  E2B__UNUSED(task);
+  E2B__UNUSED(err);
+  return E2B_OK;
+}
+
+/* A request to /contexts. NULL: *err says why. */
+static e2b__data_task *e2b__contexts_new(e2b_sandbox *sandbox, const char *method, const e2b_call *call,
+                                         e2b_error *err) {
+  e2b__data_task *data;
+  if (!sandbox) (void)e2b__invalid(err, "sandbox", "is NULL");
+  if (!sandbox || e2b__call_check(call, err)) return NULL;
+  data = (e2b__data_task *)e2b__data_task_new(sandbox, call, sizeof *data, sandbox->client->config.request_timeout_ms,
+                                              &e2b__task_events, err);
+  if (!data) return NULL;
+  data->task.req.method = method;
+  data->on_success = e2b__contexts_answered;
+  if (e2b__code_address(&data->task.req, sandbox, call, err)) {
+    e2b__op_release(&data->task.op);
+    return NULL;
+  }
+  e2b__buf_text(&data->task.req.path, "/contexts");
+  return data;
+}
+
+E2B_API e2b_err e2b_code_create_context(e2b_sandbox *sandbox, const char *cwd, const char *language,
+                                        const e2b_call *call, e2b_code_context *out, e2b_error *err) {
+  e2b__data_task *data;
+  e2b__json_writer w;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  data = e2b__contexts_new(sandbox, "POST", call, err);
+  if (!data) return err->code;
+  data->task.out = out;
+  w.out = &data->task.req.body;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  e2b__code_put(&w, "cwd", cwd);
+  e2b__code_put(&w, "language", language);
+  e2b__json_end(&w, '}');
+  return e2b__code_start(data, call, E2B_OK, err);
+}
+
+E2B_API e2b_err e2b_code_list_contexts(e2b_sandbox *sandbox, const e2b_call *call, e2b_code_context_list *out,
+                                       e2b_error *err) {
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  data = e2b__contexts_new(sandbox, "GET", call, err);
+  if (!data) return err->code;
+  data->task.out = out;
+  data->task.state = 1; /* a list */
+  data->task.req.idempotent = true;
+  return e2b__code_start(data, call, E2B_OK, err);
+}
+
+/* <method> /contexts/<id><tail> */
+static e2b_err e2b__context_do(e2b_sandbox *sandbox, const char *method, const char *context_id, const char *tail,
+                               const e2b_call *call, e2b_error *err) {
+  e2b__data_task *data;
+  e2b_error local;
+  if (!err) err = &local;
+  if (!e2b__given(context_id)) return e2b__invalid(err, "context_id", "is empty");
+  if (!e2b__text_ok(context_id)) return e2b__invalid(err, "context_id", "has a control character");
+  if (strcmp(context_id, ".") == 0 || strcmp(context_id, "..") == 0)
+    return e2b__invalid(err, "context_id", "is a path");
+  data = e2b__contexts_new(sandbox, method, call, err);
+  if (!data) return err->code;
+  data->on_success = e2b__context_done;
+  e2b__buf_byte(&data->task.req.path, '/');
+  e2b__url_escape(&data->task.req.path, e2b__str(context_id));
+  e2b__buf_text(&data->task.req.path, tail);
+  return e2b__code_start(data, call, E2B_OK, err);
+}
+
+E2B_API e2b_err e2b_code_remove_context(e2b_sandbox *sandbox, const char *context_id, const e2b_call *call,
+                                        e2b_error *err) {
+  return e2b__context_do(sandbox, "DELETE", context_id, "", call, err);
+}
+
+E2B_API e2b_err e2b_code_restart_context(e2b_sandbox *sandbox, const char *context_id, const e2b_call *call,
+                                         e2b_error *err) {
+  return e2b__context_do(sandbox, "POST", context_id, "/restart", call, err);
+}
+  #endif /* E2B_NO_CODE_INTERPRETER */
 
 #endif /* E2B_IMPLEMENTATION */
 

@@ -7,15 +7,16 @@
 
    Tests with a '/' in their name run end to end: "http/...", "https/..." and "json/..." (RPC in JSON instead of protobuf)
    against the local server, which is started from the directory of this program and stopped at the end; "envd/..." and
-   "envd-json/..." against the envd at E2B_ENVD_URL (with E2B_ENVD_TOKEN when it wants one). With E2B_ENVD_URL set only
-   those run.
+   "envd-json/..." against the envd at E2B_ENVD_URL (with E2B_ENVD_TOKEN when it wants one, and E2B_CODE_URL for a code
+   interpreter beside it). With E2B_ENVD_URL set only those run.
 
    CONTENTS OF THIS FILE (search for the text after the bar)
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
      | >>>> codecs          | >>>> url and http1   | >>>> network
      | >>>> client and sandbox                     | >>>> api and raw     | >>>> files
      | >>>> rpc             | >>>> hosts           | >>>> end to end      | >>>> processes
-     | >>>> bad input       | >>>> network edges   | >>>> table
+     | >>>> code interpreter                       | >>>> bad input       | >>>> network edges
+     | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -10012,6 +10013,7 @@ static bool fixture_open(fixture *f) {
     memset(&opts, 0, sizeof opts);
     opts.base_url = the_host->url;
     opts.access_token = getenv("E2B_ENVD_TOKEN");
+    opts.code_interpreter_base_url = getenv("E2B_CODE_URL");
     CHECK_OK(e2b_sandbox_attach(f->client, "test", &opts, &f->sandbox, &err));
   }
   return f->sandbox && CHECK_OK(e2b_files_make_dir(f->sandbox, f->dir, NULL, NULL, &err));
@@ -13874,6 +13876,1216 @@ static void test_process_no_memory(void) {
 }
 
 /* ================================================================================================================== */
+/* >>>> code interpreter */
+/* ================================================================================================================== */
+
+#define CODE_COUNT "{\"type\":\"number_of_executions\",\"execution_count\":3}\n"
+#define CODE_OUT(text) "{\"type\":\"stdout\",\"text\":\"" text "\",\"timestamp\":\"2026-01-02T03:04:05Z\"}\n"
+#define CODE_ERR(text) "{\"type\":\"stderr\",\"text\":\"" text "\"}\n"
+#define CODE_RESULT(members) "{\"type\":\"result\"," members "}\n"
+#define CODE_RAISED(name)                                                                                              \
+  "{\"type\":\"error\",\"name\":\"" name "\",\"value\":\"v\",\"traceback\":\"line 1\\nline 2\"}\n"
+#define CODE_FINISH "{\"type\":\"end_of_execution\"}\n"
+
+/* A stream of lines as the interpreter sends it: chunked, in one chunk, without a type. */
+static void code_say(peer *p, const char *lines, unsigned flags) {
+  size_t len = strlen(lines);
+  char *all = (char *)malloc(len + 128);
+  snprintf(all, len + 128, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%lx\r\n%s\r\n0\r\n\r\n",
+           (unsigned long)len, lines);
+  peer_say(p, all, flags);
+  free(all);
+}
+
+/* What on_event was given, as text. */
+typedef struct code_log {
+  char text[4096];
+  size_t len;
+  int pause_at, cancel_at, count; /* the nth event */
+} code_log;
+
+static void code_note(code_log *l, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  l->len += (size_t)vsnprintf(l->text + l->len, sizeof l->text - l->len, format, args);
+  va_end(args);
+}
+
+static int code_on_event(void *user, const e2b_code_event *event) {
+  code_log *l = (code_log *)user;
+  switch (event->kind) {
+  case E2B_CODE_STDOUT: code_note(l, "out[%s]@%s ", event->text.ptr, event->timestamp.ptr); break;
+  case E2B_CODE_STDERR: code_note(l, "err[%s]@%s ", event->text.ptr, event->timestamp.ptr); break;
+  case E2B_CODE_RESULT:
+    code_note(l, "result[%s|%u%s] ", event->result->text.ptr, (unsigned)e2b_code_result_formats(event->result),
+              event->result->is_main_result ? "|main" : "");
+    break;
+  case E2B_CODE_ERROR:
+    code_note(l, "error[%s|%s|%s] ", event->error->name, event->error->value, event->error->traceback);
+    break;
+  case E2B_CODE_COUNT: code_note(l, "count[%d] ", (int)event->count); break;
+  case E2B_CODE_END: code_note(l, "end "); break;
+  }
+  CHECK(event->text.ptr && event->timestamp.ptr && event->text.ptr[event->text.len] == 0);
+  CHECK((event->kind == E2B_CODE_RESULT) == (event->result != NULL) &&
+        (event->kind == E2B_CODE_ERROR) == (event->error != NULL));
+  l->count++;
+  return l->count == l->cancel_at ? -1 : l->count == l->pause_at ? E2B_PAUSE : 0;
+}
+
+static e2b_run_code_opts code_opts(code_log *l) {
+  e2b_run_code_opts opts;
+  memset(&opts, 0, sizeof opts);
+  memset(l, 0, sizeof *l);
+  opts.on_event = code_on_event;
+  opts.event_user = l;
+  return opts;
+}
+
+static void code_count_warnings(void *user, e2b_log_level level, const char *message) {
+  if (level <= E2B_LOG_WARN && strstr(message, "skipped")) ++*(int *)user;
+}
+
+static void test_code_urls(void) {
+  static const struct {
+    e2b_protocol protocol;
+    const char *scheme, *domain, *base_url, *sandbox_url, *code_url;
+    unsigned port;
+    const char *id, *url;
+  } rows[] = {
+    { E2B_PROTOCOL_NATIVE, NULL, NULL, NULL, NULL, NULL, 0, "i", "https://49999-i.e2b.app" },
+    { E2B_PROTOCOL_NATIVE, "http", "my.corp:80", NULL, NULL, NULL, 50001, "ns--n", "http://50001-ns--n.my.corp:80" },
+    { E2B_PROTOCOL_PRIVATE, NULL, "gw.com", NULL, NULL, NULL, 0, "a/b", "https://gw.com/kruise/a%2Fb/49999" },
+    { E2B_PROTOCOL_PRIVATE, NULL, "gw.com", NULL, NULL, NULL, 7, "i", "https://gw.com/kruise/i/7" },
+    { E2B_PROTOCOL_NATIVE, NULL, NULL, "http://base/", NULL, NULL, 7, "i", "http://base/i" },
+    { E2B_PROTOCOL_NATIVE, NULL, NULL, NULL, "http://one/x/", NULL, 0, "i", "http://one/x" },
+    { E2B_PROTOCOL_NATIVE, NULL, NULL, "http://base/", "http://one", "http://code:1/c/", 0, "i", "http://code:1/c" },
+  };
+  e2b_client_config config;
+  e2b_client *client;
+  char text[100];
+  size_t i;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    memset(&config, 0, sizeof config);
+    config.protocol = rows[i].protocol;
+    config.scheme = rows[i].scheme;
+    config.domain = rows[i].domain;
+    config.sandbox_base_url = rows[i].base_url;
+    config.sandbox_url = rows[i].sandbox_url;
+    config.code_interpreter_base_url = rows[i].code_url;
+    config.code_interpreter_port = (uint16_t)rows[i].port;
+    client = sb_client(&config, NULL);
+    CHECK_INT(e2b_client_code_interpreter_url(client, rows[i].id, text, sizeof text), strlen(rows[i].url));
+    CHECK_STR(text, rows[i].url);
+    CHECK_INT(e2b_client_code_interpreter_url(client, rows[i].id, text, 6), strlen(rows[i].url));
+    CHECK_INT(strlen(text), 5);
+    CHECK_INT(e2b_client_code_interpreter_url(client, "", text, sizeof text), 0);
+    e2b_client_free(client);
+  }
+  CHECK_INT(e2b_client_code_interpreter_url(NULL, "i", text, sizeof text), 0);
+  CHECK_STR(text, "");
+}
+
+#define CODE_HEADERS(port)                                                                                             \
+  " HTTP/1.1\r\nhost: HOST\r\nuser-agent: t\r\naccept: application/json\r\naccept-encoding: identity\r\n"              \
+  "e2b-sandbox-id: sbx\r\nx-access-token: tok\r\ne2b-sandbox-port: " port "\r\n"
+#define CODE_JSON(len) "content-type: application/json\r\ncontent-length: " len "\r\n\r\n"
+
+static void test_code_requests(void) {
+  static const e2b_kv envs[] = { { "A", "1" }, { "B", "\"q\"" } };
+  e2b_code_context context;
+  e2b_code_context_list list;
+  e2b_run_code_opts opts;
+  files_bench b;
+  memset(&opts, 0, sizeof opts);
+  memset(&context, 0, sizeof context);
+  memset(&list, 0, sizeof list);
+  files_begin(&b);
+  b.config.code_interpreter_port = 50001;
+  files_open(&b, NULL, NULL);
+  code_say(&b.peer, CODE_FINISH, PEER_REPEAT);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, NULL, &b.err), E2B_OK);
+  opts.language = E2B_LANGUAGE_R;
+  opts.cwd = "/w";
+  opts.envs.items = envs;
+  opts.envs.count = 2;
+  opts.exec_timeout_ms = 61007;
+  CHECK_INT(e2b_code_run(b.sandbox, "a\n\xc3\xbc", &opts, NULL, &b.err), E2B_OK);
+  memset(&opts, 0, sizeof opts);
+  opts.context_id = "c-1";
+  opts.language = opts.cwd = "";
+  CHECK_INT(e2b_code_run(b.sandbox, "1", &opts, NULL, &b.err), E2B_OK);
+  CHECK_REQUEST(&b.peer, 0, "POST /execute" CODE_HEADERS("50001") CODE_JSON("12") "{\"code\":\"1\"}");
+  CHECK_REQUEST(&b.peer, 1,
+                "POST /execute" CODE_HEADERS("50001") CODE_JSON("96")
+                "{\"code\":\"a\\u000a\xc3\xbc\",\"language\":\"r\",\"cwd\":\"/w\","
+                "\"env_vars\":{\"A\":\"1\",\"B\":\"\\\"q\\\"\"},\"timeout\":61.007}");
+  CHECK_REQUEST(&b.peer, 2,
+                "POST /execute" CODE_HEADERS("50001") CODE_JSON("31") "{\"code\":\"1\",\"context_id\":\"c-1\"}");
+
+  peer_clear(&b.peer);
+  files_say_text(&b.peer, "200 OK", "{\"id\":\"c\",\"language\":\"python\",\"cwd\":\"/h\"}", 0);
+  files_say_text(&b.peer, "200 OK", "{\"id\":\"d\"}", 0);
+  files_say_text(&b.peer, "200 OK", "[{\"id\":\"c\",\"language\":\"python\",\"cwd\":\"/h\"},{\"id\":\"d\"}]", 0);
+  files_say_text(&b.peer, "200 OK", "null", 0);
+  files_say_text(&b.peer, "200 OK", "null", 0);
+  CHECK_INT(e2b_code_create_context(b.sandbox, "/h", "python", NULL, &context, &b.err), E2B_OK);
+  CHECK_STR(context.id, "c");
+  CHECK_STR(context.language, "python");
+  CHECK_STR(context.cwd, "/h");
+  e2b_mem_free(&context.mem);
+  CHECK_INT(e2b_code_create_context(b.sandbox, NULL, NULL, NULL, &context, &b.err), E2B_OK);
+  CHECK_STR(context.cwd, "");
+  e2b_mem_free(&context.mem);
+  CHECK_INT(e2b_code_list_contexts(b.sandbox, NULL, &list, &b.err), E2B_OK);
+  if (CHECK_INT(list.count, 2)) {
+    CHECK_STR(list.items[0].cwd, "/h");
+    CHECK_STR(list.items[1].id, "d");
+  }
+  e2b_mem_free(&list.mem);
+  CHECK_INT(e2b_code_restart_context(b.sandbox, "a/b", NULL, &b.err), E2B_OK);
+  CHECK_INT(e2b_code_remove_context(b.sandbox, "c", NULL, &b.err), E2B_OK);
+  CHECK_REQUEST(&b.peer, 0,
+                "POST /contexts" CODE_HEADERS("50001") CODE_JSON("32") "{\"cwd\":\"/h\",\"language\":\"python\"}");
+  CHECK_REQUEST(&b.peer, 1, "POST /contexts" CODE_HEADERS("50001") CODE_JSON("2") "{}");
+  CHECK_REQUEST(&b.peer, 2, "GET /contexts" CODE_HEADERS("50001") "\r\n");
+  CHECK_REQUEST(&b.peer, 3, "POST /contexts/a%2Fb/restart" CODE_HEADERS("50001") "content-length: 0\r\n\r\n");
+  CHECK_REQUEST(&b.peer, 4, "DELETE /contexts/c" CODE_HEADERS("50001") "\r\n");
+  files_end(&b);
+}
+
+/* The URL of its own that a handle may have, and the traffic token. */
+static void test_code_attach(void) {
+  e2b_attach_opts attach;
+  e2b_sandbox *sandbox = NULL;
+  char url[64];
+  files_bench b;
+  memset(&attach, 0, sizeof attach);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  code_say(&b.peer, CODE_FINISH, PEER_REPEAT);
+  snprintf(url, sizeof url, "%s/code/", b.peer.url);
+  attach.code_interpreter_base_url = url;
+  attach.code_interpreter_port = 50002;
+  attach.base_url = "http://127.0.0.1:1";
+  attach.traffic_access_token = "tt";
+  CHECK_INT(e2b_sandbox_attach(b.client, "s2", &attach, &sandbox, &b.err), E2B_OK);
+  CHECK_INT(e2b_code_run(sandbox, "1", NULL, NULL, &b.err), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 0), "POST /code/execute HTTP/1.1\r\n");
+  CHECK_HAS(peer_asked(&b.peer, 0), "e2b-sandbox-port: 50002\r\n");
+  CHECK_HAS(peer_asked(&b.peer, 0), "e2b-traffic-access-token: tt\r\n");
+  CHECK(!strstr(peer_asked(&b.peer, 0), "x-api-key"));
+  e2b_sandbox_free(sandbox);
+  attach.code_interpreter_base_url = "ftp://x";
+  CHECK_INT(e2b_sandbox_attach(b.client, "s2", &attach, &sandbox, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "code_interpreter_base_url");
+  files_end(&b);
+}
+
+static void test_code_arguments(void) {
+  static const e2b_kv no_name[] = { { "", "1" } }, equals[] = { { "A=", "1" } }, evil[] = { { "X-A", "1\r\nX-B: 2" } };
+  e2b_code_context context;
+  e2b_code_context_list list;
+  e2b_run_code_opts opts;
+  e2b_execution out;
+  files_bench b;
+  memset(&list, 0, sizeof list);
+  memset(&context, 0, sizeof context);
+  memset(&opts, 0, sizeof opts);
+  memset(&out, 0, sizeof out);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+#define CODE_REFUSED(call, word)                                                                                       \
+  do {                                                                                                                 \
+    CHECK_INT(call, E2B_ERR_INVALID_ARGUMENT);                                                                         \
+    CHECK_HAS(b.err.message, word);                                                                                    \
+    CHECK_INT(b.err.subject, E2B_SUBJECT_OPTION);                                                                      \
+  } while (0)
+  CODE_REFUSED(e2b_code_run(NULL, "1", NULL, &out, &b.err), "sandbox");
+  CODE_REFUSED(e2b_code_run(b.sandbox, NULL, NULL, &out, &b.err), "code");
+  CODE_REFUSED(e2b_code_run(b.sandbox, "", NULL, &out, &b.err), "code");
+  opts.context_id = "c";
+  opts.language = "python";
+  CODE_REFUSED(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), "language");
+  memset(&opts, 0, sizeof opts);
+  opts.exec_timeout_ms = -1;
+  CODE_REFUSED(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), "exec_timeout_ms");
+  memset(&opts, 0, sizeof opts);
+  opts.envs.count = 1;
+  opts.envs.items = no_name;
+  CODE_REFUSED(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), "envs");
+  opts.envs.items = equals;
+  CODE_REFUSED(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), "envs");
+  memset(&opts, 0, sizeof opts);
+  opts.call.headers.count = 1;
+  opts.call.headers.items = evil;
+  CODE_REFUSED(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), "call.headers");
+  CODE_REFUSED(e2b_code_list_contexts(b.sandbox, &opts.call, &list, &b.err), "call.headers");
+  CODE_REFUSED(e2b_code_create_context(NULL, NULL, NULL, NULL, &context, &b.err), "sandbox");
+  CODE_REFUSED(e2b_code_create_context(b.sandbox, NULL, NULL, NULL, NULL, &b.err), "out");
+  CODE_REFUSED(e2b_code_list_contexts(b.sandbox, NULL, NULL, &b.err), "out");
+  CODE_REFUSED(e2b_code_remove_context(NULL, "c", NULL, &b.err), "sandbox");
+  CODE_REFUSED(e2b_code_remove_context(b.sandbox, "", NULL, &b.err), "context_id");
+  CODE_REFUSED(e2b_code_remove_context(b.sandbox, "..", NULL, &b.err), "context_id");
+  CODE_REFUSED(e2b_code_restart_context(b.sandbox, "a\r\nb", NULL, &b.err), "context_id");
+  CHECK_INT(peer_asked_count(&b.peer), 0);
+  CHECK_STR(e2b_execution_text(NULL), "");
+  CHECK_INT(e2b_code_result_formats(NULL), 0);
+  CHECK_STR(e2b_err_name(E2B_CODE_FAILED), "E2B_CODE_FAILED");
+  files_end(&b);
+}
+
+static const char code_all[] =
+    CODE_COUNT CODE_OUT("a\\n") CODE_OUT("\\ud83d\\ude00\\u00e9") CODE_ERR("e\\u0000e")
+    "{\"type\":\"keepalive\"}\n{\"type\":\"of_tomorrow\",\"text\":\"x\"}\n"
+    CODE_RESULT("\"text\":\"d\",\"html\":\"<b>\",\"extra\":{ },\"is_main_result\":false")
+    CODE_RESULT("\"text\":\"t\",\"html\":\"h\",\"markdown\":\"m\",\"svg\":\"s\",\"png\":\"cA==\",\"jpeg\":\"ag==\","
+                "\"pdf\":\"ZA==\",\"latex\":\"l\",\"json\":{\"a\":[1, null]},\"javascript\":\"j\",\"data\":{\"c\":[1]},"
+                "\"chart\":{\"type\":\"bar\"},\"extra\":{\"x/y\":\"z\\n\"},\"is_main_result\":true,\"later\":[]")
+    CODE_FINISH;
+
+static void code_check_all(const e2b_execution *out) {
+  const e2b_code_result *r;
+  CHECK_STR(out->stdout_data.ptr, "a\n\xf0\x9f\x98\x80\xc3\xa9");
+  CHECK_INT(out->stdout_data.len, 8);
+  CHECK(out->stderr_data.len == 3 && memcmp(out->stderr_data.ptr, "e\0e", 4) == 0);
+  CHECK(!out->error && !out->truncated);
+  CHECK_INT(out->execution_count, 3);
+  CHECK_STR(e2b_execution_text(out), "t");
+  if (!CHECK_INT(out->result_count, 2)) return;
+  CHECK_INT(e2b_code_result_formats(&out->results[0]), E2B_FORMAT_TEXT | E2B_FORMAT_HTML);
+  CHECK(!out->results[0].is_main_result);
+  CHECK_STR(out->results[0].chart.ptr, "");
+  CHECK_STR(out->results[0].extra.ptr, "");
+  r = &out->results[1];
+  CHECK(r->is_main_result);
+  CHECK_INT(e2b_code_result_formats(r), 8191);
+  CHECK_STR(r->html.ptr, "h");
+  CHECK_STR(r->markdown.ptr, "m");
+  CHECK_STR(r->svg.ptr, "s");
+  CHECK_STR(r->latex.ptr, "l");
+  CHECK_STR(r->javascript.ptr, "j");
+  CHECK_STR(r->png.ptr, "cA==");
+  CHECK_STR(r->jpeg.ptr, "ag==");
+  CHECK_STR(r->pdf.ptr, "ZA==");
+  CHECK_STR(r->json.ptr, "{\"a\":[1, null]}");
+  CHECK_STR(r->data.ptr, "{\"c\":[1]}");
+  CHECK_STR(r->chart.ptr, "{\"type\":\"bar\"}");
+  CHECK_STR(r->extra.ptr, "{\"x/y\":\"z\\n\"}");
+}
+
+/* Every kind of event, in one piece and byte by byte, collected and not. */
+static void test_code_events(void) {
+  static const char *const expected =
+      "count[3] out[a\n]@2026-01-02T03:04:05Z out[\xf0\x9f\x98\x80\xc3\xa9]@2026-01-02T03:04:05Z "
+      "err[e]@ result[d|3] result[t|8191|main] end ";
+  e2b_run_code_opts opts;
+  e2b_execution out;
+  files_bench b;
+  code_log l;
+  int i;
+  memset(&out, 0, sizeof out);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (i = 0; i < 4; i++) {
+    code_say(&b.peer, code_all, i & 1 ? PEER_DRIBBLE : 0);
+    opts = code_opts(&l);
+    CHECK_INT(e2b_code_run(b.sandbox, "1", &opts, i & 2 ? NULL : &out, &b.err), E2B_OK);
+    CHECK_STR(l.text, expected);
+    if (!(i & 2)) code_check_all(&out);
+    e2b_mem_free(&out.mem);
+  }
+  code_say(&b.peer, code_all, 0);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, NULL), E2B_OK);
+  code_check_all(&out);
+  e2b_mem_free(&out.mem);
+  files_end(&b);
+}
+
+/* An exception is an answer, whether the result is wanted or not; the last one counts. */
+static void test_code_failed(void) {
+  e2b_execution out;
+  files_bench b;
+  char storage[4096];
+  memset(&out, 0, sizeof out);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  code_say(&b.peer, CODE_COUNT CODE_OUT("x") CODE_RAISED("First") CODE_RAISED("NameError") CODE_FINISH, PEER_REPEAT);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_CODE_FAILED);
+  CHECK_INT(b.err.code, E2B_CODE_FAILED);
+  CHECK_STR(b.err.message, "NameError: v");
+  if (CHECK(out.error != NULL)) {
+    CHECK_STR(out.error->name, "NameError");
+    CHECK_STR(out.error->value, "v");
+    CHECK_STR(out.error->traceback, "line 1\nline 2");
+  }
+  CHECK_STR(out.stdout_data.ptr, "x");
+  CHECK_STR(e2b_execution_text(&out), "");
+  e2b_mem_free(&out.mem);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, NULL, &b.err), E2B_CODE_FAILED);
+  CHECK_STR(b.err.message, "NameError: v");
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, NULL, NULL), E2B_CODE_FAILED);
+
+  out.mem.ptr = storage;
+  out.mem.cap = 8;
+  out.mem.fixed = true;
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_ERR_BUFFER_TOO_SMALL);
+  CHECK(out.mem.len > 8 && out.mem.len <= sizeof storage && !out.error && !out.results);
+  out.mem.cap = sizeof storage;
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_CODE_FAILED);
+  CHECK(out.error && strcmp(out.error->name, "NameError") == 0);
+  files_end(&b);
+}
+
+/* An answer that is cut anywhere is never success; what came is kept. */
+static void test_code_cut(void) {
+  static const char lines[] =
+      CODE_COUNT CODE_OUT("one") CODE_RESULT("\"text\":\"t\",\"is_main_result\":true") CODE_FINISH;
+  static const char head[] = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+  char all[1024];
+  size_t cut, len, out_at;
+  e2b_execution out;
+  files_bench b;
+  memset(&out, 0, sizeof out);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  len = (size_t)snprintf(all, sizeof all, "%s%lx\r\n%s\r\n0\r\n\r\n", head, (unsigned long)strlen(lines), lines);
+  out_at = (size_t)(strstr(all, "\"}\n{\"type\":\"result\"") - all) + 3;
+  for (cut = 0; cut <= len; cut++) {
+    e2b_err code;
+    peer_clear(&b.peer);
+    peer_say_n(&b.peer, all, cut, PEER_CLOSE);
+    code = e2b_code_run(b.sandbox, "1", NULL, &out, &b.err);
+    CHECK_INT(code, cut == 0 ? E2B_ERR_CLOSED : cut == len ? E2B_OK : E2B_ERR_TRUNCATED);
+    CHECK(cut == len || b.err.maybe_done);
+    if (cut >= out_at)
+      CHECK_STR(out.stdout_data.ptr, "one");
+    else
+      CHECK(!out.stdout_data.len);
+    CHECK(!out.truncated && !out.error);
+    e2b_mem_free(&out.mem);
+  }
+  /* complete for HTTP, but without the end; and cut after all was said */
+  peer_clear(&b.peer);
+  files_drive(b.client, 20); /* the last connection was closed after a whole answer */
+  code_say(&b.peer, CODE_OUT("one") CODE_RAISED("E"), 0);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_ERR_TRUNCATED);
+  CHECK_STR(out.stdout_data.ptr, "one");
+  CHECK(out.error != NULL);
+  e2b_mem_free(&out.mem);
+  code_say(&b.peer, "", 0);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_ERR_TRUNCATED);
+  CHECK_STR(out.stdout_data.ptr, "");
+  e2b_mem_free(&out.mem);
+  peer_say_n(&b.peer, all, out_at, PEER_RESET);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, NULL, &b.err), E2B_ERR_TRUNCATED);
+  b.peer.health = "HTTP/1.1 502 X\r\ncontent-length: 20\r\n\r\nsandbox not found: x";
+  peer_say_n(&b.peer, all, out_at, PEER_CLOSE);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_ERR_SANDBOX_GONE);
+  CHECK_STR(out.stdout_data.ptr, "one");
+  e2b_mem_free(&out.mem);
+  files_end(&b);
+}
+
+/* Lines that are no events are skipped with a warning; other line ends and a last line without one are fine. */
+static void test_code_malformed(void) {
+  static const char *const bad[] = { "nonsense",
+                                     "{",
+                                     "[]",
+                                     "7",
+                                     "{}",
+                                     "{\"type\":7}",
+                                     "{\"type\":\"stdout\",\"text\":\"x\"",
+                                     "{\"type\":\"result\",\"is_main_result\":\"yes\"}",
+                                     "\"stdout\"",
+                                     "{\"type\":\"stdout\"}}",
+                                     "{\"type\":\"number_of_executions\",\"execution_count\":\"many\"}" };
+  static const char *const good[] = {
+    "",
+    "\r",
+    "{\"type\":\"stdout\"}",
+    "{\"type\":\"stderr\",\"text\":null}",
+    "{\"type\":\"result\",\"html\":[\"of\",\"another\",\"shape\"],\"text\":true,\"json\":null}",
+    "{\"type\":\"number_of_executions\",\"execution_count\":null}"
+  };
+  e2b_run_code_opts opts;
+  e2b_execution out;
+  files_bench b;
+  code_log l;
+  char lines[1024];
+  int warnings = 0;
+  size_t i;
+  memset(&out, 0, sizeof out);
+  files_begin(&b);
+  b.config.logger.func = code_count_warnings;
+  b.config.logger.user = &warnings;
+  files_open(&b, NULL, NULL);
+  for (i = 0; i < E2B__COUNT(bad) + E2B__COUNT(good); i++) {
+    bool is_bad = i < E2B__COUNT(bad);
+    snprintf(lines, sizeof lines, "%s%s\n%s\r\n{\"type\":\"end_of_execution\"}", CODE_OUT("a"),
+             is_bad ? bad[i] : good[i - E2B__COUNT(bad)], "{\"type\":\"stdout\",\"text\":\"b\"}");
+    code_say(&b.peer, lines, 0);
+    opts = code_opts(&l);
+    warnings = 0;
+    CHECK_INT(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), E2B_OK);
+    if (!CHECK_INT(warnings, is_bad)) printf("%s\n", lines);
+    CHECK_STR(out.stdout_data.ptr, "ab");
+    CHECK_HAS(l.text, "end ");
+    e2b_mem_free(&out.mem);
+  }
+  files_end(&b);
+}
+
+static void test_code_limits(void) {
+  e2b_client_stats stats;
+  e2b_execution out;
+  files_bench b;
+  char *lines = (char *)malloc(70000);
+  size_t i, at;
+  memset(&out, 0, sizeof out);
+  files_begin(&b);
+  b.config.max_message_bytes = 20000;
+  b.config.max_result_bytes = 5000;
+  files_open(&b, NULL, NULL);
+  /* a line as long as allowed, one longer, one without an end */
+  for (i = 0; i < 2; i++) {
+    at = (size_t)snprintf(lines, 70000, "{\"type\":\"stdout\",\"text\":\"");
+    memset(lines + at, 'x', 19998 + i - at);
+    snprintf(lines + 19998 + i, 100, "\"}\n" CODE_FINISH);
+    code_say(&b.peer, lines, 0);
+    CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), i ? E2B_ERR_LIMIT : E2B_OK);
+    if (i)
+      CHECK_HAS(b.err.message, "max_message_bytes");
+    else
+      CHECK(out.truncated && out.stdout_data.len == 5000 && out.stdout_data.ptr[5000] == 0);
+    e2b_mem_free(&out.mem);
+  }
+  peer_say(&b.peer,
+           "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+           "3a\r\n[{},                                                      \r\n",
+           PEER_ENDLESS);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_ERR_LIMIT);
+  e2b_mem_free(&out.mem);
+  e2b_client_get_stats(b.client, &stats);
+  CHECK(stats.mem_peak < 300000);
+  /* results and output beyond the limit are dropped, an error never is */
+  for (i = 0, at = 0; i < 100; i++)
+    at += (size_t)snprintf(
+        lines + at, 70000 - at, "%s",
+        i % 2 ? CODE_OUT("0123456789012345678901234567890123456789")
+              : CODE_RESULT("\"text\":\"0123456789012345678901234567890123456789\",\"is_main_result\":true"));
+  snprintf(lines + at, 70000 - at, CODE_RAISED("LateError") CODE_FINISH);
+  b.client->config.max_result_bytes = 1500;
+  code_say(&b.peer, lines, 0);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_CODE_FAILED);
+  CHECK(out.truncated && out.error);
+  CHECK_INT(out.stdout_data.len, 1500);
+  CHECK(out.result_count > 0 && out.result_count < 50);
+  CHECK_STR(e2b_execution_text(&out), "0123456789012345678901234567890123456789");
+  e2b_mem_free(&out.mem);
+  free(lines);
+  files_end(&b);
+}
+
+/* What the interpreter, the edge and others answer instead. */
+static void test_code_refused(void) {
+  static const struct {
+    const char *status, *body;
+    e2b_err want;
+    e2b_subject subject;
+    const char *words;
+  } rows[] = {
+    { "404 X", "Context c not found", E2B_ERR_NOT_FOUND, E2B_SUBJECT_CONTEXT, "Context c not found" },
+    { "404 X", "<html>404 page not found</html>", E2B_ERR_SERVICE, E2B_SUBJECT_NONE, "check its URL" },
+    { "400 X", "Only one of context_id or language", E2B_ERR_INVALID_ARGUMENT, E2B_SUBJECT_NONE, "Only one" },
+    { "422 X", "{\"detail\":[{\"msg\":\"Field required\"}]}", E2B_ERR_INVALID_ARGUMENT, E2B_SUBJECT_NONE,
+      "Field required" },
+    { "500 X", "Failed to create context: no kernel", E2B_ERR_SERVICE, E2B_SUBJECT_NONE, "no kernel" },
+    { "401 X", "{\"code\":401,\"message\":\"bad token\"}", E2B_ERR_UNAUTHENTICATED, E2B_SUBJECT_NONE, "access token" },
+    { "403 X", "{\"message\":\"Traffic access token is missing\"}", E2B_ERR_PERMISSION, E2B_SUBJECT_NONE, "raffic" },
+    { "302 X", "", E2B_ERR_SERVICE, E2B_SUBJECT_NONE, "redirect" },
+    { "502 X", "<html><h1>502 Bad Gateway</h1></html>", E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, "has the template one" },
+    { "503 X", "sandbox gateway is not ready", E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, "gateway is not ready" },
+    { "502 X",
+      "{\"sandboxId\":\"sbx\",\"message\":\"The sandbox is running but port is not open\",\"port\":49999,\"code\":502}",
+      E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, "its template has no code interpreter" },
+  };
+  e2b_code_context_list list;
+  e2b_execution out;
+  files_bench b;
+  size_t i;
+  memset(&out, 0, sizeof out);
+  memset(&list, 0, sizeof list);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    files_say_text(&b.peer, rows[i].status, rows[i].body, 0);
+    CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), rows[i].want);
+    CHECK_HAS(b.err.message, rows[i].words);
+    CHECK_INT(b.err.subject, rows[i].subject);
+    CHECK_INT(b.err.http_status, strtol(rows[i].status, NULL, 10));
+    CHECK(!out.mem.ptr && !out.results);
+    files_say_text(&b.peer, rows[i].status, rows[i].body, 0);
+    CHECK_INT(e2b_code_list_contexts(b.sandbox, NULL, &list, &b.err), rows[i].want);
+    CHECK_HAS(b.err.message, rows[i].words);
+    CHECK(!list.mem.ptr && !list.count);
+  }
+  files_say_text(&b.peer, "502 X", rows[10].body, 0);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_ERR_UNAVAILABLE);
+  CHECK(!b.err.maybe_done);
+  b.peer.health = "HTTP/1.1 502 X\r\ncontent-length: 20\r\n\r\nsandbox not found: x";
+  files_say_text(&b.peer, "502 X", "sandbox not found: x", 0);
+  CHECK_INT(e2b_code_run(b.sandbox, "1", NULL, &out, &b.err), E2B_ERR_SANDBOX_GONE);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_SANDBOX);
+  files_end(&b);
+}
+
+/* Successes that are none. */
+static void test_code_strange_contexts(void) {
+  static const char *const bodies[] = {
+    "", "<html>", "7", "{}", "{\"id\":7}", "{\"id\":\"\"}", "[{\"id\":\"c\"},{}]", "{\"id\":\"c\""
+  };
+  e2b_code_context context;
+  e2b_code_context_list list;
+  files_bench b;
+  char storage[64];
+  size_t i;
+  memset(&context, 0, sizeof context);
+  memset(&list, 0, sizeof list);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (i = 0; i < E2B__COUNT(bodies); i++) {
+    files_say_text(&b.peer, "200 OK", bodies[i], 0);
+    files_say_text(&b.peer, "200 OK", bodies[i], 0);
+    CHECK_INT(e2b_code_create_context(b.sandbox, NULL, NULL, NULL, &context, &b.err), E2B_ERR_PROTOCOL);
+    CHECK(b.err.maybe_done && !context.id && !context.mem.ptr);
+    CHECK_INT(e2b_code_list_contexts(b.sandbox, NULL, &list, &b.err), E2B_ERR_PROTOCOL);
+    CHECK(!b.err.maybe_done && !list.items && !list.mem.ptr);
+  }
+  files_say_text(&b.peer, "200 OK", "[]", 0);
+  CHECK_INT(e2b_code_list_contexts(b.sandbox, NULL, &list, &b.err), E2B_OK);
+  CHECK_INT(list.count, 0);
+  e2b_mem_free(&list.mem);
+  context.mem.ptr = storage;
+  context.mem.cap = 4;
+  context.mem.fixed = true;
+  for (i = 0; i < 2; i++) {
+    files_say_text(&b.peer, "200 OK", "{\"id\":\"c\",\"cwd\":\"/\"}", 0);
+    CHECK_INT(e2b_code_create_context(b.sandbox, NULL, NULL, NULL, &context, &b.err),
+              i ? E2B_OK : E2B_ERR_BUFFER_TOO_SMALL);
+    context.mem.cap = sizeof storage;
+  }
+  CHECK_STR(context.id, "c");
+  files_end(&b);
+}
+
+/* E2B_PAUSE, negative answers, and what may be done inside on_event. */
+static void test_code_control(void) {
+  e2b_run_code_opts opts;
+  e2b_execution out;
+  files_bench b;
+  code_log l;
+  done d;
+  e2b_op op;
+  int i;
+  memset(&out, 0, sizeof out);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  code_say(&b.peer, code_all, PEER_REPEAT);
+  for (i = 1; i <= 7; i++) { /* pausing at each event in turn */
+    opts = code_opts(&l);
+    memset(&d, 0, sizeof d);
+    opts.call.op = &op;
+    opts.call.on_done = on_done;
+    opts.call.user = &d;
+    l.pause_at = i;
+    CHECK_INT(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), E2B_PENDING);
+    FILES_UNTIL(b.client, l.count == i);
+    files_drive(b.client, 15);
+    CHECK_INT(l.count, i);
+    if (i < 7) CHECK_INT(d.count, 0);
+    e2b_op_resume(b.client, op);
+    FILES_UNTIL(b.client, d.count);
+    CHECK_INT(d.err.code, E2B_OK);
+    CHECK_INT(l.count, 7);
+    code_check_all(&out);
+    e2b_mem_free(&out.mem);
+  }
+  opts = code_opts(&l);
+  l.pause_at = 2;
+  CHECK_INT(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), E2B_ERR_BAD_STATE);
+  CHECK_HAS(b.err.message, "E2B_PAUSE");
+  CHECK_INT(l.count, 2);
+  e2b_mem_free(&out.mem);
+  for (i = 1; i <= 7; i++) {
+    opts = code_opts(&l);
+    l.cancel_at = i;
+    CHECK_INT(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), E2B_ERR_CANCELED);
+    CHECK_HAS(b.err.message, "on_event");
+    CHECK_INT(l.count, i);
+    e2b_mem_free(&out.mem);
+  }
+  files_end(&b);
+}
+
+typedef struct code_inside {
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  e2b_op op;
+  int at, count, what;
+} code_inside;
+
+static int code_end_inside(void *user, const e2b_code_event *event) {
+  code_inside *in = (code_inside *)user;
+  e2b_error err;
+  if (++in->count != in->at) return 0;
+  CHECK_INT(e2b_code_run(in->sandbox, "2", NULL, NULL, &err), E2B_ERR_BAD_STATE);
+  if (in->what == 0) e2b_op_cancel(in->client, in->op);
+  if (in->what == 1) e2b_sandbox_free(in->sandbox);
+  CHECK(event->timestamp.ptr[event->timestamp.len] == 0);
+  return 0;
+}
+
+static void test_code_inside_callbacks(void) {
+  static const char no_end[] =
+      "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" CODE_OUT("a") "{\"type\":\"end_of_execution\"}";
+  e2b_run_code_opts opts;
+  e2b_execution out;
+  files_bench b;
+  code_inside in;
+  done d;
+  int what, at, form;
+  memset(&out, 0, sizeof out);
+  for (what = 0; what < 2; what++)
+    for (at = 1; at <= 2; at++)
+      for (form = 0; form < 2; form++) { /* the last event in a line of its own, or at the end of everything */
+        files_begin(&b);
+        files_open(&b, NULL, NULL);
+        if (form)
+          peer_say(&b.peer, no_end, PEER_CLOSE);
+        else
+          code_say(&b.peer, CODE_OUT("a") CODE_FINISH, 0);
+        memset(&opts, 0, sizeof opts);
+        memset(&d, 0, sizeof d);
+        memset(&in, 0, sizeof in);
+        in.client = b.client;
+        in.sandbox = b.sandbox;
+        in.at = at;
+        in.what = what;
+        opts.on_event = code_end_inside;
+        opts.event_user = &in;
+        opts.call.op = &in.op;
+        opts.call.on_done = on_done;
+        opts.call.user = &d;
+        CHECK_INT(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), E2B_PENDING);
+        FILES_UNTIL(b.client, in.count == at);
+        files_drive(b.client, 10);
+        CHECK_INT(in.count, at);
+        CHECK_INT(d.count, what);
+        if (what) CHECK_INT(d.err.code, E2B_ERR_CANCELED);
+        e2b_mem_free(&out.mem);
+        files_end(&b);
+      }
+}
+
+static void test_code_deadlines(void) {
+  static const char hang[] =
+      "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n27\r\n{\"type\":\"stdout\",\"text\":\"said so far\"}\n\r\n";
+  e2b_run_code_opts opts;
+  e2b_execution out;
+  files_bench b;
+  int i;
+  memset(&out, 0, sizeof out);
+  files_begin(&b);
+  b.config.idle_ms = 30; /* not for this call */
+  files_open(&b, NULL, NULL);
+  for (i = 0; i < 3; i++) {
+    memset(&opts, 0, sizeof opts);
+    if (i == 0) opts.exec_timeout_ms = 150;
+    if (i == 1) opts.call.timeout_ms = 150;
+    if (i == 2) opts.call.idle_ms = 150;
+    peer_say(&b.peer, hang, PEER_HANG);
+    CHECK_INT(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), i == 2 ? E2B_ERR_IDLE_TIMEOUT : E2B_ERR_TIMEOUT);
+    if (i == 0) CHECK_HAS(b.err.message, "exec_timeout_ms (150 ms)");
+    CHECK(b.err.maybe_done);
+    CHECK_STR(out.stdout_data.ptr, "said so far");
+    e2b_mem_free(&out.mem);
+  }
+  files_end(&b);
+}
+
+static e2b_err code_try_run(files_bench *b) {
+  e2b_run_code_opts opts;
+  e2b_execution out;
+  e2b_err code;
+  code_log l;
+  memset(&out, 0, sizeof out);
+  opts = code_opts(&l);
+  code = e2b_code_run(b->sandbox, "1", &opts, &out, &b->err);
+  if (code == E2B_CODE_FAILED) {
+    CHECK(out.error && strcmp(out.error->name, "E") == 0 && out.result_count == 2 && out.stdout_data.len == 8);
+    code = E2B_OK;
+  }
+  e2b_mem_free(&out.mem);
+  return code;
+}
+
+static e2b_err code_try_create(files_bench *b) {
+  e2b_code_context context;
+  e2b_err code;
+  memset(&context, 0, sizeof context);
+  code = e2b_code_create_context(b->sandbox, "/", "python", NULL, &context, &b->err);
+  e2b_mem_free(&context.mem);
+  return code;
+}
+
+static e2b_err code_try_list(files_bench *b) {
+  e2b_code_context_list list;
+  e2b_err code;
+  memset(&list, 0, sizeof list);
+  code = e2b_code_list_contexts(b->sandbox, NULL, &list, &b->err);
+  CHECK(code || list.count == 2);
+  e2b_mem_free(&list.mem);
+  return code;
+}
+
+static e2b_err code_try_remove(files_bench *b) {
+  return e2b_code_remove_context(b->sandbox, "c", NULL, &b->err);
+}
+
+static void test_code_no_memory(void) {
+  static const char one[] = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{\"id\":\"c\"}";
+  static const char two[] = "HTTP/1.1 200 OK\r\ncontent-length: 23\r\n\r\n[{\"id\":\"c\"},{\"id\":\"d\"}]";
+  static const char done_so[] = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnull";
+  char lines[2048];
+  char all[4096];
+  int size = snprintf(lines, sizeof lines, "%s%s", CODE_RAISED("E"), code_all);
+  int len = snprintf(all, sizeof all, "%s64\r\n%.100s\r\n%x\r\n%s\r\n0\r\n\r\n",
+                     "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", lines, (unsigned)size - 100, lines + 100);
+  files_each_allocation(NULL, code_try_run, all, (size_t)len);
+  files_each_allocation(NULL, code_try_create, one, sizeof one - 1);
+  files_each_allocation(NULL, code_try_list, two, sizeof two - 1);
+  files_each_allocation(NULL, code_try_remove, done_so, sizeof done_so - 1);
+}
+
+/* ---- end to end, with a python3 ---------------------------------------------------------------------------------- */
+
+/* Runs code that must succeed; the text of its value, valid until the next call. */
+static const char *code_text(fixture *f, const char *code, const e2b_run_code_opts *opts) {
+  static char text[1000];
+  e2b_execution out;
+  e2b_error err;
+  memset(&out, 0, sizeof out);
+  text[0] = 0;
+  if (CHECK_OK(e2b_code_run(f->sandbox, code, opts, &out, &err)))
+    snprintf(text, sizeof text, "%s", e2b_execution_text(&out));
+  e2b_mem_free(&out.mem);
+  return text;
+}
+
+static e2b_run_code_opts code_in(const e2b_code_context *context) {
+  e2b_run_code_opts opts;
+  memset(&opts, 0, sizeof opts);
+  opts.context_id = context->id;
+  return opts;
+}
+
+static void e2e_code_run(fixture *f) {
+  e2b_execution out;
+  e2b_error err;
+  int count;
+  memset(&out, 0, sizeof out);
+  CHECK_OK(e2b_code_run(f->sandbox, "import sys\nx = 6\nprint('out')\nprint('err', file=sys.stderr)\nx * 7", NULL, &out,
+                        &err));
+  CHECK_STR(e2b_execution_text(&out), "42");
+  CHECK_STR(out.stdout_data.ptr, "out\n");
+  CHECK_STR(out.stderr_data.ptr, "err\n");
+  count = out.execution_count;
+  CHECK(count > 0);
+  CHECK(!out.error && !out.truncated);
+  e2b_mem_free(&out.mem);
+  CHECK_STR(code_text(f, "x", NULL), "6"); /* it remembers */
+  CHECK_STR(code_text(f, "x = 7", NULL), "");
+  CHECK_STR(code_text(f, "'gr\xc3\xbc\xc3\x9f \xf0\x9f\x98\x80 \"q\" \\\\ ' + str(x)", NULL),
+            "gr\xc3\xbc\xc3\x9f \xf0\x9f\x98\x80 \"q\" \\\\ 7");
+  CHECK_RC(e2b_code_run(f->sandbox, "print('before')\ndef f():\n  return [][1]\nf()", NULL, &out, &err),
+           E2B_CODE_FAILED);
+  CHECK_STR(err.message, "IndexError: list index out of range");
+  CHECK_STR(out.stdout_data.ptr, "before\n");
+  if (CHECK(out.error != NULL)) {
+    CHECK_STR(out.error->name, "IndexError");
+    CHECK_HAS(out.error->traceback, "return [][1]");
+  }
+  CHECK_INT(out.execution_count, count + 4);
+  e2b_mem_free(&out.mem);
+  CHECK_RC(e2b_code_run(f->sandbox, "1 +", NULL, NULL, &err), E2B_CODE_FAILED);
+  CHECK_HAS(err.message, "SyntaxError");
+  CHECK_WORKS(f);
+}
+
+static void e2e_code_formats(fixture *f) {
+  e2b_execution out;
+  e2b_error err;
+  memset(&out, 0, sizeof out);
+  CHECK_OK(e2b_code_run(f->sandbox,
+                        "class R:\n"
+                        "  def __repr__(self): return 'plain'\n"
+                        "  def _repr_html_(self): return '<b>'\n"
+                        "  def _repr_png_(self): return b'\\x89P'\n"
+                        "  def _repr_json_(self): return {'a': [1, None]}\n"
+                        "  def _repr_mimebundle_(self, include=None, exclude=None):\n"
+                        "    return {'e2b/chart': {'type': 'bar'}, 'e2b/data': {'c': [1]}, 'x/own': 1}\n"
+                        "display(R(), 'shown')\n"
+                        "R()",
+                        NULL, &out, &err));
+  if (CHECK_INT(out.result_count, 3)) {
+    const e2b_code_result *r = &out.results[2];
+    CHECK(r->is_main_result && !out.results[0].is_main_result);
+    CHECK_STR(out.results[1].text.ptr, "shown");
+    CHECK_INT(e2b_code_result_formats(r), E2B_FORMAT_TEXT | E2B_FORMAT_HTML | E2B_FORMAT_PNG | E2B_FORMAT_JSON |
+                                              E2B_FORMAT_CHART | E2B_FORMAT_DATA | E2B_FORMAT_EXTRA);
+    CHECK_INT(e2b_code_result_formats(&out.results[0]), e2b_code_result_formats(r));
+    CHECK_STR(r->text.ptr, "plain");
+    CHECK_STR(r->png.ptr, "iVA=");
+    CHECK_STR(r->json.ptr, "{\"a\": [1, null]}");
+    CHECK_STR(r->chart.ptr, "{\"type\": \"bar\"}");
+    CHECK_STR(r->extra.ptr, "{\"x/own\": 1}");
+  }
+  e2b_mem_free(&out.mem);
+}
+
+/* The code waits for a file that the callback for its first line makes: output comes while it runs. */
+typedef struct code_stream {
+  fixture *f;
+  code_log log;
+  char path[200];
+} code_stream;
+
+static int code_make_file(void *user, const e2b_code_event *event) {
+  code_stream *s = (code_stream *)user;
+  static done made;
+  e2b_files_opts opts;
+  e2b_error err;
+  memset(&opts, 0, sizeof opts);
+  opts.call.on_done = on_done;
+  opts.call.user = &made;
+  if (event->kind == E2B_CODE_STDOUT && !s->log.len)
+    CHECK_INT(e2b_files_write_text(s->f->sandbox, s->path, "x", &opts, NULL, &err), E2B_PENDING);
+  if (event->kind == E2B_CODE_STDOUT) code_note(&s->log, "%s", event->text.ptr);
+  return 0;
+}
+
+static void e2e_code_stream(fixture *f) {
+  e2b_run_code_opts opts;
+  e2b_error err;
+  code_stream s;
+  char code[1000];
+  memset(&s, 0, sizeof s);
+  memset(&opts, 0, sizeof opts);
+  s.f = f;
+  snprintf(s.path, sizeof s.path, "%s", in_dir(f, "go on"));
+  snprintf(
+      code, sizeof code,
+      "import os, time\nprint('waiting')\nwhile not os.path.exists('%s'): time.sleep(0.01)\nprint('went on')",
+      s.path);
+  opts.on_event = code_make_file;
+  opts.event_user = &s;
+  opts.call.timeout_ms = 20000;
+  CHECK_OK(e2b_code_run(f->sandbox, code, &opts, NULL, &err));
+  CHECK_STR(s.log.text, "waiting\nwent on\n");
+}
+
+typedef struct code_big {
+  sequence sequence;
+  int pauses, events;
+} code_big;
+
+static int code_on_big(void *user, const e2b_code_event *event) {
+  code_big *big = (code_big *)user;
+  if (event->kind != E2B_CODE_STDOUT) return 0;
+  (void)sequence_compare(&big->sequence, event->text.ptr, event->text.len);
+  big->events++;
+  return big->pauses-- > 0 ? E2B_PAUSE : 0;
+}
+
+/* Much output, in constant memory, with a consumer that rests now and then. */
+static void e2e_code_backpressure(fixture *f) {
+  e2b_run_code_opts opts;
+  e2b_client_stats stats;
+  e2b_error err;
+  code_big big;
+  done d;
+  e2b_op op;
+  uint64_t size = quick ? MIB : 8 * MIB;
+  char code[200];
+  memset(&big, 0, sizeof big);
+  memset(&opts, 0, sizeof opts);
+  memset(&d, 0, sizeof d);
+  big.pauses = 5;
+  snprintf(code, sizeof code, "print(''.join(f'{i}\\n' for i in range(1, 1500000))[:%lu], end='')", (unsigned long)size);
+  opts.on_event = code_on_big;
+  opts.event_user = &big;
+  opts.call.op = &op;
+  opts.call.on_done = on_done;
+  opts.call.user = &d;
+  CHECK_RC(e2b_code_run(f->sandbox, code, &opts, NULL, &err), E2B_PENDING);
+  while (!d.count) {
+    int events = big.events;
+    while (big.events == events && !d.count) e2b_client_poll(f->client, 100);
+    if (big.pauses >= 0 && !d.count) {
+      events = big.events;
+      files_drive(f->client, 20);
+      CHECK_INT(big.events, events); /* paused is paused */
+    }
+    e2b_op_resume(f->client, op);
+  }
+  CHECK_OK(d.err.code);
+  CHECK(big.sequence.total == size && !big.sequence.differs);
+  e2b_client_get_stats(f->client, &stats);
+  CHECK(stats.mem_peak < 2 * MIB || !the_host->control_plane); /* the real one sends lines of megabytes */
+}
+
+static void e2e_code_contexts(fixture *f) {
+  e2b_code_context a, b;
+  e2b_code_context_list list;
+  e2b_run_code_opts in_a, in_b;
+  e2b_execution out;
+  e2b_error err;
+  size_t i;
+  int found = 0;
+  memset(&a, 0, sizeof a);
+  memset(&b, 0, sizeof b);
+  memset(&list, 0, sizeof list);
+  memset(&out, 0, sizeof out);
+  CHECK_OK(e2b_code_create_context(f->sandbox, NULL, NULL, NULL, &a, &err));
+  CHECK_OK(e2b_code_create_context(f->sandbox, f->dir, E2B_LANGUAGE_PYTHON, NULL, &b, &err));
+  if (!CHECK(a.id && b.id && strcmp(a.id, b.id) != 0)) return;
+  CHECK_STR(b.cwd, f->dir);
+  CHECK_STR(b.language, "python");
+  in_a = code_in(&a);
+  in_b = code_in(&b);
+  CHECK_STR(code_text(f, "v = 'of a'", &in_a), "");
+  CHECK_STR(code_text(f, "v = 'of b'", &in_b), "");
+  CHECK_STR(code_text(f, "v", &in_a), "of a");
+  CHECK_STR(code_text(f, "import os\nos.getcwd()", &in_b), f->dir);
+  CHECK_OK(e2b_code_list_contexts(f->sandbox, NULL, &list, &err));
+  for (i = 0; i < list.count; i++) found += strcmp(list.items[i].id, a.id) == 0 || strcmp(list.items[i].id, b.id) == 0;
+  CHECK_INT(found, 2);
+  e2b_mem_free(&list.mem);
+  CHECK_OK(e2b_code_restart_context(f->sandbox, a.id, NULL, &err));
+  CHECK_RC(e2b_code_run(f->sandbox, "v", &in_a, &out, &err), E2B_CODE_FAILED);
+  CHECK_STR(out.error ? out.error->name : "", "NameError");
+  CHECK_INT(out.execution_count, 1);
+  e2b_mem_free(&out.mem);
+  CHECK_RC(e2b_code_run(f->sandbox, "import os\nos._exit(1)", &in_a, NULL, &err), E2B_CODE_FAILED);
+  CHECK_HAS(err.message, "ContextRestarting");
+  CHECK_STR(code_text(f, "1 + 1", &in_a), "2");
+  CHECK_OK(e2b_code_remove_context(f->sandbox, a.id, NULL, &err));
+  CHECK_RC(e2b_code_remove_context(f->sandbox, a.id, NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_CONTEXT);
+  CHECK_RC(e2b_code_restart_context(f->sandbox, "no such", NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK_RC(e2b_code_run(f->sandbox, "1", &in_a, NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK_HAS(err.message, a.id);
+  CHECK_STR(code_text(f, "v", &in_b), "of b");
+  in_b.context_id = NULL;
+  in_b.language = E2B_LANGUAGE_JAVA;
+  CHECK_RC(e2b_code_run(f->sandbox, "1", &in_b, NULL, &err), E2B_ERR_SERVICE);
+  CHECK_HAS(err.message, "java");
+  e2b_mem_free(&a.mem);
+  e2b_mem_free(&b.mem);
+}
+
+static void e2e_code_envs_and_cwd(fixture *f) {
+  static const e2b_kv pairs[] = { { "E2B_TEST_ONE", "say \"one\"" }, { "E2B_SANDBOX", "other" } };
+  static const char code[] = "import os\n'%s %s' % (os.environ.get('E2B_TEST_ONE'), os.environ['E2B_SANDBOX'])";
+  e2b_run_code_opts opts;
+  char before[200];
+  memset(&opts, 0, sizeof opts);
+  snprintf(before, sizeof before, "%s", code_text(f, "import os\nos.getcwd()", NULL));
+  opts.envs.items = pairs;
+  opts.envs.count = 2;
+  CHECK_STR(code_text(f, code, &opts), "say \"one\" other");
+  CHECK_STR(code_text(f, code, NULL), "None true");
+  memset(&opts, 0, sizeof opts);
+  opts.cwd = f->dir;
+  CHECK_STR(code_text(f, "os.getcwd()", &opts), f->dir);
+  CHECK_STR(code_text(f, "os.getcwd()", NULL), before);
+  CHECK_STR(code_text(f, "os.environ['HOME']", NULL), before);
+}
+
+/* A run that nobody waits for any more is interrupted; the context and what it knows live on. */
+static void e2e_code_interrupt(fixture *f) {
+  static const char endless[] = "import time\ntry:\n  while True:\n    print('again')\n    time.sleep(0.01)\n"
+                                "except KeyboardInterrupt: pass";
+  static const char sleeps[] =
+      "try:\n  print('begun')\n  import time\n  time.sleep(100)\nexcept KeyboardInterrupt:\n  how = 'interrupted'";
+  e2b_run_code_opts opts;
+  e2b_execution out;
+  e2b_error err;
+  code_log l;
+  done d;
+  e2b_op op;
+  int i;
+  memset(&out, 0, sizeof out);
+  for (i = 0; i < 3; i++) {
+    CHECK_STR(code_text(f, "how = 'new'", NULL), "");
+    opts = code_opts(&l);
+    if (i == 0) opts.exec_timeout_ms = 1000;
+    if (i == 1) opts.call.timeout_ms = 1000;
+    if (i == 2) {
+      memset(&d, 0, sizeof d);
+      opts.call.op = &op;
+      opts.call.on_done = on_done;
+      opts.call.user = &d;
+      CHECK_RC(e2b_code_run(f->sandbox, sleeps, &opts, NULL, &err), E2B_PENDING);
+      FILES_UNTIL(f->client, l.count == 2);
+      e2b_op_cancel(f->client, op);
+      CHECK_INT(d.count, 0);
+    } else {
+      CHECK_RC(e2b_code_run(f->sandbox, sleeps, &opts, &out, &err), E2B_ERR_TIMEOUT);
+      CHECK_STR(out.stdout_data.ptr, "begun\n");
+      e2b_mem_free(&out.mem);
+    }
+    CHECK_STR(code_text(f, "how", NULL), "interrupted");
+  }
+  opts = code_opts(&l);
+  l.cancel_at = 2;
+  CHECK_RC(e2b_code_run(f->sandbox, endless, &opts, NULL, &err), E2B_ERR_CANCELED);
+  CHECK_STR(code_text(f, "6 * 7", NULL), "42");
+  CHECK_WORKS(f);
+}
+
+/* Runs at the same time: in one context one after the other, in two side by side. */
+static void e2e_code_at_once(fixture *f) {
+  static const char append[] =
+      "import time\nif 'order' not in globals(): order = []\norder.append('a')\ntime.sleep(0.1)\n"
+      "order.append('b')\n''.join(order)";
+  e2b_code_context other;
+  e2b_run_code_opts opts[4];
+  e2b_execution out[4];
+  e2b_error err;
+  done d[4];
+  char code[2][400];
+  const char *path = in_dir(f, "pair");
+  int i;
+  memset(d, 0, sizeof d);
+  memset(opts, 0, sizeof opts);
+  memset(out, 0, sizeof out);
+  memset(&other, 0, sizeof other);
+  if (!CHECK_OK(e2b_code_create_context(f->sandbox, NULL, NULL, NULL, &other, &err))) return;
+  for (i = 0; i < 4; i++) {
+    opts[i].context_id = other.id;
+    opts[i].call.on_done = on_done;
+    opts[i].call.user = &d[i];
+    CHECK_RC(e2b_code_run(f->sandbox, append, &opts[i], &out[i], &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 20000));
+  for (i = 0; i < 4; i++) {
+    const char *text = e2b_execution_text(&out[i]);
+    CHECK_INT(d[i].err.code, E2B_OK);
+    CHECK_INT(strlen(text), (size_t)(2 * out[i].execution_count));
+    CHECK(!strstr(text, "aa") && !strstr(text, "bb"));
+    e2b_mem_free(&out[i].mem);
+  }
+  opts[0].context_id = NULL;
+  snprintf(code[0], sizeof code[0], "import os, time\nwhile not os.path.exists('%s'): time.sleep(0.01)", path);
+  snprintf(code[1], sizeof code[1], "open('%s', 'w').close()", path);
+  for (i = 0; i < 2; i++) CHECK_RC(e2b_code_run(f->sandbox, code[i], &opts[i], NULL, &err), E2B_PENDING);
+  CHECK_OK(e2b_client_drain(f->client, 20000));
+  CHECK_INT(d[0].err.code, E2B_OK);
+  CHECK_INT(d[1].err.code, E2B_OK);
+  e2b_mem_free(&other.mem);
+}
+
+static int code_kill_inside(void *user, const e2b_code_event *event) {
+  e2b_sandbox *sandbox = (e2b_sandbox *)user;
+  static done killed;
+  e2b_call call;
+  e2b_error err;
+  memset(&call, 0, sizeof call);
+  call.on_done = on_done;
+  call.user = &killed;
+  if (event->kind == E2B_CODE_STDOUT) CHECK_INT(e2b_sandbox_kill(sandbox, &call, NULL, &err), E2B_PENDING);
+  return 0;
+}
+
+static void e2e_code_dead_sandbox(fixture *f) {
+  e2b_run_code_opts opts;
+  e2b_execution out;
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  memset(&opts, 0, sizeof opts);
+  memset(&out, 0, sizeof out);
+  if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, NULL, &sandbox, &err))) return;
+  opts.on_event = code_kill_inside;
+  opts.event_user = sandbox;
+  CHECK_RC(e2b_code_run(sandbox, "print('so far')\nimport time\ntime.sleep(100)", &opts, &out, &err),
+           E2B_ERR_SANDBOX_GONE);
+  CHECK_STR(out.stdout_data.ptr, "so far\n");
+  e2b_mem_free(&out.mem);
+  CHECK_RC(e2b_code_run(sandbox, "1", NULL, NULL, &err), E2B_ERR_SANDBOX_GONE);
+  e2b_sandbox_free(sandbox);
+  if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, NULL, &sandbox, &err))) return;
+  CHECK_OK(e2b_code_run(sandbox, "x = 'kept'", NULL, NULL, &err));
+  CHECK_OK(e2b_sandbox_pause(sandbox, NULL, &err));
+  CHECK_RC(e2b_code_run(sandbox, "x", NULL, NULL, &err), E2B_ERR_SANDBOX_PAUSED);
+  e2b_sandbox_free(sandbox);
+  CHECK_WORKS(f);
+}
+
+/* A paused sandbox that is resumed has its interpreters again, with what they knew. */
+static void e2e_code_resumed(fixture *f) {
+  e2b_sandbox *again = NULL;
+  e2b_execution out;
+  e2b_error err;
+  memset(&out, 0, sizeof out);
+  CHECK_STR(code_text(f, "x = 'kept'", NULL), "");
+  CHECK_OK(e2b_sandbox_pause(f->sandbox, NULL, &err));
+  if (!CHECK_OK(e2b_sandbox_connect(f->client, e2b_sandbox_id(f->sandbox), NULL, &again, &err))) return;
+  CHECK_OK(e2b_code_run(again, "x", NULL, &out, &err));
+  CHECK_STR(e2b_execution_text(&out), "kept");
+  e2b_mem_free(&out.mem);
+  e2b_sandbox_free(again);
+}
+
+/* By host name, path and header; and a port that nobody listens on. */
+static void e2e_code_routes(fixture *f) {
+  const char *authority = strstr(the_host->url, "//") + 2;
+  e2b_client_config config;
+  fixture other;
+  e2b_error err;
+  int i;
+  for (i = 0; i < 5; i++) {
+    config = host_config(the_host);
+    memset(&other, 0, sizeof other);
+    config.scheme = the_host->tls ? "https" : "http";
+    if (i < 2) config.api_url = config.sandbox_url = NULL;
+    if (i < 2) config.domain = authority;
+    if (i < 2) config.protocol = i ? E2B_PROTOCOL_PRIVATE : E2B_PROTOCOL_NATIVE;
+    if (i == 2) config.sandbox_base_url = the_host->url;
+    if (i == 3) config.code_interpreter_base_url = the_host->url;
+    if (i == 4) config.code_interpreter_port = 50000;
+    config.allocator = heap_allocator(&other.memory);
+    other.client = e2b_client_create(&config, &err);
+    if (!CHECK(other.client != NULL)) continue;
+    if (CHECK_OK(e2b_sandbox_create(other.client, NULL, NULL, &other.sandbox, &err))) {
+      if (i < 4) {
+        CHECK_STR(code_text(&other, "6 * 7", NULL), "42");
+      } else {
+        CHECK_RC(e2b_code_run(other.sandbox, "1", NULL, NULL, &err), E2B_ERR_UNAVAILABLE);
+        CHECK_HAS(err.message, "no code interpreter");
+        CHECK_HAS(err.message, "50000");
+        CHECK(!err.maybe_done);
+      }
+      CHECK_OK(e2b_sandbox_close(other.sandbox, NULL, &err));
+    }
+    e2b_client_free(other.client);
+    HEAP_CHECK_EMPTY(&other.memory);
+  }
+  CHECK_WORKS(f);
+}
+
+/* ================================================================================================================== */
 /* >>>> bad input */
 /* ================================================================================================================== */
 
@@ -15684,7 +16896,9 @@ typedef enum test_needs {
   NEEDS_NOTHING = 0,
   NEEDS_HOST,    /* a sandbox: runs on every host */
   NEEDS_CONTENT, /* the same, but it moves file content, which knows no codec: not on the hosts of JSON */
-  NEEDS_SERVER   /* a control plane too: runs on every host that has one; not on those of JSON, as it knows no codec */
+  NEEDS_CODE,    /* a code interpreter, which knows none either */
+  NEEDS_SERVER,  /* a control plane too: runs on every host that has one; not on those of JSON, as it knows no codec */
+  NEEDS_PYTHON   /* a control plane and the code interpreter of the local server */
 } test_needs;
 
 typedef struct test {
@@ -15697,7 +16911,9 @@ typedef struct test {
 #define UNIT(function) { #function, test_##function, NULL, NEEDS_NOTHING }
 #define HOST(function) { #function, NULL, e2e_##function, NEEDS_HOST }
 #define CONTENT(function) { #function, NULL, e2e_##function, NEEDS_CONTENT }
+#define CODE(function) { #function, NULL, e2e_##function, NEEDS_CODE }
 #define SERVER(function) { #function, NULL, e2e_##function, NEEDS_SERVER }
+#define PYTHON(function) { #function, NULL, e2e_##function, NEEDS_PYTHON }
 
 static const test tests[] = {
   UNIT(codec_vectors), UNIT(codec_truncated), UNIT(codec_damaged), UNIT(codec_order_and_noise),
@@ -15746,6 +16962,9 @@ static const test tests[] = {
   UNIT(process_pty),
 #endif
   UNIT(process_no_memory),
+  UNIT(code_urls), UNIT(code_requests), UNIT(code_attach), UNIT(code_arguments), UNIT(code_events), UNIT(code_failed),
+  UNIT(code_cut), UNIT(code_malformed), UNIT(code_limits), UNIT(code_refused), UNIT(code_strange_contexts),
+  UNIT(code_control), UNIT(code_inside_callbacks), UNIT(code_deadlines), UNIT(code_no_memory),
   UNIT(bad_answers), UNIT(endless_answers), UNIT(unreachable), UNIT(null_arguments), UNIT(injection),
 
   UNIT(sha256),
@@ -15775,6 +16994,9 @@ static const test tests[] = {
   SERVER(metrics_and_logs), SERVER(network), SERVER(snapshots), SERVER(auto_pause), SERVER(keep_alive),
   SERVER(find_by_nonce), SERVER(list_filters), HOST(envd_request), SERVER(api_request), SERVER(port_request),
   SERVER(port_streams), SERVER(port_routes),
+  CODE(code_run), CODE(code_formats), CODE(code_stream), CODE(code_backpressure), CODE(code_contexts),
+  CODE(code_interrupt), CODE(code_at_once), PYTHON(code_envs_and_cwd), PYTHON(code_dead_sandbox), PYTHON(code_resumed),
+  PYTHON(code_routes),
 };
 
 static int passed, failed, skipped;
@@ -15812,7 +17034,14 @@ static void run_test(const test *t, const char *name) {
 static bool runs_on(const test *t, const host *h) {
   if (!h || t->needs == NEEDS_NOTHING) return !h && t->needs == NEEDS_NOTHING;
   if (t->needs != NEEDS_HOST && h->codec == E2B_CODEC_JSON) return false;
-  return t->needs != NEEDS_SERVER || h->control_plane;
+  if (t->needs == NEEDS_CODE && !h->control_plane) return getenv("E2B_CODE_URL") != NULL;
+  return t->needs < NEEDS_SERVER || h->control_plane;
+}
+
+/* Of the local server's code interpreter. */
+static bool lacks_python(const test *t, const host *h) {
+  if ((t->needs != NEEDS_CODE && t->needs != NEEDS_PYTHON) || !h->control_plane) return false;
+  return system("command -v python3 >/dev/null 2>&1") != 0;
 }
 
 /* All tests on one host, or those that need none. */
@@ -15827,7 +17056,10 @@ static void run_tests(host *h, bool list, int count, char **filters) {
     if (!wanted(name, count, filters)) continue;
     if (list)
       printf("%s\n", name);
-    else if (h && h->control_plane && !host_start(h)) {
+    else if (lacks_python(t, h)) {
+      printf("skipped: %s (no python3)\n", name);
+      skipped++;
+    } else if (h && h->control_plane && !host_start(h)) {
       printf("%s: %s (%s)\n", h->pid ? "failed" : "skipped", name, h->why_not);
       if (h->pid)
         failed++;

@@ -4,6 +4,9 @@
    port: the control plane (create, list, kill, pause, snapshots, metrics, logs ...), the envd of every sandbox (commands,
    files) and the servers that run in it, reached by host name, path prefix or routing headers. It is real: processes,
    pipes, terminals, signals, files. Only rules for the network are kept and shown, but not enforced.
+   port: the control plane (create, list, kill, pause ...), the envd of every sandbox (commands, files) and its code
+   interpreter (where there is a python3), reached by host name, path prefix or routing headers. It is real: processes,
+   pipes, terminals, signals, files.
 
    IT ISOLATES NOTHING. A "sandbox" is a home directory and a list of processes that run as you, on your files. Serve
    only yourself, on the loopback interface. `local_server --help` lists the options. Linux; mbedTLS 2.28 or 3.x.
@@ -16,6 +19,8 @@
                       | >>>> file transfer                | >>>> envd
      the edge         | >>>> life cycle   | >>>> snapshots    | >>>> control plane                | >>>> relay
                       | >>>> routing
+                      | >>>> file transfer                | >>>> envd                         | >>>> code interpreter
+     the edge         | >>>> life cycle   | >>>> control plane                | >>>> routing
      running it       | >>>> tls          | >>>> http input   | >>>> main */
 
 #define _GNU_SOURCE
@@ -1285,6 +1290,7 @@ struct sandbox {
   bool paused, auto_pause, auto_resume;
   bool used;       /* has ever started a process */
   node processes;  /* oldest first */
+  node contexts;   /* of the code interpreter, oldest first */
   node exchanges;
   char *snapshot;  /* the id of the one it was made from, or NULL */
   char *network, *allow_internet; /* JSON as last set, or NULL; nothing here enforces it */
@@ -1813,6 +1819,7 @@ struct process {
 };
 
 static void process_read(output *o);
+static void contexts_reaped(pid_t pid);
 
 static bool process_outputs_open(const process *p) {
   return p->out[0].watch.fd >= 0 || p->out[1].watch.fd >= 0;
@@ -2066,6 +2073,7 @@ static void processes_reap(void) {
     node *n = server.processes.next;
     while (n != &server.processes && (OWNER(n, process, in_all)->pid != pid || OWNER(n, process, in_all)->reaped))
       n = n->next;
+    if (n == &server.processes) contexts_reaped(pid);
     if (n == &server.processes) continue;
     OWNER(n, process, in_all)->reaped = true;
     OWNER(n, process, in_all)->status = status;
@@ -3536,6 +3544,739 @@ static void envd_begin(exchange *x) {
 }
 
 /* ================================================================================================================== */
+/* >>>> code interpreter */
+/* ================================================================================================================== */
+
+/* Port 49999: contexts, each a python3 that lives on from run to run, and /execute, which streams what a run gives as
+ * lines of JSON. As in the real one nothing here asks for the access token. Of its languages there is only Python,
+ * without the magic of IPython. Where there is no python3 nobody listens on this port. */
+#define CODE_PORT 49999
+#define CODE_KEEPALIVE_MS 5000
+#define CODE_CLOSED "Connection to the execution was closed before the execution was finished"
+#define CODE_END "{\"type\": \"end_of_execution\"}\n"
+
+/* The interpreter reads one request a line, {"code","env","cwd"}, and writes one event a line, ready for the client. */
+static const char *const code_driver[] = {
+  "import ast, asyncio, base64, codecs, datetime, inspect, json, linecache\n",
+  "import os, signal, sys, threading, traceback, types\n",
+  "\n",
+  "requests, events = os.fdopen(os.dup(0), 'rb'), os.dup(1)\n",
+  "os.dup2(os.open(os.devnull, os.O_RDONLY), 0)\n",
+  "lock, running, count = threading.Lock(), False, 0\n",
+  "mark = b'\\0e2b ' + os.urandom(8).hex().encode() + b'\\n'\n",
+  "\n",
+  "def clean(value):  # what JSON has no words for\n",
+  "  if isinstance(value, dict):\n",
+  "    return {str(key): clean(item) for key, item in value.items()}\n",
+  "  if isinstance(value, (list, tuple)):\n",
+  "    return [clean(item) for item in value]\n",
+  "  return value if isinstance(value, (str, int, bool, type(None))) else repr(value)\n",
+  "\n",
+  "def emit(type, **members):\n",
+  "  event = {'type': type, **members}\n",
+  "  try:\n",
+  "    line = json.dumps(event, allow_nan=False).encode()\n",
+  "  except (TypeError, ValueError):\n",
+  "    line = json.dumps(clean(event)).encode()\n",
+  "  line += b'\\n'\n",
+  "  with lock:\n",
+  "    while line:\n",
+  "      line = line[os.write(events, line):]\n",
+  "\n",
+  "# What is written to a descriptor, by us or by a child, becomes events. A mark in it says: so far it is out.\n",
+  "class Pump(threading.Thread):\n",
+  "  def __init__(self, fd, kind):\n",
+  "    super().__init__(daemon=True)\n",
+  "    self.fd, self.kind, self.passed = fd, kind, threading.Event()\n",
+  "    self.source, end = os.pipe()\n",
+  "    os.dup2(end, fd)\n",
+  "    os.close(end)\n",
+  "    self.start()\n",
+  "\n",
+  "  def run(self):\n",
+  "    decoder, data = codecs.getincrementaldecoder('utf-8')('replace'), b''\n",
+  "    def put(part):\n",
+  "      text = decoder.decode(part)\n",
+  "      if text:\n",
+  "        emit(self.kind, text=text, timestamp=datetime.datetime.now(datetime.timezone.utc).isoformat())\n",
+  "    while True:\n",
+  "      more = os.read(self.source, 65536)\n",
+  "      if not more:\n",
+  "        return\n",
+  "      *parts, data = (data + more).split(mark)\n",
+  "      for part in parts:\n",
+  "        put(part)\n",
+  "        self.passed.set()\n",
+  "      keep = next((n for n in range(min(len(mark) - 1, len(data)), 0, -1) if data.endswith(mark[:n])), 0)\n",
+  "      put(data[:len(data) - keep])\n",
+  "      data = data[len(data) - keep:]\n",
+  "\n",
+  "  def sync(self):\n",
+  "    self.passed.clear()\n",
+  "    try:\n",
+  "      os.write(self.fd, mark)\n",
+  "    except OSError:\n",
+  "      return\n",
+  "    self.passed.wait(5)\n",
+  "\n",
+  "pumps = Pump(1, 'stdout'), Pump(2, 'stderr')\n",
+  "\n",
+  "def sync():\n",
+  "  for stream in sys.stdout, sys.stderr:\n",
+  "    try:\n",
+  "      stream.flush()\n",
+  "    except Exception:\n",
+  "      pass\n",
+  "  for pump in pumps:\n",
+  "    pump.sync()\n",
+  "\n",
+  "reprs = {'_repr_html_': 'text/html', '_repr_markdown_': 'text/markdown', '_repr_svg_': 'image/svg+xml',\n",
+  "         '_repr_png_': 'image/png', '_repr_jpeg_': 'image/jpeg', '_repr_pdf_': 'application/pdf',\n",
+  "         '_repr_latex_': 'text/latex', '_repr_json_': 'application/json',\n",
+  "         '_repr_javascript_': 'application/javascript',\n",
+  "         '_repr_e2b_data_': 'e2b/data', '_repr_e2b_chart_': 'e2b/chart'}\n",
+  "members = {'text/plain': 'text', 'text/html': 'html', 'text/markdown': 'markdown', 'image/svg+xml': 'svg',\n",
+  "           'image/png': 'png', 'image/jpeg': 'jpeg', 'application/pdf': 'pdf', 'text/latex': 'latex',\n",
+  "           'application/json': 'json', 'application/javascript': 'javascript',\n",
+  "           'e2b/data': 'data', 'e2b/chart': 'chart'}\n",
+  "\n",
+  "def formats(value):\n",
+  "  bundle = {'text/plain': repr(value)}\n",
+  "  if not isinstance(value, type):\n",
+  "    for method, mime in reprs.items():\n",
+  "      if callable(getattr(value, method, None)):\n",
+  "        bundle[mime] = getattr(value, method)()\n",
+  "    if callable(getattr(value, '_repr_mimebundle_', None)):\n",
+  "      more = value._repr_mimebundle_(include=None, exclude=None)\n",
+  "      bundle.update(more[0] if isinstance(more, tuple) else more)\n",
+  "  if isinstance(value, (list, dict)):\n",
+  "    try:\n",
+  "      json.dumps(value)\n",
+  "      bundle['application/json'] = value\n",
+  "    except (TypeError, ValueError):\n",
+  "      pass\n",
+  "  out = {'extra': {}}\n",
+  "  for mime, data in bundle.items():\n",
+  "    if isinstance(data, tuple):  # with metadata\n",
+  "      data = data[0]\n",
+  "    if data is None:\n",
+  "      continue\n",
+  "    if isinstance(data, bytes):\n",
+  "      data = base64.b64encode(data).decode()\n",
+  "    if mime == 'text/plain' and len(data) > 1 and data[0] == data[-1] and data[0] in '\\'\"':\n",
+  "      data = data[1:-1]\n",
+  "    if mime in members:\n",
+  "      out[members[mime]] = data\n",
+  "    else:\n",
+  "      out['extra'][mime] = data\n",
+  "  return out\n",
+  "\n",
+  "def show(value, main):\n",
+  "  found = formats(value)\n",
+  "  sync()\n",
+  "  emit('result', is_main_result=main, **found)\n",
+  "\n",
+  "def display(*values, **_):\n",
+  "  for value in values:\n",
+  "    show(value, False)\n",
+  "\n",
+  "main = sys.modules['__main__'] = types.ModuleType('__main__')\n",
+  "main.display = display\n",
+  "sys.argv = ['']\n",
+  "loop = asyncio.new_event_loop()\n",
+  "asyncio.set_event_loop(loop)\n",
+  "\n",
+  "def evaluate(tree, name, mode):\n",
+  "  code = compile(tree, name, mode, ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)\n",
+  "  value = eval(code, main.__dict__)\n",
+  "  return loop.run_until_complete(value) if code.co_flags & inspect.CO_COROUTINE else value\n",
+  "\n",
+  "def execute(source):\n",
+  "  name = f'Cell In[{count}]'\n",
+  "  linecache.cache[name] = len(source), None, source.splitlines(True), name\n",
+  "  tree = compile(source, name, 'exec', ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)\n",
+  "  last = None\n",
+  "  if tree.body and isinstance(tree.body[-1], ast.Expr) and not source.rstrip().endswith(';'):\n",
+  "    last = ast.Expression(tree.body.pop().value)\n",
+  "  if tree.body:\n",
+  "    evaluate(tree, name, 'exec')\n",
+  "  if last:\n",
+  "    value = evaluate(last, name, 'eval')\n",
+  "    if value is not None:\n",
+  "      main._ = value\n",
+  "      show(value, True)\n",
+  "\n",
+  "def fail(error):\n",
+  "  trace = error.__traceback__\n",
+  "  while trace and trace.tb_frame.f_code.co_filename == '<string>':  # ours\n",
+  "    trace = trace.tb_next\n",
+  "  text = ''.join(traceback.format_exception(type(error), error, trace))\n",
+  "  try:\n",
+  "    value = str(error)\n",
+  "  except Exception:\n",
+  "    value = '<exception str() failed>'\n",
+  "  sync()\n",
+  "  emit('error', name=type(error).__name__, value=value, traceback=text)\n",
+  "\n",
+  "def interrupt(*_):\n",
+  "  if running:\n",
+  "    raise KeyboardInterrupt\n",
+  "\n",
+  "def cell(request):\n",
+  "  global running, count\n",
+  "  count += 1\n",
+  "  emit('number_of_executions', execution_count=count)\n",
+  "  before, cwd = dict(os.environ), None\n",
+  "  try:\n",
+  "    running = True\n",
+  "    try:\n",
+  "      os.environ.update(request['env'])\n",
+  "      if request['cwd']:\n",
+  "        cwd = os.getcwd()\n",
+  "        os.chdir(request['cwd'])\n",
+  "      execute(request['code'])\n",
+  "    finally:\n",
+  "      running = False\n",
+  "  except BaseException as error:\n",
+  "    fail(error)\n",
+  "  for key in request['env']:\n",
+  "    if key in before:\n",
+  "      os.environ[key] = before[key]\n",
+  "    else:\n",
+  "      os.environ.pop(key, None)\n",
+  "  try:\n",
+  "    os.chdir(cwd or '.')\n",
+  "  except OSError:\n",
+  "    pass  # it is gone\n",
+  "  sync()\n",
+  "  emit('end_of_execution')\n",
+  "\n",
+  "sys.stdout = open(1, 'w', buffering=1, encoding='utf-8', errors='surrogateescape', closefd=False)\n",
+  "sys.stderr = open(2, 'w', buffering=1, encoding='utf-8', errors='backslashreplace', closefd=False)\n",
+  "signal.signal(signal.SIGINT, interrupt)\n",
+  "for line in requests:\n",
+  "  cell(json.loads(line.decode(errors='replace')))\n",
+  "os._exit(0)\n",
+};
+
+/* An interpreter. Its process is started with it, and anew when it has died. */
+typedef struct context {
+  node in_sandbox;
+  sandbox *sandbox;
+  char id[32];
+  char *cwd;
+  bool standard;  /* the one of requests that name none */
+  pid_t pid;      /* 0 = none */
+  watch in, out;  /* our ends of its pipes */
+  e2b__buf input; /* requests it has not read yet */
+  e2b__buf line;  /* of its output: the event that is coming in */
+  size_t scanned; /* of `line`: looked through for its end */
+  node runs;      /* the first one is under way, the others wait */
+} context;
+
+/* A request to /execute. */
+typedef struct run {
+  node in_context;
+  context *context;
+  exchange *x;       /* NULL when the client has gone: it is being interrupted */
+  e2b__buf request;  /* for the interpreter; empty when it has it */
+  timer beat;        /* a keep-alive for the client; the next interrupt when it has gone */
+} run;
+
+static void run_beat(timer *t);
+static void context_next(context *c);
+
+static void run_send(run *r, const char *line, size_t len) {
+  if (!r->x) return;
+  reply_chunk(r->x, line, len);
+  timer_set(&r->beat, now_ms() + CODE_KEEPALIVE_MS, run_beat);
+}
+
+/* What is left of a run: the client keeps an exchange that is answered. */
+static void run_free(run *r) {
+  if (r->x) {
+    r->x->state = NULL;
+    reply_end(r->x);
+  }
+  timer_stop(&r->beat);
+  list_remove(&r->in_context);
+  e2b__buf_free(&r->request);
+  free(r);
+}
+
+/* The end of a run that its interpreter does not bring. */
+static void run_fail(run *r, const char *name, const char *value) {
+  char text[256];
+  int len = snprintf(text, sizeof text,
+                     "{\"type\": \"error\", \"name\": \"%s\", \"value\": \"%s\", \"traceback\": \"\"}\n", name, value);
+  run_send(r, text, (size_t)len);
+  run_send(r, CODE_END, sizeof CODE_END - 1);
+  run_free(r);
+}
+
+static bool run_started(const run *r) {
+  return r->context->runs.next == &r->in_context && !r->request.len;
+}
+
+/* Nobody wants the rest: as the Stop button of a notebook, again and again until the code lets go. */
+static void run_beat(timer *t) {
+  static const char line[] = "{\"type\": \"keepalive\"}\n";
+  run *r = OWNER(t, run, beat);
+  if (r->x) {
+    run_send(r, line, sizeof line - 1);
+  } else {
+    if (r->context->pid) (void)kill(-r->context->pid, SIGINT);
+    timer_set(&r->beat, now_ms() + 1000, run_beat);
+  }
+}
+
+/* The process is gone, or shall be: what it was doing ends with an error, what waits goes to its successor. */
+static void context_stop(context *c, const char *name, const char *value) {
+  if (c->pid) (void)kill(-c->pid, SIGKILL);
+  c->pid = 0;
+  watch_close(&c->in);
+  watch_close(&c->out);
+  e2b__buf_free(&c->input);
+  e2b__buf_free(&c->line);
+  c->scanned = 0;
+  if (!list_empty(&c->runs) && run_started(OWNER(c->runs.next, run, in_context)))
+    run_fail(OWNER(c->runs.next, run, in_context), name, value);
+}
+
+static void context_free(context *c) {
+  context_stop(c, "UnexpectedEndOfExecution", CODE_CLOSED);
+  while (!list_empty(&c->runs))
+    run_fail(OWNER(c->runs.next, run, in_context), "ExecutionAborted", "The context was removed");
+  list_remove(&c->in_sandbox);
+  free(c->cwd);
+  free(c);
+}
+
+/* Writes what the interpreter takes of its requests. */
+static void context_write(context *c) {
+  while (c->input.len) {
+    ssize_t n = write(c->in.fd, c->input.data, c->input.len);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) break; /* full; or dead, which its output will say */
+    e2b__buf_drop(&c->input, (size_t)n);
+  }
+  (void)watch_want(&c->in, c->input.len && errno == EAGAIN ? EPOLLOUT : 0);
+}
+
+static void context_in_ready(watch *w, uint32_t events) {
+  E2B__UNUSED(events);
+  context_write(OWNER(w, context, in));
+}
+
+/* Passes the whole lines on that have come. */
+static void context_lines(context *c) {
+  size_t at = 0;
+  char *line, *end;
+  while (at < c->line.len) {
+    run *r = list_empty(&c->runs) ? NULL : OWNER(c->runs.next, run, in_context);
+    size_t len;
+    line = (char *)c->line.data + at;
+    end = (char *)memchr(line + c->scanned, '\n', c->line.len - at - c->scanned);
+    if (!end) break;
+    len = (size_t)(end - line) + 1;
+    at += len;
+    c->scanned = 0;
+    if (r && run_started(r)) run_send(r, line, len);
+    if (r && run_started(r) && e2b__str_eq(e2b__str_n(line, len), CODE_END)) {
+      run_free(r);
+      context_next(c);
+    }
+  }
+  e2b__buf_drop(&c->line, at);
+  c->scanned = c->line.len;
+}
+
+/* Reads until there is no more, or the client has enough for now. */
+static void context_read(context *c) {
+  int turns;
+  for (turns = 0; turns < 8 && c->out.fd >= 0; turns++) {
+    run *r = list_empty(&c->runs) ? NULL : OWNER(c->runs.next, run, in_context);
+    ssize_t n;
+    if (r && r->x && !exchange_has_room(r->x)) {
+      (void)watch_want(&c->out, 0);
+      return;
+    }
+    n = read(c->out.fd, server.chunk, sizeof server.chunk);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (n > 0) e2b__buf_put(&c->line, server.chunk, (size_t)n);
+    if (n <= 0 || c->line.err) {
+      context_stop(c, "ContextRestarting", "Context was restarted");
+      context_next(c);
+      return;
+    }
+    context_lines(c);
+  }
+}
+
+static void context_out_ready(watch *w, uint32_t events) {
+  E2B__UNUSED(events);
+  context_read(OWNER(w, context, out));
+}
+
+/* SIGCHLD: the process has no number any more. Its output may still be read. */
+static void contexts_reaped(pid_t pid) {
+  node *n, *k;
+  for (n = server.sandboxes.next; n != &server.sandboxes; n = n->next) {
+    sandbox *s = OWNER(n, sandbox, in_all);
+    for (k = s->contexts.next; k != &s->contexts; k = k->next)
+      if (OWNER(k, context, in_sandbox)->pid == pid) OWNER(k, context, in_sandbox)->pid = 0;
+  }
+}
+
+/* The arguments of the interpreter; the code is too long for one literal. */
+static bool code_arguments(launch *l, e2b__arena *arena) {
+  e2b__buf code;
+  size_t i;
+  e2b__buf_init(&code, &server.mem, BODY_MAX);
+  for (i = 0; i < E2B__COUNT(code_driver); i++) e2b__buf_text(&code, code_driver[i]);
+  l->argv = (char **)e2b__arena_alloc(arena, 4 * sizeof *l->argv);
+  if (l->argv) {
+    l->argv[0] = (char *)(uintptr_t)"python3";
+    l->argv[1] = (char *)(uintptr_t)"-c";
+    l->argv[2] = (char *)(uintptr_t)arena_text(arena, buf_str(&code));
+  }
+  e2b__buf_free(&code);
+  return l->argv && l->argv[2];
+}
+
+/* Starts the process of a context. False with the reason in `why`. */
+static bool context_start(context *c, char why[256]) {
+  e2b__process_config config;
+  e2b__arena arena;
+  account who;
+  struct stat dir;
+  launch l;
+  int i, failure = ENOMEM;
+  memset(&config, 0, sizeof config);
+  memset(&l, 0, sizeof l);
+  for (i = 0; i < 3; i++) l.std[i] = l.ours[i] = -1;
+  l.who = &who;
+  e2b__arena_init(&arena, &server.mem, BODY_MAX);
+  if (!sandbox_user(c->sandbox, NULL, &who))
+    failure = EPERM;
+  else if (code_arguments(&l, &arena) && launch_environment(&l, c->sandbox, &config, &arena))
+    failure = launch_open_pipes(&l, true) ? 0 : errno;
+  l.cwd = stat(c->cwd, &dir) == 0 && S_ISDIR(dir.st_mode) ? c->cwd : who.home; /* %cd to nowhere leaves one there */
+  if (!failure) { /* what goes wrong before our code runs is for whoever runs this server */
+    (void)close(l.std[2]);
+    (void)close(l.ours[2]);
+    l.ours[2] = -1;
+    l.std[2] = fcntl(2, F_DUPFD_CLOEXEC, 3);
+    failure = l.std[2] < 0 ? errno : launch_run(&l, &c->pid);
+  }
+  launch_close(&l, failure != 0);
+  e2b__arena_free(&arena);
+  if (failure) {
+    c->pid = 0;
+    (void)snprintf(why, 256, "cannot start python3 in '%.100s': %s", c->cwd, errno_text(failure));
+    return false;
+  }
+  watch_init(&c->in, l.ours[0], context_in_ready);
+  watch_init(&c->out, l.ours[1], context_out_ready);
+  (void)watch_want(&c->out, EPOLLIN);
+  c->sandbox->used = true;
+  return true;
+}
+
+/* NULL with the reason in `why`. */
+static context *context_new(sandbox *s, e2b_str cwd, bool standard, char why[256]) {
+  context *c;
+  char path[PATH_MAX];
+  account who;
+  if (!sandbox_user(s, NULL, &who)) {
+    (void)snprintf(why, 256, "no such user");
+    return NULL;
+  }
+  if (!path_resolve(&who, s->workdir, cwd, path, why)) return NULL;
+  c = (context *)xalloc(sizeof *c);
+  c->sandbox = s;
+  c->standard = standard;
+  c->cwd = xdup(path);
+  random_name(c->id, 24);
+  c->in.fd = c->out.fd = -1;
+  e2b__buf_init(&c->input, &server.mem, OUTPUT_MAX);
+  e2b__buf_init(&c->line, &server.mem, OUTPUT_MAX);
+  list_init(&c->runs);
+  list_push(&s->contexts, &c->in_sandbox);
+  if (context_start(c, why)) return c;
+  context_free(c);
+  return NULL;
+}
+
+/* Gives the interpreter the next run, when it is free; a dead one is replaced. */
+static void context_next(context *c) {
+  char why[256];
+  run *r;
+  while (!list_empty(&c->runs) && !run_started(r = OWNER(c->runs.next, run, in_context))) {
+    if (c->out.fd >= 0 || context_start(c, why)) {
+      e2b__buf_str(&c->input, buf_str(&r->request));
+      e2b__buf_free(&r->request);
+      context_write(c);
+      return;
+    }
+    run_fail(r, "ContextRestarting", "The context could not be restarted");
+  }
+}
+
+static void run_drain(exchange *x) {
+  run *r = (run *)x->state;
+  if (!r || r->context->out.fd < 0) return;
+  (void)watch_want(&r->context->out, EPOLLIN);
+  context_read(r->context);
+}
+
+static void run_hangup(exchange *x) {
+  conn_break(x->conn);
+}
+
+static void run_gone(exchange *x) {
+  run *r = (run *)x->state;
+  context *c;
+  if (!r) return;
+  c = r->context;
+  r->x = NULL;
+  if (!run_started(r)) {
+    run_free(r);
+    return;
+  }
+  run_beat(&r->beat);
+  if (c->out.fd >= 0) (void)watch_want(&c->out, EPOLLIN);
+}
+
+static const handler run_handler = { whole_body, NULL, run_drain, run_hangup, run_gone };
+
+static context *context_find(sandbox *s, e2b_str id) {
+  node *n;
+  for (n = s->contexts.next; n != &s->contexts; n = n->next)
+    if (e2b__str_eq(id, OWNER(n, context, in_sandbox)->id)) return OWNER(n, context, in_sandbox);
+  return NULL;
+}
+
+/* The context of requests that name none. */
+static context *context_standard(sandbox *s, char why[256]) {
+  node *n;
+  for (n = s->contexts.next; n != &s->contexts; n = n->next)
+    if (OWNER(n, context, in_sandbox)->standard) return OWNER(n, context, in_sandbox);
+  return context_new(s, e2b__str(""), true, why);
+}
+
+typedef struct execute_request {
+  e2b_str code, context_id, language, cwd;
+  e2b__list env; /* e2b__pair */
+  bool has_code;
+} execute_request;
+static const e2b__field fields_execute_request[] = {
+  E2B__FIELD_HAS(execute_request, code, "code", 0, STR, 0, NULL),
+  E2B__FIELD(execute_request, context_id, "context_id", 0, STR),
+  E2B__FIELD(execute_request, language, "language", 0, STR),
+  E2B__FIELD(execute_request, cwd, "cwd", 0, STR),
+  E2B__FIELD_LIST(execute_request, env, "env_vars", 0, MAP, &e2b__msg_pair),
+};
+static const e2b__message msg_execute_request = E2B__MESSAGE(execute_request, fields_execute_request);
+
+static void reply_code_invalid(exchange *x, const char *where, const char *message) {
+  e2b__buf body;
+  e2b__buf_init(&body, &server.mem, HEAD_MAX);
+  buf_printf(&body, "{\"detail\":[{\"type\":\"invalid\",\"loc\":[\"body\"%s%s%s],\"msg\":\"%s\"}]}",
+             where[0] ? ",\"" : "", where, where[0] ? "\"" : "", message);
+  reply_buf(x, 422, "application/json", &body);
+}
+
+static bool code_knows(e2b_str language) {
+  return !language.len || e2b__str_eq_nocase(language, "python") || e2b__str_eq_nocase(language, "python3");
+}
+
+E2B__PRINTF(3, 4)
+static void reply_code_error(exchange *x, int status, const char *format, ...) {
+  e2b__buf text;
+  va_list args;
+  e2b__buf_init(&text, &server.mem, HEAD_MAX);
+  va_start(args, format);
+  buf_vprintf(&text, format, args);
+  va_end(args);
+  reply_buf(x, status, "text/plain; charset=utf-8", &text);
+}
+
+/* Lines up a run; from here on its events are the answer. */
+static void code_run(exchange *x, context *c, const execute_request *request) {
+  const e2b__pair *env = (const e2b__pair *)request->env.items;
+  run *r = (run *)xalloc(sizeof *r);
+  e2b__json_writer w;
+  size_t i;
+  e2b__buf_init(&r->request, &server.mem, OUTPUT_MAX);
+  w.out = &r->request;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  e2b__json_key(&w, "code");
+  e2b__json_str(&w, request->code);
+  e2b__json_key(&w, "cwd");
+  e2b__json_str(&w, request->cwd);
+  e2b__json_key(&w, "env");
+  e2b__json_begin(&w, '{');
+  for (i = 0; i < request->env.count; i++) {
+    e2b__json_key_str(&w, env[i].key);
+    e2b__json_str(&w, env[i].value);
+  }
+  e2b__json_end(&w, '}');
+  e2b__json_end(&w, '}');
+  e2b__buf_byte(&r->request, '\n');
+  r->context = c;
+  r->x = x;
+  list_push(&c->runs, &r->in_context);
+  x->handler = &run_handler;
+  x->state = r;
+  reply_head(x, 200, NULL, LENGTH_UNKNOWN);
+  timer_set(&r->beat, now_ms() + CODE_KEEPALIVE_MS, run_beat);
+  context_next(c);
+}
+
+static void code_execute(exchange *x) {
+  execute_request request;
+  e2b__arena arena;
+  context *c = NULL;
+  char why[256] = "";
+  memset(&request, 0, sizeof request);
+  e2b__arena_init(&arena, &server.mem, BODY_MAX);
+  if (e2b__json_decode(&msg_execute_request, (char *)x->body.data, x->body.len, &arena, &request) != E2B_OK)
+    reply_code_invalid(x, "", "Input should be a valid JSON object");
+  else if (!request.has_code)
+    reply_code_invalid(x, "code", "Field required");
+  else if (request.context_id.len && request.language.len)
+    reply_text(x, 400, "Only one of context_id or language can be provided");
+  else if (!code_knows(request.language))
+    reply_code_error(x, 500, "Failed to create context: no kernel for '%.*s' on this server", (int)request.language.len,
+                     request.language.ptr);
+  else if (request.context_id.len && (c = context_find(x->sandbox, request.context_id)) == NULL)
+    reply_code_error(x, 404, "Context %.*s not found", (int)request.context_id.len, request.context_id.ptr);
+  else if (!c && (c = context_standard(x->sandbox, why)) == NULL)
+    reply_code_error(x, 500, "Failed to create context: %s", why);
+  else
+    code_run(x, c, &request);
+  e2b__arena_free(&arena);
+}
+
+static void json_context(e2b__json_writer *w, const context *c) {
+  e2b__json_begin(w, '{');
+  e2b__json_key(w, "id");
+  e2b__json_str(w, e2b__str(c->id));
+  e2b__json_key(w, "language");
+  e2b__json_str(w, e2b__str("python"));
+  e2b__json_key(w, "cwd");
+  e2b__json_str(w, e2b__str(c->cwd));
+  e2b__json_end(w, '}');
+}
+
+static void code_create_context(exchange *x) {
+  execute_request request;
+  e2b__arena arena;
+  e2b__buf body;
+  e2b__json_writer w;
+  context *c = NULL;
+  char why[256] = "";
+  memset(&request, 0, sizeof request);
+  e2b__arena_init(&arena, &server.mem, BODY_MAX);
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  w.out = &body;
+  w.comma = false;
+  if (e2b__json_decode(&msg_execute_request, (char *)x->body.data, x->body.len, &arena, &request) != E2B_OK) {
+    reply_code_invalid(x, "", "Input should be a valid JSON object");
+  } else if (!code_knows(request.language)) {
+    reply_code_error(x, 500, "Failed to create context: no kernel for '%.*s' on this server", (int)request.language.len,
+                     request.language.ptr);
+  } else if ((c = context_new(x->sandbox, request.cwd, false, why)) == NULL) {
+    reply_code_error(x, 500, "Failed to create context: %s", why);
+  } else {
+    json_context(&w, c);
+    reply_buf(x, 200, "application/json", &body);
+  }
+  e2b__arena_free(&arena);
+}
+
+static void code_list_contexts(exchange *x) {
+  e2b__buf body;
+  e2b__json_writer w;
+  char why[256];
+  node *n;
+  (void)context_standard(x->sandbox, why);
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  w.out = &body;
+  w.comma = false;
+  e2b__json_begin(&w, '[');
+  for (n = x->sandbox->contexts.next; n != &x->sandbox->contexts; n = n->next)
+    json_context(&w, OWNER(n, context, in_sandbox));
+  e2b__json_end(&w, ']');
+  reply_buf(x, 200, "application/json", &body);
+}
+
+static void code_health(exchange *x) {
+  reply(x, 200, "application/json", "\"OK\"", 4);
+}
+
+/* /contexts/<id> and /contexts/<id>/restart */
+static void code_context(exchange *x) {
+  e2b_str rest = e2b__str(x->path + strlen("/contexts/")), name = str_cut(&rest, '/');
+  bool restart = e2b__str_eq(rest, "restart");
+  e2b__buf id;
+  context *c;
+  e2b__buf_init(&id, &server.mem, HEAD_MAX);
+  if (!percent_decode(name, false, &id)) id.len = 0;
+  c = context_find(x->sandbox, buf_str(&id));
+  if (rest.len && !restart) {
+    reply(x, 404, "application/json", "{\"detail\":\"Not Found\"}", 22);
+  } else if (strcmp(x->method, restart ? "POST" : "DELETE") != 0) {
+    reply(x, 405, "application/json", "{\"detail\":\"Method Not Allowed\"}", 31);
+  } else if (!c) {
+    reply_code_error(x, 404, "Context %.*s not found", (int)id.len, (const char *)id.data);
+  } else {
+    if (restart) context_stop(c, "UnexpectedEndOfExecution", CODE_CLOSED);
+    if (restart)
+      context_next(c);
+    else
+      context_free(c);
+    reply(x, 200, "application/json", "null", 4);
+  }
+  e2b__buf_free(&id);
+}
+
+/* The head of a request to the code interpreter is there. */
+static void code_begin(exchange *x) {
+  bool post = strcmp(x->method, "POST") == 0, get = strcmp(x->method, "GET") == 0;
+  if (post && strcmp(x->path, "/execute") == 0)
+    answer_when_whole(x, code_execute);
+  else if (post && strcmp(x->path, "/contexts") == 0)
+    answer_when_whole(x, code_create_context);
+  else if (get && strcmp(x->path, "/contexts") == 0)
+    answer_when_whole(x, code_list_contexts);
+  else if (get && strcmp(x->path, "/health") == 0)
+    answer_when_whole(x, code_health);
+  else if (strncmp(x->path, "/contexts/", 10) == 0)
+    answer_when_whole(x, code_context);
+  else if (strcmp(x->path, "/execute") == 0 || strcmp(x->path, "/contexts") == 0 || strcmp(x->path, "/health") == 0)
+    reply(x, 405, "application/json", "{\"detail\":\"Method Not Allowed\"}", 31);
+  else
+    reply(x, 404, "application/json", "{\"detail\":\"Not Found\"}", 22);
+}
+
+/* Whether there is a python3. */
+static bool code_available(void) {
+  const char *path = getenv("PATH");
+  e2b_str rest = e2b__str(path ? path : "/usr/local/bin:/usr/bin:/bin");
+  char name[PATH_MAX];
+  while (rest.len) {
+    e2b_str dir = str_cut(&rest, ':');
+    if (snprintf(name, sizeof name, "%.*s/python3", (int)dir.len, dir.ptr) < (int)sizeof name &&
+        access(name, X_OK) == 0)
+      return true;
+  }
+  return false;
+}
+
+/* ================================================================================================================== */
 /* >>>> life cycle */
 /* ================================================================================================================== */
 
@@ -3578,6 +4319,7 @@ static void sandbox_kill(sandbox *s) {
   sandbox_cut(s);
   for (tries = 0; tries < 4 && sandbox_signal(s, SIGKILL); tries++) processes_reap();
   while (!list_empty(&s->processes)) process_free(OWNER(s->processes.next, process, in_sandbox));
+  while (!list_empty(&s->contexts)) context_free(OWNER(s->contexts.next, context, in_sandbox));
   timer_stop(&s->life);
   list_remove(&s->in_all);
   bury_dir(s->home);
@@ -3655,6 +4397,7 @@ static sandbox *sandbox_create(const char *template_id, int64_t seconds) {
   s->number = ++server.sequence;
   s->started = wall_clock();
   list_init(&s->processes);
+  list_init(&s->contexts);
   list_init(&s->exchanges);
   list_init(&s->logs);
   if (list_empty(&server.sandboxes)) timer_set(server.metrics_timer, now_ms() + METRICS_EVERY_MS, metrics_tick);
@@ -5136,6 +5879,7 @@ static void route_to_sandbox(exchange *x, const destination *to) {
     list_push(&s->exchanges, &x->in_sandbox);
     if (port == ENVD_PORT && is_preflight(x)) reply_preflight(x);
     else if (port == ENVD_PORT) envd_begin(x);
+    else if (port == CODE_PORT && code_available()) code_begin(x);
     else relay_begin(x, (uint16_t)port);
   }
 }

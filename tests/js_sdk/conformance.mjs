@@ -1,4 +1,4 @@
-// Conformance of an E2B-compatible server, judged by the unmodified official SDK (npm "e2b").
+// Conformance of an E2B-compatible server, judged by the unmodified official SDK (npm "e2b", "@e2b/code-interpreter").
 //
 //   npm ci && E2B_API_URL=… E2B_SANDBOX_URL=… E2B_API_KEY=… node conformance.mjs
 //
@@ -26,6 +26,7 @@ import {
   Sandbox, SandboxError, SandboxNotFoundError, NotFoundError, FileNotFoundError,
   InvalidArgumentError, AuthenticationError, TimeoutError, CommandExitError, FileType,
 } from 'e2b'
+import { Sandbox as CodeSandbox } from '@e2b/code-interpreter'
 
 const env = process.env
 delete env.E2B_DEBUG // in debug mode the SDK goes to fixed ports and skips the control plane
@@ -1235,6 +1236,282 @@ group('files', {}, () => {
 // Still to come, each a group of its own: watch, metadata, signed URLs, pause and resume, metrics,
 // snapshots, code interpreter.
 // Still to come, each a group of its own: pty, watch, metadata, signed URLs, code interpreter.
+// ---- code interpreter: port 49999 ---------------------------------------------------------------
+
+group('code', { control: true }, () => {
+  // One sandbox for all checks; its default context is shared, so names in it are unique per check.
+  let shared
+  const open = () => shared ??= (async () => {
+    const made = template ? await CodeSandbox.create(template, { timeoutMs: 900_000 }) : await CodeSandbox.create({ timeoutMs: 900_000 })
+    created.add(made)
+    return made
+  })()
+  const run = async (code, options) => (await open()).runCode(code, options)
+  const lines = logs => logs.join('')
+
+  check('result: value of the last expression', async () => {
+    const execution = await run('x1 = 20\nx1 += 1\nx1 * 2')
+    assert.equal(execution.text, '42')
+    assert.equal(execution.error, undefined)
+    assert.equal(execution.results.length, 1)
+    assert.equal(execution.results[0].isMainResult, true)
+    assert.deepEqual(execution.logs, { stdout: [], stderr: [] })
+  })
+  check('result: none', async () => {
+    const execution = await run('x2 = 1')
+    assert.equal(execution.text, undefined)
+    assert.deepEqual(execution.results, [])
+  })
+  check('result: a text without its quotes', async () => assert.equal((await run("'it is ' + 'text'")).text, 'it is text'))
+  check('result: unicode', async () => assert.equal((await run("'é 漢 😀'")).text, 'é 漢 😀'))
+  check('state: variables live on', async () => {
+    await run('def x3(n):\n  return n * 7\nimport math')
+    assert.equal((await run('x3(6) + math.floor(0.5)')).text, '42')
+  })
+  check('state: the count of executions goes up', async () => {
+    const first = await run('1'), second = await run('2')
+    assert.ok(first.executionCount > 0)
+    assert.equal(second.executionCount, first.executionCount + 1)
+  })
+  check('logs: stdout and stderr', async () => {
+    const execution = await run('import sys\nprint("out")\nprint("err", file=sys.stderr)\nprint("no line end", end="")')
+    assert.equal(lines(execution.logs.stdout), 'out\nno line end')
+    assert.equal(lines(execution.logs.stderr), 'err\n')
+  })
+  check('logs: of subprocesses, in order', async () => {
+    const execution = await run('import os\nprint("one")\nos.system("echo two; echo three >&2")\nprint("four")')
+    assert.equal(lines(execution.logs.stdout), 'one\ntwo\nfour\n')
+    assert.equal(lines(execution.logs.stderr), 'three\n')
+  })
+  check('logs: a megabyte', async () => {
+    const execution = await run('for i in range(20000): print("x" * 49)')
+    assert.equal(lines(execution.logs.stdout).length, 1_000_000)
+  })
+  check('callbacks: while the code runs', async () => {
+    const sandbox = await open(), path = `/tmp/code-early-${dir.slice(5)}`, seen = []
+    const execution = await run(`
+import os, time
+print("early")
+while not os.path.exists('${path}'): time.sleep(0.02)
+os.remove('${path}')
+print("late")
+7`, {
+      onStdout: message => { seen.push(['stdout', message.line]); if (seen.length === 1) return sandbox.files.write(path, '') },
+      onResult: result => { seen.push(['result', result.text]) },
+    })
+    assert.deepEqual(seen, [['stdout', 'early\n'], ['stdout', 'late\n'], ['result', '7']])
+    assert.equal(execution.text, '7')
+  })
+  check('callbacks: onStderr and onError', async () => {
+    const seen = []
+    await run('import sys\nprint("oops", file=sys.stderr)\nraise ValueError("bad")', {
+      onStderr: message => { seen.push(message.line); assert.equal(message.error, true) },
+      onError: error => { seen.push(error.name, error.value) },
+    })
+    assert.deepEqual(seen, ['oops\n', 'ValueError', 'bad'])
+  })
+  check('error: an exception', async () => {
+    const { error, results } = await run('def x4():\n  return 1 / 0\nx4()')
+    assert.equal(error.name, 'ZeroDivisionError')
+    assert.equal(error.value, 'division by zero')
+    assert.match(error.traceback, /line 2, in x4[\s\S]*return 1 \/ 0/)
+    assert.deepEqual(results, [])
+  })
+  check('error: a syntax error', async () => {
+    const { error } = await run('x5 = = 1')
+    assert.equal(error.name, 'SyntaxError')
+    assert.match(error.traceback, /x5 = = 1/)
+  })
+  check('error: what was printed before stays', async () => {
+    const execution = await run('print("before")\nundefined_name')
+    assert.equal(lines(execution.logs.stdout), 'before\n')
+    assert.equal(execution.error.name, 'NameError')
+  })
+  check('error: sys.exit ends the run, not the context', async () => {
+    await run('x6 = "still here"')
+    assert.equal((await run('import sys\nsys.exit(3)')).error.name, 'SystemExit')
+    assert.equal((await run('x6')).text, 'still here')
+  })
+  check('display: every format', async () => {
+    const { results } = await run(`
+class All:
+  def __repr__(self): return 'plain'
+  def _repr_html_(self): return '<b>h</b>'
+  def _repr_markdown_(self): return '*m*'
+  def _repr_svg_(self): return '<svg/>'
+  def _repr_png_(self): return b'\\x89PNG'
+  def _repr_jpeg_(self): return b'\\xff\\xd8'
+  def _repr_pdf_(self): return b'%PDF'
+  def _repr_latex_(self): return '$l$'
+  def _repr_json_(self): return {'j': [1, None]}
+  def _repr_javascript_(self): return 'alert(1)'
+  def _repr_mimebundle_(self, include=None, exclude=None):
+    return {'e2b/data': {'a': [1, 2]}, 'x-test/own': {'own': True}}
+All()`)
+    const [result] = results
+    const base64 = text => Buffer.from(text, 'latin1').toString('base64')
+    assert.deepEqual({ ...result.raw, type: undefined, is_main_result: undefined }, {
+      text: 'plain', html: '<b>h</b>', markdown: '*m*', svg: '<svg/>', png: base64('\x89PNG'), jpeg: base64('\xff\xd8'),
+      pdf: base64('%PDF'), latex: '$l$', json: { j: [1, null] }, javascript: 'alert(1)', data: { a: [1, 2] },
+      extra: { 'x-test/own': { own: true } }, type: undefined, is_main_result: undefined,
+    })
+    assert.deepEqual(result.formats(), ['html', 'markdown', 'svg', 'png', 'jpeg', 'pdf', 'latex', 'json', 'javascript', 'data'])
+  })
+  check('display: in the middle of a run', async () => {
+    const { results, text } = await run('display("one", 2)\n3')
+    assert.deepEqual(results.map(one => [one.text, one.isMainResult]), [['one', false], ['2', false], ['3', true]])
+    assert.equal(text, '3')
+  })
+  check('display: a chart', async () => {
+    const chart = { type: 'bar', title: 'T', elements: [{ label: 'a', value: 1, group: 'g' }] }
+    const { results } = await run(`
+class Chart:
+  def _repr_mimebundle_(self, include=None, exclude=None): return {'e2b/chart': ${JSON.stringify(chart)}}
+Chart()`)
+    assert.deepEqual(results[0].chart, chart)
+  })
+  check('envs: of one run only', async () => {
+    assert.equal((await run('import os\nos.environ["X_CODE"]', { envs: { X_CODE: 'for once' } })).text, 'for once')
+    assert.equal((await run('str(os.environ.get("X_CODE"))')).text, 'None')
+  })
+  check('envs: of the sandbox', async () => {
+    const made = await CodeSandbox.create(...(template ? [template] : []), { timeoutMs: 60_000, envs: { X_ALL: 'always' } })
+    created.add(made)
+    assert.equal((await made.runCode('import os\nos.environ["X_ALL"]')).text, 'always')
+    assert.equal((await made.runCode('os.environ["X_ALL"]', { envs: { X_ALL: 'once' } })).text, 'once')
+    assert.equal((await made.runCode('os.environ["X_ALL"]')).text, 'always')
+  })
+  check('files: shared with the sandbox', async () => {
+    const sandbox = await open()
+    await sandbox.files.write('/tmp/' + 'code-' + dir.slice(5), 'by the files API')
+    const { text } = await run(`import os\npath = '/tmp/code-${dir.slice(5)}'\ncontent = open(path).read()\nos.remove(path)\ncontent`)
+    assert.equal(text, 'by the files API')
+  })
+  check('language: python by name', async () => assert.equal((await run('6 * 7', { language: 'python' })).text, '42'))
+  check('language: unknown', () => rejects(run('1', { language: 'brainfuck' }), SandboxError))
+  check('top-level await', async () =>
+    assert.equal((await run('import asyncio\nawait asyncio.sleep(0.01, "awaited")')).text, 'awaited'))
+
+  check('context: has state of its own', async () => {
+    const sandbox = await open()
+    const context = await sandbox.createCodeContext()
+    assert.ok(context.id && context.cwd)
+    assert.equal(context.language, 'python')
+    await run('x7 = "shared"')
+    await run('x7 = "own"', { context })
+    assert.equal((await run('x7')).text, 'shared')
+    assert.equal((await run('x7', { context })).text, 'own')
+  })
+  check('context: cwd', async () => {
+    const sandbox = await open()
+    const context = await sandbox.createCodeContext({ cwd: '/usr', language: 'python' })
+    assert.equal(context.cwd, '/usr')
+    assert.equal((await run('import os\nos.getcwd()', { context })).text, '/usr')
+  })
+  check('context: list, remove', async () => {
+    const sandbox = await open()
+    const context = await sandbox.createCodeContext()
+    const ids = async () => (await sandbox.listCodeContexts()).map(one => one.id)
+    assert.ok((await ids()).includes(context.id))
+    await sandbox.removeCodeContext(context)
+    assert.ok(!(await ids()).includes(context.id))
+    await rejects(run('1', { context }), NotFoundError, /not found/)
+    await rejects(sandbox.removeCodeContext(context.id), NotFoundError, /not found/)
+  })
+  check('context: restart forgets', async () => {
+    const sandbox = await open()
+    const context = await sandbox.createCodeContext()
+    await run('x8 = 1', { context })
+    await sandbox.restartCodeContext(context)
+    const { error, executionCount } = await run('x8', { context })
+    assert.equal(error.name, 'NameError')
+    assert.equal(executionCount, 1)
+    await rejects(sandbox.restartCodeContext('no-such-context'), NotFoundError)
+  })
+  check('context: restart ends what is running', async () => {
+    const sandbox = await open()
+    const context = await sandbox.createCodeContext()
+    let started
+    const begun = new Promise(resolve => { started = resolve })
+    const running = run('print("go")\nimport time\ntime.sleep(60)', { context, onStdout: started })
+    await begun
+    await sandbox.restartCodeContext(context)
+    assert.equal((await running).error.name, 'UnexpectedEndOfExecution')
+  })
+  check('context: its process dies', async () => {
+    const sandbox = await open()
+    const context = await sandbox.createCodeContext()
+    assert.equal((await run('import os\nos._exit(1)', { context })).error.name, 'ContextRestarting')
+    assert.equal((await run('1 + 1', { context })).text, '2')
+  })
+  check('context: one run at a time', async () => {
+    let started
+    const begun = new Promise(resolve => { started = resolve })
+    const [first, second] = await Promise.all([
+      run('import time\nx9 = [1]\nprint("go")\ntime.sleep(0.5)\nx9.append(2)\nstr(x9)', { onStdout: started }),
+      begun.then(() => run('x9.append(3)\nstr(x9)')),
+    ])
+    assert.equal(first.text, '[1, 2]')
+    assert.equal(second.text, '[1, 2, 3]')
+  })
+  check('context: two at once do not wait for each other', async () => {
+    const sandbox = await open()
+    const [a, b] = await Promise.all([sandbox.createCodeContext(), sandbox.createCodeContext()])
+    const path = `/tmp/code-pair-${dir.slice(5)}`
+    const [, second] = await Promise.all([
+      run(`import os, time\nwhile not os.path.exists('${path}'): time.sleep(0.02)\nos.remove('${path}')`, { context: a }),
+      run(`open('${path}', 'w').close()\n'made'`, { context: b }),
+    ])
+    assert.equal(second.text, 'made')
+  })
+  check('timeout: ends the wait and interrupts the code', async () => {
+    const path = `/tmp/code-timeout-${dir.slice(5)}`
+    await rejects(run(`import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  open('${path}', 'w').close()\n  raise`,
+      { timeoutMs: 700 }), TimeoutError)
+    const { text } = await run(`import os\nthere = os.path.exists('${path}')\nif there: os.remove('${path}')\nthere`)
+    assert.equal(text, 'True')
+  })
+  check('health', async () => {
+    const sandbox = await open()
+    const answer = await fetch(`${env.E2B_SANDBOX_URL}/health`,
+      { headers: { 'E2b-Sandbox-Id': sandbox.sandboxId, 'E2b-Sandbox-Port': '49999' } })
+    assert.equal(answer.status, 200)
+    assert.equal(await answer.json(), 'OK')
+  })
+  check('requests: malformed', async () => {
+    const sandbox = await open()
+    const post = async body => (await fetch(`${env.E2B_SANDBOX_URL}/execute`, { method: 'POST', body,
+      headers: { 'Content-Type': 'application/json', 'E2b-Sandbox-Id': sandbox.sandboxId, 'E2b-Sandbox-Port': '49999' } }))
+    const answer = await post('{}')
+    assert.equal(answer.status, 422)
+    assert.ok((await answer.json()).detail)
+    assert.equal((await post('not json')).status, 422)
+    assert.equal((await post('{"code":"1","context_id":"a","language":"python"}')).status, 400)
+  })
+  check('stream: ends with end_of_execution', async () => {
+    const sandbox = await open()
+    const answer = await fetch(`${env.E2B_SANDBOX_URL}/execute`, { method: 'POST', body: '{"code":"print(1)"}',
+      headers: { 'Content-Type': 'application/json', 'E2b-Sandbox-Id': sandbox.sandboxId, 'E2b-Sandbox-Port': '49999' } })
+    const types = (await answer.text()).trim().split('\n').map(line => JSON.parse(line).type)
+    assert.equal(types.at(0), 'number_of_executions')
+    assert.equal(types.at(-1), 'end_of_execution')
+  })
+  check('a killed sandbox', async () => {
+    const made = await CodeSandbox.create(...(template ? [template] : []), { timeoutMs: 60_000 })
+    created.add(made)
+    let started
+    const begun = new Promise(resolve => { started = resolve })
+    const running = made.runCode('print("go")\nimport time\ntime.sleep(60)', { onStdout: started })
+    running.catch(() => {})
+    await begun
+    await made.kill()
+    await rejects(running, TimeoutError, /killed/)
+    await rejects(made.runCode('1'), TimeoutError)
+  })
+})
+
+// Still to come, each a group of its own: pty, watch, metadata, signed URLs, pause and resume, metrics,
+// snapshots.
 
 // ---- main ---------------------------------------------------------------------------------------
 
