@@ -16,7 +16,7 @@ DEPS = $(BUILD)/deps.libs
 COMPILE = $(CC) -std=c99 $(CFLAGS) $(WARNINGS) -I. $$(cat $(BUILD)/deps.cflags)
 LINK = $$(cat $(BUILD)/deps.libs) $(LDFLAGS)
 EXAMPLES = $(patsubst examples/%.c,$(BUILD)/%,$(filter-out $(LINUX_ONLY),$(wildcard examples/*.c)))
-EXAMPLES = $(BUILD)/quickstart $(BUILD)/stream_output $(BUILD)/code_interpreter $(BUILD)/thousand_sandboxes
+BENCHES = $(BUILD)/bench_pump $(BUILD)/bench_tree $(BUILD)/bench_memory
 
 # The local server is for Linux; without it the tests that need it are skipped.
 ifeq ($(shell uname -s),Linux)
@@ -44,8 +44,8 @@ test: $(BUILD)/e2b_test $(SERVER)
 
 examples: $(EXAMPLES)
 
-bench: $(BUILD)/bench_pump $(SERVER)
-	@sh tests/with_server.sh $(BUILD)/local_server -- $(BUILD)/bench_pump
+bench: $(BENCHES) $(SERVER)
+	@for b in $(BENCHES); do sh tests/with_server.sh $(BUILD)/local_server -- $$b || exit 1; done
 
 check: $(DEPS)
 	@bash tests/warnings.sh $(BUILD)
@@ -59,7 +59,7 @@ $(BUILD)/%: examples/%.c e2b.h $(DEPS)
 $(BUILD)/e2b_test: e2b_test.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
-$(BUILD)/bench_pump: tests/bench_pump.c e2b.h $(DEPS)
+$(BENCHES): $(BUILD)/%: tests/%.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
 # The script looks again only when the compiler, its flags or the directories have changed.

@@ -39,7 +39,7 @@
                       | >>>> operations    | >>>> loop          | >>>> answers       | >>>> rpc
                       | >>>> client        | >>>> heartbeat     | >>>> sandbox       | >>>> api
                       | >>>> raw           | >>>> commands      | >>>> pty           | >>>> files
-                      | >>>> code
+                      | >>>> code          | >>>> bulk          | >>>> local         | >>>> trees
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
@@ -76,6 +76,8 @@
      E2B_ASSERT(x)            for programmer errors only
      E2B_DEFAULT_DOMAIN       "e2b.app"                                   E2B_NO_THREADS       name look-ups block
      E2B_NO_PTY               leaves out e2b_pty_*
+     E2B_NO_LOCAL_FILES       no e2b_files_upload_tree and _download_tree: no file of this machine is touched but the CA
+                              bundle
      E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
      E2B_NO_METRICS           without metrics and logs                    E2B_NO_SNAPSHOTS     without snapshots
      E2B_NO_CODE_INTERPRETER  leaves the code interpreter out
@@ -1041,6 +1043,81 @@ E2B_API e2b_err e2b_file_stream_finish(e2b_file_stream *stream, int timeout_ms, 
 E2B_API void e2b_file_stream_free(e2b_file_stream *stream); /* before its end: aborts; NULL is fine                       */
 
 #ifndef E2B_NO_CODE_INTERPRETER
+/* ---- many files and whole trees in one call ---- */
+
+/* How far such a call is. Counts files, but for dirs_found; done means written here, or confirmed by the server. */
+typedef struct e2b_bulk_stats {
+  uint64_t files_found, files_done, files_skipped;
+  uint64_t files_failed;   /* also directories that could not be read or made                                         */
+  uint64_t bytes_found, bytes_done;
+  uint64_t dirs_found;     /* below the one that was named                                                            */
+  bool all_found;          /* the _found ones are final                                                               */
+} e2b_bulk_stats;
+
+/* What became of one file of a tree; of a directory only when it failed. */
+typedef struct e2b_bulk_file {
+  const char *name;        /* relative to both directories, with '/'                                                  */
+  uint64_t size;
+  bool skipped;            /* a link that is not followed, or neither file nor directory; the message says which      */
+  const e2b_error *result; /* code E2B_OK: done                                                                       */
+} e2b_bulk_file;
+
+typedef struct e2b_bulk_opts {
+  e2b_call call;           /* timeout_ms: the whole of it, default none; idle_ms: each request                        */
+  const char *user;        /* as in e2b_files_opts                                                                    */
+  uint32_t parallel;       /* requests under way at once; 0 = 32, at most config.max_connections_per_host             */
+  uint32_t batch_bytes;    /* uploads: small files share a request of up to this size, and each request under way holds
+                              that much memory; 0 = 262144, 1 = every file alone                                      */
+  bool stop_on_error;      /* start nothing more after the first failure                                              */
+  bool no_exec_bits;       /* trees: do not care which files are executable                                           */
+  uint32_t max_files;      /* download_tree: files and directories it may create; 0 = 1,000,000                       */
+  uint64_t max_bytes;      /* download_tree: content in all; 0 = no limit. Beyond either: E2B_ERR_LIMIT               */
+  int (*on_progress)(void *user, const e2b_bulk_stats *stats); /* at most once per turn of the loop; < 0 cancels      */
+  int (*on_file)(void *user, const e2b_bulk_file *file);       /* trees: the status of each file; < 0 cancels         */
+  void *callback_user;     /* for both                                                                                */
+} e2b_bulk_opts;
+
+typedef struct e2b_write_item {
+  const char *path;
+  const void *data;        /* not copied: must stay valid until completion                                            */
+  size_t len;
+  e2b_err code;            /* set by the call. E2B_OK: confirmed by the server; E2B_PENDING: it ended before */
+  char message[120];       /* set by the call: why, "" with E2B_OK                                                    */
+} e2b_write_item;
+
+typedef struct e2b_read_item {
+  const char *path;
+  e2b_buf content;         /* free each with e2b_mem_free(&item.content.mem), also those of a call that failed        */
+  e2b_err code;            /* as above                                                                                */
+  char message[120];
+} e2b_read_item;
+
+/* `items` must stay valid until completion; their order means nothing, so no two should name the same file. E2B_OK: all
+ * are done. Else the error of the first that failed, and how many did; the others are done nevertheless, unless what
+ * failed concerns them all (the sandbox is gone, nothing connects, the token is refused). A file whose request was lost
+ * on the way, or answered with HTTP 500, is tried once more. */
+E2B_API e2b_err e2b_files_write_many(e2b_sandbox *sandbox, e2b_write_item *items, size_t count,
+                                     const e2b_bulk_opts *opts, e2b_error *err);
+E2B_API e2b_err e2b_files_read_many(e2b_sandbox *sandbox, e2b_read_item *items, size_t count,
+                                    const e2b_bulk_opts *opts, e2b_error *err);
+
+#ifndef E2B_NO_LOCAL_FILES
+/* Everything below one directory goes below the other, with sub-directories, empty ones too; what is there already is
+ * kept or replaced. The return code is as above. *out (optional) is kept up to date until completion and stays filled
+ * after a failure. Memory: the names of what was found and not yet sent, not the content.
+ * Symbolic links below the directory are never followed out of it: one to a file inside becomes a copy of that file (on
+ * uploads if the link is a relative one), all others are skipped, as are sockets, pipes and devices. Times, owners and
+ * permissions are not copied, but a file that its owner may execute becomes executable for all; uploads need chmod in
+ * the sandbox for that, and Windows knows no such bit. */
+E2B_API e2b_err e2b_files_upload_tree(e2b_sandbox *sandbox, const char *local_dir, const char *remote_dir,
+                                      const e2b_bulk_opts *opts, e2b_bulk_stats *out, e2b_error *err);
+/* local_dir is made when it is missing, its parent is not. Nothing a sandbox says makes this write outside of it: names
+ * that are no plain file names here fail with E2B_ERR_PROTOCOL, links in the way of a directory with E2B_ERR_IO. A file
+ * appears under its name when it is complete; until then it is ".e2b-<random>.part" beside it, gone if it fails. */
+E2B_API e2b_err e2b_files_download_tree(e2b_sandbox *sandbox, const char *remote_dir, const char *local_dir,
+                                        const e2b_bulk_opts *opts, e2b_bulk_stats *out, e2b_error *err);
+#endif
+
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* public: code interpreter - code in a language with a memory: variables live on from run to run */
 /* ------------------------------------------------------------------------------------------------------------------ */
@@ -7688,6 +7765,7 @@ struct e2b__op {
   uint64_t deadline;
   int32_t timeout_ms;   /* for its message */
   const char *nonce;    /* of a create; NULL for all others */
+  void (*step)(e2b__op *op); /* optional: called in every turn; client->work asks for another one soon */
   e2b_error result;
   e2b__op *next_done;
 };
@@ -8158,6 +8236,16 @@ static void e2b__bury_dead(e2b_client *client) {
   }
 }
 
+/* Operations made of others go on. */
+static void e2b__ops_step(e2b_client *client) {
+  uint32_t i;
+  for (i = 0; i < client->slot_count; i++) {
+    e2b__op *op = client->slots[i].op;
+    if (!op || !op->step || op->finished) continue;
+    if (!e2b__budget_spent(client)) op->step(op); else client->work = true;
+  }
+}
+
 /* One turn: start what waits, wait, step what is ready, fire timers, deliver, bury. */
 static int e2b__turn(e2b_client *client, int timeout_ms, const e2b_pollfd *ready, size_t count, uint32_t budget_us) {
   client->in_turn = true;
@@ -8173,6 +8261,7 @@ static int e2b__turn(e2b_client *client, int timeout_ms, const e2b_pollfd *ready
   if (timeout_ms) client->now = e2b__now_ms(client);
   e2b__conns_step(client);
   e2b__timers_fire(client);
+  e2b__ops_step(client);
   if (client->work) e2b__requests_start(client);
   e2b__ops_deliver(client);
   client->in_turn = false;
@@ -12460,7 +12549,7 @@ static void e2b__tree_done(void *user, const e2b_error *err) {
 }
 
 /* grace_ms < 0: SIGKILL at once. */
-static e2b_err e2b__tree(e2b_sandbox *sandbox, uint32_t pid, int32_t grace_ms, const e2b_call *call, uint32_t *killed,
+static e2b_err e2b__tree_kill(e2b_sandbox *sandbox, uint32_t pid, int32_t grace_ms, const e2b_call *call, uint32_t *killed,
                          e2b_stopped *how, e2b_error *err) {
   e2b__command_want want = { NULL, NULL, NULL };
   int32_t default_ms;
@@ -12496,14 +12585,14 @@ static e2b_err e2b__tree(e2b_sandbox *sandbox, uint32_t pid, int32_t grace_ms, c
 E2B_API e2b_err e2b_commands_kill_tree(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, uint32_t *killed, e2b_error *err) {
   e2b_error local;
   if (killed) *killed = 0;
-  return e2b__tree(sandbox, pid, -1, call, killed, NULL, err ? err : &local);
+  return e2b__tree_kill(sandbox, pid, -1, call, killed, NULL, err ? err : &local);
 }
 
 E2B_API e2b_err e2b_commands_stop(e2b_sandbox *sandbox, uint32_t pid, int32_t grace_ms, const e2b_call *call, e2b_stopped *how, e2b_error *err) {
   e2b_error local;
   if (how) *how = E2B_STOPPED_NOTHING;
   if (grace_ms < 0) return e2b__invalid(err, "grace_ms", "must not be negative");
-  return e2b__tree(sandbox, pid, grace_ms ? grace_ms : 5000, call, NULL, how, err ? err : &local);
+  return e2b__tree_kill(sandbox, pid, grace_ms ? grace_ms : 5000, call, NULL, how, err ? err : &local);
 }
 
 /* ---- input ---- */
@@ -13337,16 +13426,20 @@ typedef struct e2b__content {
 
 #define E2B__CONTENT_MAX (INT64_MAX - 65536) /* leaves room for what a form adds */
 
-/* What a file name looks like in a form: the last part of the path, quoted. */
-static void e2b__content_name(e2b__buf *out, const char *path) {
-  const char *slash = strrchr(path, '/');
-  const char *name = slash ? slash + 1 : path;
+static void e2b__content_quote(e2b__buf *out, const char *name) {
   e2b__buf_text(out, "filename=\"");
-  for (name = *name ? name : "file"; *name; name++) {
+  for (; *name; name++) {
     if (*name == '"' || *name == '\\') e2b__buf_byte(out, '\\');
     e2b__buf_byte(out, (uint8_t)*name);
   }
   e2b__buf_byte(out, '"');
+}
+
+/* What a file name looks like in a form: the last part of the path, quoted. */
+static void e2b__content_name(e2b__buf *out, const char *path) {
+  const char *slash = strrchr(path, '/');
+  const char *name = slash ? slash + 1 : path;
+  e2b__content_quote(out, *name ? name : "file");
 }
 
 /* Sets type, length and what precedes the content. Of a form, the boundary is random enough to occur in no file. */
@@ -14905,6 +14998,1800 @@ E2B_API e2b_err e2b_code_restart_context(e2b_sandbox *sandbox, const char *conte
   return e2b__context_do(sandbox, "POST", context_id, "/restart", call, err);
 }
   #endif /* E2B_NO_CODE_INTERPRETER */
+/* ================================================================================================================== */
+/* >>>> bulk */
+/* ================================================================================================================== */
+
+/* Many files in one operation. It starts other operations (uploads, downloads, listings) and is told of their ends;
+ * what differs between the calls is in e2b__bulk_type. */
+
+#define E2B__BULK_PARALLEL 32u
+#define E2B__BULK_BATCH 262144u
+#define E2B__BULK_TOGETHER 256u /* files of one request */
+#define E2B__BULK_SLICE 2       /* pieces of work of one turn: what is read next overlaps with what is being sent */
+
+/* One file or directory that waits or is under way. The texts lie behind it. */
+typedef struct e2b__bulk_entry {
+  e2b__object object;
+  struct e2b__bulk_entry *next;
+  char *path;          /* in the sandbox */
+  const char *name;    /* what callbacks see: the path, in a tree the end of it */
+  const char *local;   /* in a tree: from the local directory on */
+  const uint8_t *data; /* write_many */
+  uint64_t size;
+  size_t index;        /* of the caller's item */
+  uint32_t together;   /* it may travel with so many in one request */
+  uint32_t depth;
+  bool dir, exec, tried;
+} e2b__bulk_entry;
+
+typedef struct e2b__bulk_queue {
+  e2b__bulk_entry *first, *last;
+  size_t count;
+  uint64_t bytes;
+} e2b__bulk_queue;
+
+typedef struct e2b__bulk e2b__bulk;
+typedef struct e2b__bulk_job e2b__bulk_job;
+
+typedef struct e2b__bulk_type {
+  bool (*start)(e2b__bulk *bulk); /* does one piece of work; false when there is none now */
+  void (*report)(e2b__bulk *bulk, const e2b__bulk_entry *entry, bool skipped, const e2b_error *result);
+  void (*release)(e2b__bulk *bulk); /* frees what it has of its own */
+} e2b__bulk_type;
+
+struct e2b__bulk {
+  e2b__op op;
+  const e2b__bulk_type *type;
+  e2b__arena arena;     /* user, headers */
+  e2b_files_opts child; /* of the operations it starts */
+  e2b_bulk_opts opts;
+  e2b_bulk_stats stats, *out;
+  bool moved;           /* something to tell on_progress */
+  bool no_batches;      /* this server does not understand them */
+  uint32_t active;
+  e2b__bulk_job *jobs;
+  e2b__bulk_queue files, dirs, execs; /* execs: written, still to be made executable */
+  e2b_error first, stop; /* the first failure; why nothing more is started */
+  char first_name[80];
+  size_t name_at;       /* where names begin in paths */
+  void *items;          /* the caller's */
+};
+
+/* One operation under way. */
+struct e2b__bulk_job {
+  e2b__object object;
+  e2b__bulk *bulk;
+  e2b__bulk_job *next;
+  e2b_op op;
+  e2b_files_opts opts;
+  e2b__bulk_entry *entries;
+  bool streams;     /* bytes count as they move, in `moved`; else at the end */
+  uint64_t moved;
+  e2b_error local;  /* what went wrong on our side of a transfer: not to be tried again */
+  void (*ended)(e2b__bulk_job *job, e2b_error *err); /* optional: may change the result and take entries away */
+  void (*release)(e2b__bulk_job *job);               /* optional */
+};
+
+static void e2b__bulk_put(e2b__bulk_queue *queue, e2b__bulk_entry *entry) {
+  entry->next = NULL;
+  if (queue->last) queue->last->next = entry; else queue->first = entry;
+  queue->last = entry;
+  queue->count++;
+  queue->bytes += entry->size;
+}
+
+static void e2b__bulk_put_first(e2b__bulk_queue *queue, e2b__bulk_entry *entry) {
+  entry->next = queue->first;
+  queue->first = entry;
+  if (!queue->last) queue->last = entry;
+  queue->count++;
+  queue->bytes += entry->size;
+}
+
+static e2b__bulk_entry *e2b__bulk_take(e2b__bulk_queue *queue) {
+  e2b__bulk_entry *entry = queue->first;
+  if (!entry) return NULL;
+  queue->first = entry->next;
+  if (!queue->first) queue->last = NULL;
+  queue->count--;
+  queue->bytes -= entry->size;
+  entry->next = NULL;
+  return entry;
+}
+
+static void e2b__bulk_free_entries(e2b__bulk *bulk, e2b__bulk_entry *entry) {
+  while (entry) {
+    e2b__bulk_entry *next = entry->next;
+    e2b__object_free(bulk->op.client, entry);
+    entry = next;
+  }
+}
+
+/* `local` empty: it is called there as its name says. NULL without memory. */
+static e2b__bulk_entry *e2b__bulk_entry_new(e2b__bulk *bulk, e2b_str parent, e2b_str last, e2b_str local) {
+  size_t slash = parent.len && parent.ptr[parent.len - 1] != '/' ? 1 : 0;
+  size_t len = parent.len + slash + last.len;
+  e2b__bulk_entry *entry =
+      (e2b__bulk_entry *)e2b__object_new(bulk->op.client, sizeof *entry + len + 1 + local.len + 1);
+  char *text;
+  if (!entry) return NULL;
+  text = entry->path = (char *)(entry + 1);
+  if (parent.len) memcpy(text, parent.ptr, parent.len);
+  if (slash) text[parent.len] = '/';
+  memcpy(text + parent.len + slash, last.ptr, last.len);
+  entry->name = entry->local = text + E2B__MIN(bulk->name_at, len);
+  if (local.len) {
+    memcpy(text + len + 1, local.ptr, local.len);
+    entry->local = text + len + 1;
+  }
+  entry->together = E2B__BULK_TOGETHER;
+  return entry;
+}
+
+/* ---- results ---- */
+
+static void e2b__bulk_say(const e2b_error *result, char *to, size_t cap) {
+  size_t len = strlen(result->message);
+  len = result->code ? E2B__MIN(len, cap - 1) : 0;
+  memcpy(to, result->message, len);
+  to[len] = 0;
+}
+
+/* The result of one entry, which is freed. The caller's callback may end the whole operation. */
+static void e2b__bulk_report(e2b__bulk *bulk, e2b__bulk_entry *entry, bool skipped, const e2b_error *result) {
+  const char *name = entry->name[0] ? entry->name : entry->path;
+  if (skipped)
+    bulk->stats.files_skipped++;
+  else if (result->code)
+    bulk->stats.files_failed++;
+  else if (!entry->dir)
+    bulk->stats.files_done++;
+  if (result->code && !bulk->first.code) {
+    bulk->first = *result;
+    e2b__error_excerpt(bulk->first_name, sizeof bulk->first_name, (const uint8_t *)name, strlen(name));
+  }
+  if (result->code && bulk->opts.stop_on_error && !bulk->stop.code)
+    (void)e2b__fail(&bulk->stop, E2B_ERR_CANCELED, "not tried: another file failed");
+  bulk->moved = true;
+  if (bulk->out) *bulk->out = bulk->stats;
+  bulk->type->report(bulk, entry, skipped, result);
+  e2b__object_free(bulk->op.client, entry);
+}
+
+/* Ends the operation because of what a callback said. */
+static void e2b__bulk_canceled(e2b__bulk *bulk) {
+  e2b_error err;
+  if (bulk->op.finished) return;
+  (void)e2b__fail(&err, E2B_ERR_CANCELED, "canceled by a callback");
+  e2b__op_kill(&bulk->op, &err);
+}
+
+/* Nothing more is started; what waits gets this error. */
+static void e2b__bulk_stop(e2b__bulk *bulk, const e2b_error *why) {
+  if (bulk->stop.code) return;
+  bulk->stop = *why;
+  (void)e2b__files_say_before(&bulk->stop, why->code, "not tried");
+}
+
+/* Whether what happened to one file would happen to all of them. */
+static bool e2b__bulk_hopeless(e2b_err code) {
+  switch (code) {
+  case E2B_ERR_SANDBOX_GONE: case E2B_ERR_SANDBOX_PAUSED: case E2B_ERR_UNAUTHENTICATED: case E2B_ERR_RESOLVE:
+  case E2B_ERR_CONNECT: case E2B_ERR_TLS: case E2B_ERR_TLS_CERTIFICATE: case E2B_ERR_PROXY: return true;
+  default: return false;
+  }
+}
+
+/* Whether to try again: files are replaced as a whole, so doing it twice does no harm. A request of several files says
+ * only that one of them failed: they come again in halves, until each has an answer of its own. Alone, a file is tried
+ * again once: after a loss on the way, after a 500 (old servers make a new directory twice at once), or as a form. */
+static bool e2b__bulk_again(e2b__bulk *bulk, e2b__bulk_entry *entry, const e2b_error *err, uint32_t count) {
+  bool lost = err->code == E2B_ERR_CLOSED || err->code == E2B_ERR_IO || err->code == E2B_ERR_TRUNCATED ||
+              err->code == E2B_ERR_UNAVAILABLE;
+  if (bulk->stop.code || err->code == E2B_ERR_NO_MEMORY || err->code == E2B_ERR_RATE_LIMITED) return false;
+  if (count > 1 && err->http_status && !lost) {
+    if (err->code == E2B_ERR_PROTOCOL) bulk->no_batches = true;
+    entry->together = bulk->no_batches ? 1 : count / 2;
+    return true;
+  }
+  if (entry->tried || !(lost || err->http_status == 500 || strstr(err->message, E2B__FILES_CALL_AGAIN))) return false;
+  return entry->tried = true;
+}
+
+/* What a request came to, for each entry it was about. Frees the list. */
+static void e2b__bulk_settle(e2b__bulk *bulk, e2b__bulk_entry *entries, const e2b_error *err) {
+  uint32_t count = 0;
+  e2b__bulk_entry *entry;
+  for (entry = entries; entry; entry = entry->next) count++;
+  if (e2b__bulk_hopeless(err->code)) e2b__bulk_stop(bulk, err);
+  while ((entry = entries) != NULL) {
+    entries = entry->next;
+    if (bulk->op.finished)
+      e2b__object_free(bulk->op.client, entry);
+    else if (err->code && e2b__bulk_again(bulk, entry, err, count))
+      e2b__bulk_put(entry->dir ? &bulk->dirs : &bulk->files, entry);
+    else
+      e2b__bulk_report(bulk, entry, false, err);
+  }
+}
+
+/* ---- the operations it starts ---- */
+
+static void e2b__bulk_job_free(e2b__bulk_job *job) {
+  if (job->release) job->release(job);
+  e2b__bulk_free_entries(job->bulk, job->entries);
+  job->entries = NULL;
+  e2b__object_free(job->bulk->op.client, job);
+}
+
+static void e2b__bulk_on_done(void *user, const e2b_error *result) {
+  e2b__bulk_job *job = (e2b__bulk_job *)user, **at;
+  e2b__bulk *bulk = job->bulk;
+  e2b__bulk_entry *entries;
+  e2b_error err = *result;
+  for (at = &bulk->jobs; *at != job; at = &(*at)->next) continue;
+  *at = job->next;
+  bulk->active--;
+  bulk->op.client->work = true;
+  if (err.code && job->local.code) err = job->local;
+  for (entries = job->entries; entries && !err.code && !job->streams; entries = entries->next)
+    bulk->stats.bytes_done += entries->size;
+  if (job->ended) job->ended(job, &err);
+  if (err.code) bulk->stats.bytes_done -= job->moved;
+  entries = job->entries;
+  if (job->local.code && entries) entries->tried = true;
+  job->entries = NULL;
+  e2b__bulk_job_free(job);
+  e2b__bulk_settle(bulk, entries, &err);
+}
+
+/* A job for these entries, or NULL; they are reported then. */
+static e2b__bulk_job *e2b__bulk_job_new(e2b__bulk *bulk, size_t size, e2b__bulk_entry *entries) {
+  e2b__bulk_job *job = (e2b__bulk_job *)e2b__object_new(bulk->op.client, size);
+  e2b_error err;
+  if (!job) {
+    (void)e2b__no_memory(&err);
+    e2b__bulk_settle(bulk, entries, &err);
+    return NULL;
+  }
+  job->bulk = bulk;
+  job->entries = entries;
+  job->opts = bulk->child;
+  job->opts.call.op = &job->op;
+  job->opts.call.on_done = e2b__bulk_on_done;
+  job->opts.call.user = job;
+  return job;
+}
+
+/* After the call that starts its operation. */
+static void e2b__bulk_job_started(e2b__bulk_job *job, e2b_err code, const e2b_error *err) {
+  e2b__bulk *bulk = job->bulk;
+  e2b__bulk_entry *entries = job->entries;
+  if (code == E2B_PENDING) {
+    job->next = bulk->jobs;
+    bulk->jobs = job;
+    bulk->active++;
+    return;
+  }
+  job->entries = NULL;
+  e2b__bulk_job_free(job);
+  if (code == E2B_ERR_BUSY && bulk->active) { /* max_ops: as many as there are must do */
+    bulk->opts.parallel = bulk->active;
+    while (entries) {
+      e2b__bulk_entry *next = entries->next;
+      e2b__bulk_put_first(&bulk->files, entries);
+      entries = next;
+    }
+    return;
+  }
+  e2b__bulk_settle(bulk, entries, err);
+}
+
+/* ---- the operation ---- */
+
+static void e2b__bulk_cancel(e2b__op *op) {
+  e2b__bulk *bulk = (e2b__bulk *)op;
+  while (bulk->jobs) {
+    e2b__bulk_job *job = bulk->jobs;
+    bulk->jobs = job->next;
+    e2b_op_cancel(op->client, job->op);
+    e2b__bulk_job_free(job);
+  }
+  bulk->active = 0;
+}
+
+static void e2b__bulk_release(e2b__op *op) {
+  e2b__bulk *bulk = (e2b__bulk *)op;
+  e2b__bulk_cancel(op);
+  e2b__bulk_free_entries(bulk, bulk->files.first);
+  e2b__bulk_free_entries(bulk, bulk->dirs.first);
+  e2b__bulk_free_entries(bulk, bulk->execs.first);
+  memset(&bulk->files, 0, sizeof bulk->files);
+  bulk->dirs = bulk->execs = bulk->files;
+  if (bulk->type && bulk->type->release) bulk->type->release(bulk);
+  e2b__arena_free(&bulk->arena);
+}
+
+static e2b_phase e2b__bulk_phase(e2b__op *op) {
+  e2b__bulk *bulk = (e2b__bulk *)op;
+  e2b__op *child = bulk->jobs ? e2b__op_find(op->client, bulk->jobs->op) : NULL;
+  return child && child->type->phase ? child->type->phase(child) : E2B_PHASE_NONE;
+}
+
+static const e2b__op_type e2b__bulk_op_type = { e2b__bulk_cancel, e2b__bulk_release, NULL, e2b__bulk_phase, NULL };
+
+static void e2b__bulk_finish(e2b__bulk *bulk) {
+  e2b_error err = bulk->first;
+  bulk->stats.all_found = true;
+  if (bulk->out) *bulk->out = bulk->stats;
+  if (err.code) {
+    char words[160];
+    uint64_t all = bulk->stats.files_done + bulk->stats.files_failed;
+    (void)snprintf(words, sizeof words, "%llu of %llu failed, first %s", (unsigned long long)bulk->stats.files_failed,
+                   (unsigned long long)all, bulk->first_name);
+    (void)e2b__files_say_before(&err, err.code, words);
+  }
+  e2b__op_finish(&bulk->op, &err);
+}
+
+/* Called in every turn. */
+static void e2b__bulk_step(e2b__op *op) {
+  e2b__bulk *bulk = (e2b__bulk *)op;
+  e2b__bulk_entry *entry;
+  int pieces = 0;
+  while (!op->finished && bulk->stop.code &&
+         ((entry = e2b__bulk_take(&bulk->files)) != NULL || (entry = e2b__bulk_take(&bulk->dirs)) != NULL))
+    e2b__bulk_report(bulk, entry, false, &bulk->stop);
+  while (!op->finished && bulk->type->start(bulk)) {
+    if (++pieces < E2B__BULK_SLICE && !e2b__budget_spent(op->client)) continue;
+    op->client->work = true;
+    break;
+  }
+  if (op->finished) return;
+  if (bulk->moved && bulk->out) *bulk->out = bulk->stats;
+  if (bulk->moved && bulk->opts.on_progress) {
+    bulk->moved = false;
+    if (bulk->opts.on_progress(bulk->opts.callback_user, &bulk->stats) < 0) e2b__bulk_canceled(bulk);
+    if (op->finished) return;
+  }
+  if (bulk->active || bulk->files.first || bulk->dirs.first || bulk->execs.first) return;
+  e2b__bulk_finish(bulk);
+}
+
+/* The caller's options, kept: they are used after the call that started it has returned. */
+static e2b_err e2b__bulk_keep_opts(e2b__bulk *bulk, const e2b_bulk_opts *opts, e2b_error *err) {
+  e2b_client *client = bulk->op.client;
+  uint32_t most = client->config.max_connections_per_host;
+  e2b__pack pack;
+  e2b_kv *headers = NULL;
+  size_t i;
+  if (opts) bulk->opts = *opts;
+  if (!bulk->opts.parallel) bulk->opts.parallel = E2B__BULK_PARALLEL;
+  bulk->opts.parallel = E2B__MIN(bulk->opts.parallel, most);
+  if (!bulk->opts.batch_bytes) bulk->opts.batch_bytes = E2B__BULK_BATCH;
+  if (!bulk->opts.max_files) bulk->opts.max_files = 1000000;
+  if (!bulk->opts.max_bytes) bulk->opts.max_bytes = UINT64_MAX;
+  for (pack.base = NULL, i = 0; i < 2; i++) {
+    const e2b_kvs *from = &bulk->opts.call.headers;
+    size_t k;
+    pack.used = 0;
+    headers = (e2b_kv *)e2b__pack_alloc(&pack, from->count * sizeof *headers);
+    for (k = 0; k < from->count; k++) {
+      const char *key = e2b__pack_str(&pack, e2b__str(from->items[k].key));
+      const char *value = e2b__pack_str(&pack, e2b__str(from->items[k].value));
+      if (headers) headers[k].key = key;
+      if (headers) headers[k].value = value;
+    }
+    if (e2b__given(bulk->opts.user)) bulk->child.user = e2b__pack_str(&pack, e2b__str(bulk->opts.user));
+    if (!pack.base) pack.base = (uint8_t *)e2b__arena_alloc(&bulk->arena, pack.used + 1);
+    if (!pack.base) return e2b__no_memory(err);
+  }
+  bulk->child.call.headers.items = headers;
+  bulk->child.call.headers.count = bulk->opts.call.headers.count;
+  bulk->child.call.idle_ms = bulk->opts.call.idle_ms;
+  bulk->child.call.timeout_ms = E2B_TIMEOUT_NONE; /* the deadline is that of the whole */
+  return E2B_OK;
+}
+
+static e2b_err e2b__bulk_check(const e2b_sandbox *sandbox, const e2b_bulk_opts *opts, e2b_error *err) {
+  if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
+  if (opts && e2b__given(opts->user) && e2b__user_check(opts->user, err)) return E2B_ERR_INVALID_ARGUMENT;
+  return e2b__call_check(opts ? &opts->call : NULL, err);
+}
+
+/* An operation of `size` bytes; the caller fills its queues and ends with e2b__op_run. */
+static e2b__bulk *e2b__bulk_new(e2b_sandbox *sandbox, const e2b__bulk_type *type, size_t size,
+                                const e2b_bulk_opts *opts, e2b_error *err) {
+  e2b_client *client = sandbox->client;
+  e2b__bulk *bulk = (e2b__bulk *)e2b__op_new(client, opts ? &opts->call : NULL, &e2b__bulk_op_type, size,
+                                             E2B_TIMEOUT_NONE, err);
+  if (!bulk) return NULL;
+  bulk->op.sandbox = sandbox;
+  bulk->op.step = e2b__bulk_step;
+  bulk->type = type;
+  client->work = true;
+  e2b__arena_init(&bulk->arena, &client->mem, SIZE_MAX);
+  if (!e2b__bulk_keep_opts(bulk, opts, err)) return bulk;
+  e2b__op_release(&bulk->op);
+  return NULL;
+}
+
+/* ---- several files in one request ---- */
+
+/* A form with a part for each. The server answers with a list of what it wrote, in the order of the parts, or with the
+ * error of one that failed, and then the ones before it are written, the ones behind it not. */
+typedef struct e2b__batch {
+  e2b__data_task data;
+  e2b__bulk_job *job;
+  char boundary[40];
+} e2b__batch;
+
+static e2b_str e2b__path_last(e2b_str path) {
+  size_t at = path.len;
+  while (at && path.ptr[at - 1] != '/') at--;
+  return e2b__str_n(path.ptr + at, path.len - at);
+}
+
+static e2b_err e2b__batch_succeeded(e2b__task *task, e2b_error *err) {
+  const e2b__bulk_entry *entry = ((e2b__batch *)task)->job->entries;
+  const e2b__rest_write_info *info;
+  e2b__arena arena;
+  e2b__list list;
+  size_t i = 0;
+  e2b_err code = E2B_ERR_PROTOCOL;
+  memset(&list, 0, sizeof list);
+  e2b__arena_init(&arena, &task->op.client->mem, task->op.client->config.max_message_bytes);
+  if (task->req.body_ended)
+    code = e2b__json_decode_list(&e2b__msg_rest_write_info, (char *)task->req.rx.data, task->req.rx.len, &arena, &list);
+  for (info = code ? NULL : (const e2b__rest_write_info *)list.items; !code && entry; entry = entry->next, i++)
+    if (i >= list.count || !e2b__str_eq(e2b__path_last(info[i].path), e2b__path_last(e2b__str(entry->path)).ptr))
+      code = E2B_ERR_PROTOCOL;
+  if (!code && i != list.count) code = E2B_ERR_PROTOCOL;
+  e2b__arena_free(&arena);
+  if (!code) return E2B_OK;
+  err->phase = E2B_PHASE_DECODE;
+  err->maybe_done = true;
+  return e2b__error_say(err, code, "HTTP %d, but the answer does not confirm every file of the request",
+                        task->req.status);
+}
+
+static e2b__batch *e2b__batch_new(e2b__bulk_job *job, e2b_error *err) {
+  e2b_sandbox *sandbox = job->bulk->op.sandbox;
+  const char *user = e2b__user(sandbox, job->opts.user, true);
+  uint64_t random[2];
+  char type[80];
+  e2b__batch *batch;
+  e2b__req *req;
+  if (!e2b__net_random(random, sizeof random)) {
+    (void)e2b__fail(err, E2B_ERR_IO, "the system gave no random bytes");
+    return NULL;
+  }
+  batch = (e2b__batch *)e2b__data_task_new(sandbox, &job->opts.call, sizeof *batch, E2B_TIMEOUT_NONE,
+                                           &e2b__task_events, err);
+  if (!batch) return NULL;
+  batch->job = job;
+  batch->data.task.subject = E2B_SUBJECT_FILE;
+  batch->data.task.on_answer = e2b__transfer_answered;
+  batch->data.on_success = e2b__batch_succeeded;
+  req = &batch->data.task.req;
+  req->method = "POST";
+  req->idempotent = true;
+  e2b__buf_text(&req->path, "/files");
+  if (user) e2b__url_query(&req->path, "username", e2b__str(user));
+  e2b__data_headers(req, sandbox, NULL, &job->opts.call);
+  (void)snprintf(batch->boundary, sizeof batch->boundary, "e2b-%016llx%016llx", (unsigned long long)random[0],
+                 (unsigned long long)random[1]);
+  (void)snprintf(type, sizeof type, "multipart/form-data; boundary=%s", batch->boundary);
+  e2b__headers_set(&req->headers, "content-type", e2b__str(type));
+  return batch;
+}
+
+/* What precedes the content of a file, whose name is the whole path. */
+static void e2b__batch_part(e2b__batch *batch, const char *path) {
+  e2b__buf *body = &batch->data.task.req.body;
+  e2b__buf_text(body, body->len ? "\r\n--" : "--");
+  e2b__buf_text(body, batch->boundary);
+  e2b__buf_text(body, "\r\nContent-Disposition: form-data; name=\"file\"; ");
+  e2b__content_quote(body, path);
+  e2b__buf_text(body, "\r\nContent-Type: application/octet-stream\r\n\r\n");
+}
+
+static e2b_err e2b__batch_run(e2b__batch *batch, e2b_error *err) {
+  e2b__req *req = &batch->data.task.req;
+  e2b__buf_text(&req->body, "\r\n--");
+  e2b__buf_text(&req->body, batch->boundary);
+  e2b__buf_text(&req->body, "--\r\n");
+  req->body_len = (int64_t)req->body.len;
+  return e2b__task_run(&batch->data.task, &batch->job->opts.call, err);
+}
+
+/* Takes the files of the next request: the first that waits, and those behind it that fit in. */
+static e2b__bulk_entry *e2b__batch_take(e2b__bulk *bulk) {
+  e2b__bulk_queue taken;
+  e2b__bulk_entry *entry = bulk->files.first;
+  uint64_t room = bulk->opts.batch_bytes;
+  uint32_t most = bulk->no_batches || entry->dir ? 1 : entry->together;
+  memset(&taken, 0, sizeof taken);
+  do {
+    uint64_t need = entry->size + strlen(entry->path) + 160; /* with the head of its part */
+    most = E2B__MIN(most, entry->together);
+    if (taken.count && (entry->dir || need > room || taken.count >= most)) break;
+    room -= E2B__MIN(need, room);
+    e2b__bulk_put(&taken, e2b__bulk_take(&bulk->files));
+    entry = bulk->files.first;
+  } while (entry);
+  return taken.first;
+}
+
+/* ---- files of the caller's memory ---- */
+
+static void e2b__write_many_report(e2b__bulk *bulk, const e2b__bulk_entry *entry, bool skipped,
+                                   const e2b_error *result) {
+  e2b_write_item *item = (e2b_write_item *)bulk->items + entry->index;
+  E2B__UNUSED(skipped);
+  item->code = result->code;
+  e2b__bulk_say(result, item->message, sizeof item->message);
+}
+
+static bool e2b__write_many_start(e2b__bulk *bulk) {
+  e2b__bulk_entry *entry;
+  e2b__bulk_job *job;
+  e2b__batch *batch;
+  e2b_error err;
+  e2b_err code;
+  if (bulk->active >= bulk->opts.parallel || !bulk->files.first) return false;
+  job = e2b__bulk_job_new(bulk, sizeof *job, e2b__batch_take(bulk));
+  if (!job) return true;
+  entry = job->entries;
+  if (!entry->next) {
+    code = e2b_files_write(bulk->op.sandbox, entry->path, entry->data, (size_t)entry->size, &job->opts, NULL, &err);
+  } else {
+    batch = e2b__batch_new(job, &err);
+    for (; batch && entry; entry = entry->next) {
+      e2b__batch_part(batch, entry->path);
+      e2b__buf_put(&batch->data.task.req.body, entry->data, (size_t)entry->size);
+    }
+    code = batch ? e2b__batch_run(batch, &err) : err.code;
+  }
+  e2b__bulk_job_started(job, code, &err);
+  return true;
+}
+
+static const e2b__bulk_type e2b__write_many_type = { e2b__write_many_start, e2b__write_many_report, NULL };
+
+/* Queues an entry for one of the caller's items. False without memory. */
+static bool e2b__bulk_add_item(e2b__bulk *bulk, const char *path, const void *data, size_t size, size_t index) {
+  e2b__bulk_entry *entry = e2b__bulk_entry_new(bulk, e2b__str(NULL), e2b__str(path), e2b__str(NULL));
+  if (!entry) return false;
+  entry->data = (const uint8_t *)data;
+  entry->size = size;
+  entry->index = index;
+  e2b__bulk_put(&bulk->files, entry);
+  bulk->stats.files_found++;
+  bulk->stats.bytes_found += size;
+  return true;
+}
+
+/* Which of the caller's items cannot be, and why. */
+static e2b_err e2b__bulk_check_item(size_t index, const char *path, bool has_data, e2b_error *err) {
+  char name[40];
+  (void)snprintf(name, sizeof name, "items[%lu].path", (unsigned long)index);
+  if (e2b__path_check(name, path, err)) return err->code;
+  (void)snprintf(name, sizeof name, "items[%lu].data", (unsigned long)index);
+  return has_data ? E2B_OK : e2b__invalid(err, name, "is NULL");
+}
+
+/* Hands it over, when all its items are queued. */
+static e2b_err e2b__bulk_run_items(e2b__bulk *bulk, bool all, const e2b_bulk_opts *opts, e2b_error *err) {
+  if (!all) {
+    e2b__op_release(&bulk->op);
+    return e2b__no_memory(err);
+  }
+  bulk->stats.all_found = true;
+  return e2b__op_run(&bulk->op, opts ? &opts->call : NULL, err);
+}
+
+E2B_API e2b_err e2b_files_write_many(e2b_sandbox *sandbox, e2b_write_item *items, size_t count,
+                                     const e2b_bulk_opts *opts, e2b_error *err) {
+  e2b__bulk *bulk;
+  e2b_error local;
+  size_t i;
+  bool ok = true;
+  if (!err) err = &local;
+  if (!items && count) return e2b__invalid(err, "items", "is NULL");
+  for (i = 0; i < count; i++) {
+    items[i].code = E2B_PENDING;
+    items[i].message[0] = 0;
+  }
+  if (e2b__bulk_check(sandbox, opts, err)) return err->code;
+  for (i = 0; i < count; i++)
+    if (e2b__bulk_check_item(i, items[i].path, items[i].data || !items[i].len, err)) return err->code;
+  bulk = e2b__bulk_new(sandbox, &e2b__write_many_type, sizeof *bulk, opts, err);
+  if (!bulk) return err->code;
+  bulk->items = items;
+  for (i = 0; ok && i < count; i++) ok = e2b__bulk_add_item(bulk, items[i].path, items[i].data, items[i].len, i);
+  return e2b__bulk_run_items(bulk, ok, opts, err);
+}
+
+static void e2b__read_many_report(e2b__bulk *bulk, const e2b__bulk_entry *entry, bool skipped,
+                                  const e2b_error *result) {
+  e2b_read_item *item = (e2b_read_item *)bulk->items + entry->index;
+  E2B__UNUSED(skipped);
+  if (!result->code) bulk->stats.bytes_done += item->content.len;
+  if (!result->code) bulk->stats.bytes_found += item->content.len;
+  item->code = result->code;
+  e2b__bulk_say(result, item->message, sizeof item->message);
+}
+
+static bool e2b__read_many_start(e2b__bulk *bulk) {
+  e2b__bulk_entry *entry;
+  e2b__bulk_job *job;
+  e2b_error err;
+  e2b_err code;
+  if (bulk->active >= bulk->opts.parallel || !bulk->files.first) return false;
+  entry = e2b__bulk_take(&bulk->files);
+  job = e2b__bulk_job_new(bulk, sizeof *job, entry);
+  if (!job) return true;
+  code = e2b_files_read(bulk->op.sandbox, entry->path, &job->opts,
+                        &((e2b_read_item *)bulk->items)[entry->index].content, &err);
+  e2b__bulk_job_started(job, code, &err);
+  return true;
+}
+
+static const e2b__bulk_type e2b__read_many_type = { e2b__read_many_start, e2b__read_many_report, NULL };
+
+E2B_API e2b_err e2b_files_read_many(e2b_sandbox *sandbox, e2b_read_item *items, size_t count,
+                                    const e2b_bulk_opts *opts, e2b_error *err) {
+  e2b__bulk *bulk;
+  e2b_error local;
+  size_t i;
+  bool ok = true;
+  if (!err) err = &local;
+  if (!items && count) return e2b__invalid(err, "items", "is NULL");
+  for (i = 0; i < count; i++) {
+    e2b__result_clear(&items[i].content, sizeof items[i].content);
+    items[i].code = E2B_PENDING;
+    items[i].message[0] = 0;
+  }
+  if (e2b__bulk_check(sandbox, opts, err)) return err->code;
+  for (i = 0; i < count; i++)
+    if (e2b__bulk_check_item(i, items[i].path, true, err)) return err->code;
+  bulk = e2b__bulk_new(sandbox, &e2b__read_many_type, sizeof *bulk, opts, err);
+  if (!bulk) return err->code;
+  bulk->items = items;
+  for (i = 0; ok && i < count; i++) ok = e2b__bulk_add_item(bulk, items[i].path, NULL, 0, i);
+  return e2b__bulk_run_items(bulk, ok, opts, err);
+}
+/* ================================================================================================================== */
+/* >>>> local */
+/* ================================================================================================================== */
+
+#ifndef E2B_NO_LOCAL_FILES
+
+/* Files of this machine, all below one directory: names are relative to it, with '/', and no part of one may be a link.
+ * Results are 0 or the system's error code. */
+
+typedef enum e2b__local_kind { E2B__LOCAL_OTHER = 0, E2B__LOCAL_FILE, E2B__LOCAL_DIR, E2B__LOCAL_LINK } e2b__local_kind;
+
+typedef struct e2b__local_info {
+  e2b__local_kind kind;
+  uint64_t size;
+  bool exec; /* its owner may execute it */
+} e2b__local_info;
+
+/* Gets the entries of a directory. False ends the listing. */
+typedef bool (*e2b__local_fn)(void *user, e2b_str name, const e2b__local_info *info);
+
+#define E2B__LOCAL_PART 255 /* the longest part of a name */
+
+/* Why a name that a sandbox gave cannot be that of a file here, or NULL. */
+static const char *e2b__local_refused(e2b_str name, bool windows) {
+  static const char *const devices[] = { "con", "prn", "aux", "nul", "conin$", "conout$" };
+  e2b_str stem = name;
+  size_t i;
+  if (!name.len) return "it is empty";
+  if (name.len > E2B__LOCAL_PART) return "it is too long";
+  if (e2b__str_eq(name, ".") || e2b__str_eq(name, "..")) return "it is no name";
+  for (i = 0; i < name.len; i++) {
+    if (name.ptr[i] == '/') return "it is a path";
+    if (e2b__is_control(name.ptr[i])) return "it has a control character";
+    if (windows && strchr("\\:*?\"<>|", name.ptr[i])) return "it has a character that Windows does not allow";
+  }
+  if (!windows) return NULL;
+  if (name.ptr[name.len - 1] == '.' || name.ptr[name.len - 1] == ' ') return "Windows would drop its last character";
+  for (i = 0; i < name.len && name.ptr[i] != '.'; i++) continue;
+  for (stem.len = i; stem.len && stem.ptr[stem.len - 1] == ' ';) stem.len--;
+  for (i = 0; i < E2B__COUNT(devices); i++)
+    if (e2b__str_eq_nocase(stem, devices[i])) return "it is a device of Windows";
+  if (stem.len >= 4 && (e2b__str_eq_nocase(e2b__str_n(stem.ptr, 3), "com") ||
+                        e2b__str_eq_nocase(e2b__str_n(stem.ptr, 3), "lpt")) &&
+      ((stem.len == 4 && e2b__is_digit(stem.ptr[3])) ||
+       (stem.len == 5 && stem.ptr[3] == '\xc2' && strchr("\xb9\xb2\xb3", stem.ptr[4]))))
+    return "it is a device of Windows";
+  return NULL;
+}
+
+/* A name for a file that is not complete. */
+static bool e2b__local_temp(char out[32]) {
+  uint32_t random[2];
+  if (!e2b__net_random(random, sizeof random)) return false;
+  (void)snprintf(out, 32, ".e2b-%08lx%08lx.part", (unsigned long)random[0], (unsigned long)random[1]);
+  return true;
+}
+
+#if !E2B__WIN32
+
+#include <dirent.h>
+#include <sys/stat.h>
+
+typedef struct e2b__local_root {
+  e2b__mem *mem;
+  int fd;
+} e2b__local_root;
+
+typedef struct e2b__local_file {
+  int fd, dir;   /* dir < 0: for reading, or not open */
+  char temp[32];
+} e2b__local_file;
+
+static void e2b__local_file_init(e2b__local_file *file) {
+  file->fd = file->dir = -1;
+}
+
+/* `make`: it is made when it is missing. */
+static int e2b__local_root_open(e2b__local_root *root, e2b__mem *mem, const char *path, bool make) {
+  root->mem = mem;
+  root->fd = -1;
+  if (make && mkdir(path, 0777) != 0 && errno != EEXIST) return errno;
+  root->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  return root->fd < 0 ? errno : 0;
+}
+
+static void e2b__local_root_close(e2b__local_root *root) {
+  if (root->fd >= 0) close(root->fd);
+  root->fd = -1;
+}
+
+/* Opens the directory of this name, "" = the root itself, step by step so that no step is a link. */
+static int e2b__local_dir(const e2b__local_root *root, const char *name, size_t len, int *out) {
+  char part[E2B__LOCAL_PART + 1];
+  int code = 0, fd = openat(root->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) code = errno;
+  while (fd >= 0 && len) {
+    const char *slash = (const char *)memchr(name, '/', len);
+    size_t n = slash ? (size_t)(slash - name) : len;
+    int next = -1;
+    code = n < sizeof part ? 0 : ENAMETOOLONG;
+    if (!code) {
+      memcpy(part, name, n);
+      part[n] = 0;
+      next = openat(fd, part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+      if (next < 0) code = errno;
+    }
+    close(fd);
+    fd = next;
+    name += n + (slash ? 1 : 0);
+    len -= n + (slash ? 1 : 0);
+  }
+  *out = fd;
+  return code;
+}
+
+/* The last part of a name. */
+static const char *e2b__local_last(const char *name) {
+  const char *slash = strrchr(name, '/');
+  return slash ? slash + 1 : name;
+}
+
+static int e2b__local_parent(const e2b__local_root *root, const char *name, int *out) {
+  const char *last = e2b__local_last(name);
+  return e2b__local_dir(root, name, last > name ? (size_t)(last - name) - 1 : 0, out);
+}
+
+/* A directory that is there already is fine, unless it is a link to one. */
+static int e2b__local_make_dir(const e2b__local_root *root, const char *name) {
+  int dir, made, code = e2b__local_parent(root, name, &dir);
+  if (code || !*name) {
+    if (!code) close(dir);
+    return code;
+  }
+  if (mkdirat(dir, e2b__local_last(name), 0777) != 0) code = errno;
+  close(dir);
+  if (code != EEXIST) return code;
+  code = e2b__local_dir(root, name, strlen(name), &made);
+  if (!code) close(made);
+  return code;
+}
+
+static bool e2b__local_describe(int dir, const char *name, e2b__local_info *info) {
+  struct stat st;
+  if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) != 0) return false;
+  info->kind = S_ISREG(st.st_mode)   ? E2B__LOCAL_FILE
+               : S_ISDIR(st.st_mode) ? E2B__LOCAL_DIR
+               : S_ISLNK(st.st_mode) ? E2B__LOCAL_LINK
+                                     : E2B__LOCAL_OTHER;
+  info->size = info->kind == E2B__LOCAL_FILE ? (uint64_t)st.st_size : 0;
+  info->exec = (st.st_mode & S_IXUSR) != 0;
+  return true;
+}
+
+/* What goes away meanwhile is left out. */
+static int e2b__local_list(const e2b__local_root *root, const char *name, e2b__local_fn fn, void *user) {
+  e2b__local_info info;
+  struct dirent *entry;
+  DIR *list;
+  int fd, code = e2b__local_dir(root, name, strlen(name), &fd);
+  if (code) return code;
+  list = fdopendir(fd);
+  if (!list) {
+    code = errno;
+    close(fd);
+    return code;
+  }
+  for (errno = 0; (entry = readdir(list)) != NULL; errno = 0) {
+    if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+    if (!e2b__local_describe(fd, entry->d_name, &info)) continue;
+    if (!fn(user, e2b__str(entry->d_name), &info)) break;
+  }
+  code = entry ? 0 : errno;
+  (void)closedir(list);
+  return code;
+}
+
+/* Takes "." and ".." out of a name. False when it leaves the root. */
+static bool e2b__local_normalize(e2b__buf *name) {
+  char *text = (char *)name->data;
+  size_t in = 0, out = 0;
+  while (in < name->len) {
+    const char *slash = (const char *)memchr(text + in, '/', name->len - in);
+    e2b_str part = e2b__str_n(text + in, slash ? (size_t)(slash - text) - in : name->len - in);
+    in += part.len + 1;
+    if (!part.len || e2b__str_eq(part, ".")) continue;
+    if (e2b__str_eq(part, "..")) {
+      if (!out) return false;
+      while (out && text[--out] != '/') continue;
+      continue;
+    }
+    if (out) text[out++] = '/';
+    memmove(text + out, part.ptr, part.len);
+    out += part.len;
+  }
+  name->len = out;
+  return true;
+}
+
+/* Follows a link inside the root, not through other links to directories. *out is the name of the file it leads to, to
+ * be freed with e2b__mem_free_str, or NULL when it leads to none. */
+static int e2b__local_link(const e2b__local_root *root, const char *name, e2b__local_info *info, char **out) {
+  char target[1024];
+  const char *text = NULL;
+  int dir, code, hops = 0;
+  e2b__buf at;
+  e2b__buf_init(&at, root->mem, 65536);
+  e2b__buf_text(&at, name);
+  for (info->kind = E2B__LOCAL_LINK; info->kind == E2B__LOCAL_LINK && hops < 8; hops++) {
+    ssize_t n;
+    text = e2b__buf_cstr(&at);
+    info->kind = E2B__LOCAL_OTHER;
+    if (!text || e2b__local_parent(root, text, &dir)) break;
+    n = readlinkat(dir, e2b__local_last(text), target, sizeof target);
+    close(dir);
+    if (n <= 0 || n == (ssize_t)sizeof target || target[0] == '/') break;
+    at.len = (size_t)(e2b__local_last(text) - text);
+    e2b__buf_put(&at, target, (size_t)n);
+    if (at.err || !e2b__local_normalize(&at)) break;
+    text = e2b__buf_cstr(&at);
+    if (!text || e2b__local_parent(root, text, &dir)) break;
+    if (!e2b__local_describe(dir, e2b__local_last(text), info)) info->kind = E2B__LOCAL_OTHER;
+    close(dir);
+  }
+  *out = info->kind == E2B__LOCAL_FILE ? e2b__mem_dup(root->mem, (const char *)at.data, at.len) : NULL;
+  code = at.err == E2B_ERR_NO_MEMORY || (info->kind == E2B__LOCAL_FILE && !*out) ? ENOMEM : 0;
+  e2b__buf_free(&at);
+  return code;
+}
+
+/* For reading; only what is a file. */
+static int e2b__local_open(const e2b__local_root *root, const char *name, e2b__local_file *file, uint64_t *size) {
+  struct stat st;
+  int dir, code = e2b__local_parent(root, name, &dir);
+  if (code) return code;
+  file->fd = openat(dir, e2b__local_last(name), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  if (file->fd < 0) code = errno;
+  close(dir);
+  if (!code && fstat(file->fd, &st) != 0) code = errno;
+  if (!code && !S_ISREG(st.st_mode)) code = EINVAL;
+  if (!code) *size = (uint64_t)st.st_size;
+  return code;
+}
+
+/* *got is 0 at the end. */
+static int e2b__local_read(e2b__local_file *file, void *buf, size_t cap, size_t *got) {
+  ssize_t n;
+  do n = read(file->fd, buf, cap);
+  while (n < 0 && errno == EINTR);
+  *got = n > 0 ? (size_t)n : 0;
+  return n < 0 ? errno : 0;
+}
+
+/* A new file beside `name`; e2b__local_commit gives it that name. */
+static int e2b__local_create(const e2b__local_root *root, const char *name, bool exec, e2b__local_file *file) {
+  int code;
+  if (!e2b__local_temp(file->temp)) return EIO;
+  code = e2b__local_parent(root, name, &file->dir);
+  if (code) return code;
+  file->fd = openat(file->dir, file->temp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, exec ? 0777 : 0666);
+  return file->fd < 0 ? errno : 0;
+}
+
+static int e2b__local_write(e2b__local_file *file, const char *data, size_t len) {
+  while (len) {
+    ssize_t n = write(file->fd, data, len);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno;
+    data += n;
+    len -= (size_t)n;
+  }
+  return 0;
+}
+
+/* Closes it; what was created and not committed is gone then. */
+static void e2b__local_close(e2b__local_file *file) {
+  if (file->fd >= 0) close(file->fd);
+  if (file->fd >= 0 && file->dir >= 0) (void)unlinkat(file->dir, file->temp, 0);
+  if (file->dir >= 0) close(file->dir);
+  file->fd = file->dir = -1;
+}
+
+static int e2b__local_commit(const e2b__local_root *root, const char *name, e2b__local_file *file) {
+  int code = close(file->fd) != 0 ? errno : 0;
+  E2B__UNUSED(root);
+  file->fd = -1;
+  if (!code && renameat(file->dir, file->temp, file->dir, e2b__local_last(name)) != 0) code = errno;
+  if (code) (void)unlinkat(file->dir, file->temp, 0);
+  close(file->dir);
+  file->dir = -1;
+  return code;
+}
+
+#else /* Windows: whole paths, checked part by part. Reparse points (links, junctions) are never entered. */
+
+typedef struct e2b__local_root {
+  e2b__mem *mem;
+  wchar_t *path; /* \\?\C:\..., which takes long paths and no device names */
+  size_t size, len;
+} e2b__local_root;
+
+typedef struct e2b__local_file {
+  HANDLE handle;
+  wchar_t *temp; /* the path of what was created; NULL: for reading */
+  size_t temp_size;
+  e2b__mem *mem;
+} e2b__local_file;
+
+static void e2b__local_file_init(e2b__local_file *file) {
+  file->handle = INVALID_HANDLE_VALUE;
+  file->temp = NULL;
+}
+
+static wchar_t *e2b__local_wide(e2b__mem *mem, const char *text, size_t *size) {
+  int n = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text, -1, NULL, 0);
+  wchar_t *wide = n > 0 ? (wchar_t *)e2b__mem_alloc(mem, (size_t)n * sizeof *wide) : NULL;
+  *size = (size_t)n * sizeof *wide;
+  if (wide) (void)MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text, -1, wide, n);
+  return wide;
+}
+
+static void e2b__local_root_close(e2b__local_root *root) {
+  e2b__mem_free(root->mem, root->path, root->size);
+  root->path = NULL;
+}
+
+static int e2b__local_root_open(e2b__local_root *root, e2b__mem *mem, const char *path, bool make) {
+  size_t size, head = 0, skip = 0;
+  wchar_t *wide;
+  DWORD need, attributes;
+  memset(root, 0, sizeof *root);
+  root->mem = mem;
+  wide = e2b__local_wide(mem, path, &size);
+  if (!wide) return ERROR_INVALID_NAME;
+  need = GetFullPathNameW(wide, 0, NULL, NULL);
+  root->size = ((size_t)need + 8) * sizeof *root->path;
+  root->path = need ? (wchar_t *)e2b__mem_alloc(mem, root->size) : NULL;
+  if (root->path && !GetFullPathNameW(wide, need, root->path + 8, NULL)) root->path[8] = 0;
+  e2b__mem_free(mem, wide, size);
+  if (!root->path) return need ? ERROR_NOT_ENOUGH_MEMORY : ERROR_INVALID_NAME;
+  if (wcsncmp(root->path + 8, L"\\\\?\\", 4) != 0) {
+    skip = wcsncmp(root->path + 8, L"\\\\", 2) == 0 ? 2 : 0;
+    head = skip ? 8 : 4;
+    memcpy(root->path, skip ? L"\\\\?\\UNC\\" : L"\\\\?\\", head * sizeof *root->path);
+  }
+  root->len = wcslen(root->path + 8 + skip);
+  memmove(root->path + head, root->path + 8 + skip, (root->len + 1) * sizeof *root->path);
+  root->len += head;
+  while (root->len && root->path[root->len - 1] == L'\\') root->path[--root->len] = 0;
+  if (make && !CreateDirectoryW(root->path, NULL) && GetLastError() != ERROR_ALREADY_EXISTS) return (int)GetLastError();
+  attributes = GetFileAttributesW(root->path);
+  if (attributes == INVALID_FILE_ATTRIBUTES) return (int)GetLastError();
+  return attributes & FILE_ATTRIBUTE_DIRECTORY ? 0 : ERROR_DIRECTORY;
+}
+
+/* The whole path of a name, of which no part but the last may be a reparse point; `tail` is put behind it. */
+static int e2b__local_path(const e2b__local_root *root, const char *name, const wchar_t *tail, wchar_t **out,
+                           size_t *size) {
+  size_t i, name_size, tail_len = wcslen(tail);
+  wchar_t *path, *wide = e2b__local_wide(root->mem, name, &name_size);
+  size_t len = wide ? wcslen(wide) : 0;
+  *out = NULL;
+  if (!wide) return ERROR_INVALID_NAME;
+  *size = (root->len + 1 + len + tail_len + 1) * sizeof *path;
+  path = (wchar_t *)e2b__mem_alloc(root->mem, *size);
+  if (path) {
+    memcpy(path, root->path, root->len * sizeof *path);
+    path[root->len] = L'\\';
+    memcpy(path + root->len + 1, wide, len * sizeof *path);
+    memcpy(path + root->len + 1 + len, tail, (tail_len + 1) * sizeof *path);
+  }
+  e2b__mem_free(root->mem, wide, name_size);
+  if (!path) return ERROR_NOT_ENOUGH_MEMORY;
+  for (i = root->len + 1; i < root->len + 1 + len; i++) {
+    DWORD attributes;
+    if (path[i] != L'/') continue;
+    path[i] = 0;
+    attributes = GetFileAttributesW(path);
+    path[i] = L'\\';
+    if (attributes != INVALID_FILE_ATTRIBUTES && !(attributes & FILE_ATTRIBUTE_REPARSE_POINT)) continue;
+    e2b__mem_free(root->mem, path, *size);
+    return attributes == INVALID_FILE_ATTRIBUTES ? ERROR_PATH_NOT_FOUND : ERROR_CANT_RESOLVE_FILENAME;
+  }
+  *out = path;
+  return 0;
+}
+
+static int e2b__local_make_dir(const e2b__local_root *root, const char *name) {
+  size_t size;
+  wchar_t *path;
+  DWORD attributes;
+  int code = *name ? e2b__local_path(root, name, L"", &path, &size) : 0;
+  if (code || !*name) return code;
+  if (!CreateDirectoryW(path, NULL)) code = (int)GetLastError();
+  attributes = code == ERROR_ALREADY_EXISTS ? GetFileAttributesW(path) : INVALID_FILE_ATTRIBUTES;
+  if (attributes != INVALID_FILE_ATTRIBUTES && attributes & FILE_ATTRIBUTE_DIRECTORY)
+    code = attributes & FILE_ATTRIBUTE_REPARSE_POINT ? ERROR_CANT_RESOLVE_FILENAME : 0;
+  e2b__mem_free(root->mem, path, size);
+  return code;
+}
+
+static int e2b__local_list(const e2b__local_root *root, const char *name, e2b__local_fn fn, void *user) {
+  char text[3 * MAX_PATH + 1];
+  e2b__local_info info;
+  WIN32_FIND_DATAW found;
+  HANDLE list;
+  size_t size;
+  wchar_t *path;
+  int code = e2b__local_path(root, name, *name ? L"\\*" : L"*", &path, &size);
+  if (code) return code;
+  list = FindFirstFileW(path, &found);
+  if (list == INVALID_HANDLE_VALUE) code = (int)GetLastError();
+  e2b__mem_free(root->mem, path, size);
+  while (!code) {
+    int n = WideCharToMultiByte(CP_UTF8, 0, found.cFileName, -1, text, (int)sizeof text, NULL, NULL);
+    info.kind = found.dwFileAttributes & FILE_ATTRIBUTE_REPARSE_POINT ? E2B__LOCAL_LINK
+                : found.dwFileAttributes & FILE_ATTRIBUTE_DIRECTORY   ? E2B__LOCAL_DIR
+                                                                      : E2B__LOCAL_FILE;
+    info.size = (uint64_t)found.nFileSizeHigh << 32 | found.nFileSizeLow;
+    info.exec = false;
+    if (n > 0 && strcmp(text, ".") != 0 && strcmp(text, "..") != 0 && !fn(user, e2b__str(text), &info)) break;
+    if (!FindNextFileW(list, &found)) code = (int)GetLastError();
+  }
+  if (list != INVALID_HANDLE_VALUE) FindClose(list);
+  return code == ERROR_NO_MORE_FILES || code == ERROR_FILE_NOT_FOUND ? 0 : code;
+}
+
+static int e2b__local_link(const e2b__local_root *root, const char *name, e2b__local_info *info, char **out) {
+  E2B__UNUSED(root);
+  E2B__UNUSED(name);
+  E2B__UNUSED(info);
+  *out = NULL;
+  return 0;
+}
+
+static int e2b__local_open(const e2b__local_root *root, const char *name, e2b__local_file *file, uint64_t *size) {
+  BY_HANDLE_FILE_INFORMATION info;
+  size_t path_size;
+  wchar_t *path;
+  int code = e2b__local_path(root, name, L"", &path, &path_size);
+  if (code) return code;
+  file->handle = CreateFileW(path, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
+                             OPEN_EXISTING, FILE_FLAG_OPEN_REPARSE_POINT | FILE_FLAG_SEQUENTIAL_SCAN, NULL);
+  if (file->handle == INVALID_HANDLE_VALUE || !GetFileInformationByHandle(file->handle, &info))
+    code = (int)GetLastError();
+  e2b__mem_free(root->mem, path, path_size);
+  if (code) return code;
+  if (info.dwFileAttributes & (FILE_ATTRIBUTE_REPARSE_POINT | FILE_ATTRIBUTE_DIRECTORY)) return ERROR_INVALID_PARAMETER;
+  *size = (uint64_t)info.nFileSizeHigh << 32 | info.nFileSizeLow;
+  return 0;
+}
+
+static int e2b__local_read(e2b__local_file *file, void *buf, size_t cap, size_t *got) {
+  DWORD n = 0;
+  int code = ReadFile(file->handle, buf, (DWORD)E2B__MIN(cap, (size_t)1 << 30), &n, NULL) ? 0 : (int)GetLastError();
+  *got = n;
+  return code;
+}
+
+static int e2b__local_create(const e2b__local_root *root, const char *name, bool exec, e2b__local_file *file) {
+  char temp[32];
+  e2b__buf beside;
+  const char *slash = strrchr(name, '/');
+  int code = ERROR_NOT_ENOUGH_MEMORY;
+  E2B__UNUSED(exec);
+  if (!e2b__local_temp(temp)) return ERROR_GEN_FAILURE;
+  e2b__buf_init(&beside, root->mem, SIZE_MAX);
+  e2b__buf_put(&beside, name, slash ? (size_t)(slash - name) + 1 : 0);
+  e2b__buf_text(&beside, temp);
+  file->mem = root->mem;
+  if (e2b__buf_cstr(&beside))
+    code = e2b__local_path(root, (const char *)beside.data, L"", &file->temp, &file->temp_size);
+  e2b__buf_free(&beside);
+  if (code) return code;
+  file->handle = CreateFileW(file->temp, GENERIC_WRITE, 0, NULL, CREATE_NEW, FILE_ATTRIBUTE_NORMAL, NULL);
+  return file->handle == INVALID_HANDLE_VALUE ? (int)GetLastError() : 0;
+}
+
+static int e2b__local_write(e2b__local_file *file, const char *data, size_t len) {
+  while (len) {
+    DWORD n = 0;
+    if (!WriteFile(file->handle, data, (DWORD)E2B__MIN(len, (size_t)1 << 30), &n, NULL)) return (int)GetLastError();
+    data += n;
+    len -= n;
+  }
+  return 0;
+}
+
+static void e2b__local_close(e2b__local_file *file) {
+  bool open = file->handle != INVALID_HANDLE_VALUE;
+  if (open) CloseHandle(file->handle);
+  if (open && file->temp) DeleteFileW(file->temp);
+  if (file->temp) e2b__mem_free(file->mem, file->temp, file->temp_size);
+  e2b__local_file_init(file);
+}
+
+static int e2b__local_commit(const e2b__local_root *root, const char *name, e2b__local_file *file) {
+  size_t size;
+  wchar_t *path;
+  int code = e2b__local_path(root, name, L"", &path, &size);
+  if (!CloseHandle(file->handle) && !code) code = (int)GetLastError();
+  file->handle = INVALID_HANDLE_VALUE;
+  if (!code && !MoveFileExW(file->temp, path, MOVEFILE_REPLACE_EXISTING)) code = (int)GetLastError();
+  if (code) DeleteFileW(file->temp);
+  if (path) e2b__mem_free(root->mem, path, size);
+  e2b__local_close(file);
+  return code;
+}
+
+#endif
+#endif /* E2B_NO_LOCAL_FILES */
+/* ================================================================================================================== */
+/* >>>> trees */
+/* ================================================================================================================== */
+
+#ifndef E2B_NO_LOCAL_FILES
+
+#define E2B__TREE_DEPTH 128u
+
+typedef struct e2b__tree {
+  e2b__bulk bulk;
+  e2b__local_root root;
+  bool opened;
+  uint32_t listings; /* directories being listed */
+  char *base;        /* download: what the server calls the directory, in full; for the targets of links */
+} e2b__tree;
+
+/* A directory in the sandbox. Texts keep their length: a NUL in a name must not hide the rest of it. */
+typedef struct e2b__listing_item {
+  e2b_str name, path, target;
+  bool link;
+  e2b_entry_type type;
+  uint64_t size;
+  uint32_t mode;
+} e2b__listing_item;
+
+typedef struct e2b__listing {
+  e2b_mem mem;
+  const e2b__listing_item *items;
+  size_t count;
+} e2b__listing;
+
+typedef struct e2b__tree_job {
+  e2b__bulk_job job;
+  e2b__local_file file;
+  e2b__listing listing;
+  e2b_command_result result;
+} e2b__tree_job;
+
+static e2b__tree *e2b__tree_of(e2b__bulk_job *job) {
+  return (e2b__tree *)job->bulk;
+}
+
+static e2b_err e2b__tree_failed(e2b_error *err, int code, const char *what) {
+#if E2B__WIN32
+  bool no_memory = code == ERROR_NOT_ENOUGH_MEMORY;
+#else
+  bool no_memory = code == ENOMEM;
+#endif
+  if (no_memory) return e2b__no_memory(err);
+  e2b__error_set(err, E2B_ERR_IO, E2B_PHASE_NONE, "%s failed on this machine (system code %d)", what, code);
+  err->sys_code = code;
+  return E2B_ERR_IO;
+}
+
+static void e2b__tree_report(e2b__bulk *bulk, const e2b__bulk_entry *entry, bool skipped, const e2b_error *result) {
+  e2b_bulk_file file;
+  if (!bulk->opts.on_file || (entry->dir && !skipped && !result->code)) return;
+  file.name = entry->name;
+  file.size = entry->size;
+  file.skipped = skipped;
+  file.result = result;
+  if (bulk->opts.on_file(bulk->opts.callback_user, &file) < 0) e2b__bulk_canceled(bulk);
+}
+
+static void e2b__tree_refuse(e2b__bulk *bulk, e2b__bulk_entry *entry, e2b_err code, const char *message) {
+  e2b_error err;
+  (void)e2b__fail(&err, code, message);
+  e2b__bulk_report(bulk, entry, false, &err);
+}
+
+static void e2b__tree_skip(e2b__bulk *bulk, e2b__bulk_entry *entry, const char *why) {
+  e2b_error err;
+  (void)e2b__fail(&err, E2B_OK, why);
+  e2b__bulk_report(bulk, entry, true, &err);
+}
+
+static void e2b__tree_release(e2b__bulk *bulk) {
+  e2b__tree *tree = (e2b__tree *)bulk;
+  if (tree->opened) e2b__local_root_close(&tree->root);
+  tree->opened = false;
+  e2b__mem_free_str(&bulk->op.client->mem, tree->base);
+  tree->base = NULL;
+}
+
+static void e2b__tree_job_release(e2b__bulk_job *job) {
+  e2b__tree_job *tree_job = (e2b__tree_job *)job;
+  e2b__local_close(&tree_job->file);
+  e2b_mem_free(&tree_job->listing.mem);
+  e2b_mem_free(&tree_job->result.mem);
+}
+
+static e2b__tree_job *e2b__tree_job_new(e2b__bulk *bulk, e2b__bulk_entry *entries,
+                                        void (*ended)(e2b__bulk_job *job, e2b_error *err)) {
+  e2b__tree_job *job = (e2b__tree_job *)e2b__bulk_job_new(bulk, sizeof *job, entries);
+  if (!job) return NULL;
+  e2b__local_file_init(&job->file);
+  job->job.release = e2b__tree_job_release;
+  job->job.ended = ended;
+  return job;
+}
+
+/* Queues what was found, as its kind. */
+static void e2b__tree_found(e2b__bulk *bulk, e2b__bulk_entry *entry, bool dir) {
+  bulk->moved = true;
+  entry->dir = dir;
+  if (dir) {
+    bulk->stats.dirs_found++;
+    e2b__bulk_put_first(&bulk->dirs, entry); /* deep first: fewer names wait */
+  } else {
+    bulk->stats.files_found++;
+    bulk->stats.bytes_found += entry->size;
+    e2b__bulk_put(&bulk->files, entry);
+  }
+}
+
+/* The size of a file is what it has when it is opened. */
+static void e2b__tree_resize(e2b__bulk *bulk, e2b__bulk_entry *entry, uint64_t size) {
+  bulk->stats.bytes_found += size - entry->size;
+  entry->size = size;
+}
+
+/* ---- up ---- */
+
+typedef struct e2b__upload_walk {
+  e2b__bulk *bulk;
+  const e2b__bulk_entry *parent;
+  size_t count;
+  bool no_memory;
+} e2b__upload_walk;
+
+/* An entry for what a local directory holds; for a link that may be followed, as the file it leads to. NULL without
+ * memory. */
+static e2b__bulk_entry *e2b__upload_entry(const e2b__upload_walk *walk, e2b_str name, e2b__local_info *info) {
+  e2b__bulk *bulk = walk->bulk;
+  e2b_str parent = e2b__str(walk->parent->path);
+  e2b__bulk_entry *link, *entry = e2b__bulk_entry_new(bulk, parent, name, e2b__str(NULL));
+  char *target;
+  if (!entry || info->kind != E2B__LOCAL_LINK) return entry;
+  if (e2b__local_link(&((e2b__tree *)bulk)->root, entry->name, info, &target)) {
+    e2b__object_free(bulk->op.client, entry);
+    return NULL;
+  }
+  if (!target) info->kind = E2B__LOCAL_LINK;
+  if (!target) return entry;
+  link = e2b__bulk_entry_new(bulk, parent, name, e2b__str(target));
+  e2b__mem_free_str(&bulk->op.client->mem, target);
+  e2b__object_free(bulk->op.client, entry);
+  return link;
+}
+
+static bool e2b__upload_found(void *user, e2b_str name, const e2b__local_info *found) {
+  e2b__upload_walk *walk = (e2b__upload_walk *)user;
+  e2b__bulk *bulk = walk->bulk;
+  e2b__local_info info = *found;
+  e2b__bulk_entry *entry = e2b__upload_entry(walk, name, &info);
+  walk->no_memory = !entry;
+  if (!entry) return false;
+  entry->depth = walk->parent->depth + 1;
+  entry->size = info.size;
+  entry->exec = info.exec;
+  if (info.kind == E2B__LOCAL_LINK)
+    e2b__tree_skip(bulk, entry, "a link, but not to a file inside the tree");
+  else if (info.kind == E2B__LOCAL_OTHER)
+    e2b__tree_skip(bulk, entry, "neither a file nor a directory");
+  else if (!e2b__text_ok(entry->path))
+    e2b__tree_refuse(bulk, entry, E2B_ERR_INVALID_ARGUMENT, "the name has a control character");
+  else if (entry->depth > E2B__TREE_DEPTH)
+    e2b__tree_refuse(bulk, entry, E2B_ERR_LIMIT, "too many directories inside each other");
+  else {
+    walk->count++;
+    e2b__tree_found(bulk, entry, info.kind == E2B__LOCAL_DIR);
+  }
+  return !bulk->op.finished;
+}
+
+/* Reads one directory. One without files and directories has to be made by itself, all others are made by those. */
+static void e2b__upload_list(e2b__bulk *bulk) {
+  e2b__bulk_entry *dir = e2b__bulk_take(&bulk->dirs);
+  e2b__upload_walk walk;
+  e2b_error err;
+  int code;
+  walk.bulk = bulk;
+  walk.parent = dir;
+  walk.count = 0;
+  walk.no_memory = false;
+  memset(&err, 0, sizeof err);
+  code = e2b__local_list(&((e2b__tree *)bulk)->root, dir->local, e2b__upload_found, &walk);
+  bulk->stats.all_found = !bulk->dirs.first;
+  if (bulk->op.finished || (!code && walk.count && !walk.no_memory)) {
+    e2b__object_free(bulk->op.client, dir);
+  } else if (walk.no_memory || code) {
+    if (walk.no_memory) (void)e2b__no_memory(&err); else (void)e2b__tree_failed(&err, code, "reading the directory");
+    if (walk.no_memory) e2b__bulk_stop(bulk, &err);
+    e2b__bulk_report(bulk, dir, false, &err);
+  } else {
+    e2b__bulk_put(&bulk->files, dir);
+  }
+}
+
+/* Written: those that must be executable wait for that. */
+static void e2b__upload_ended(e2b__bulk_job *job, e2b_error *err) {
+  e2b__bulk *bulk = job->bulk;
+  e2b__bulk_entry **at = &job->entries, *entry;
+  if (err->code || bulk->opts.no_exec_bits) return;
+  while ((entry = *at) != NULL) {
+    if (!entry->exec || entry->dir) {
+      at = &entry->next;
+      continue;
+    }
+    *at = entry->next;
+    e2b__bulk_put(&bulk->execs, entry);
+  }
+}
+
+static int e2b__upload_source(void *user, void *buf, size_t cap) {
+  e2b__tree_job *job = (e2b__tree_job *)user;
+  size_t got;
+  int code = e2b__local_read(&job->file, buf, E2B__MIN(cap, (size_t)1 << 20), &got);
+  if (code) {
+    (void)e2b__tree_failed(&job->job.local, code, "reading the file");
+    return -1;
+  }
+  job->job.moved += got;
+  job->job.bulk->stats.bytes_done += got;
+  job->job.bulk->moved = true;
+  return (int)got;
+}
+
+/* One file, straight from the disk. */
+static void e2b__upload_one(e2b__tree_job *job) {
+  e2b__bulk *bulk = job->job.bulk;
+  e2b__bulk_entry *entry = job->job.entries;
+  uint64_t size = 0;
+  e2b_error err;
+  e2b_err code;
+  int sys = e2b__local_open(&e2b__tree_of(&job->job)->root, entry->local, &job->file, &size);
+  if (sys) {
+    entry->tried = true;
+    code = e2b__tree_failed(&err, sys, "opening the file");
+  } else {
+    e2b__tree_resize(bulk, entry, size);
+    job->job.streams = true;
+    code = e2b_files_upload(bulk->op.sandbox, entry->path, e2b__upload_source, job, (int64_t)size, &job->job.opts, NULL,
+                            &err);
+  }
+  e2b__bulk_job_started(&job->job, code, &err);
+}
+
+/* Reads a small file into the request. E2B_PENDING: it is not that small any more. */
+static e2b_err e2b__upload_read(e2b__bulk *bulk, e2b__batch *batch, e2b__bulk_entry *entry, e2b_error *err) {
+  e2b__buf *body = &batch->data.task.req.body;
+  e2b__local_file file;
+  uint64_t size = 0;
+  size_t start = body->len, done = 0, got = 1;
+  uint8_t *to = NULL;
+  int code;
+  e2b__local_file_init(&file);
+  code = e2b__local_open(&((e2b__tree *)bulk)->root, entry->local, &file, &size);
+  if (!code && size <= bulk->opts.batch_bytes) {
+    e2b__batch_part(batch, entry->path);
+    to = e2b__buf_reserve(body, (size_t)size + 1);
+    while (to && !code && got && done <= (size_t)size) {
+      code = e2b__local_read(&file, to + done, (size_t)size + 1 - done, &got);
+      done += got;
+    }
+    if (to) body->len += done;
+  }
+  e2b__local_close(&file);
+  if (!code && !body->err && to && done <= (size_t)size) {
+    e2b__tree_resize(bulk, entry, done);
+    return E2B_OK;
+  }
+  body->len = start;
+  if (body->err) return E2B_OK; /* the request as a whole fails */
+  return code ? e2b__tree_failed(err, code, "reading the file") : E2B_PENDING;
+}
+
+static void e2b__upload_batch(e2b__tree_job *job) {
+  e2b__bulk *bulk = job->job.bulk;
+  e2b__bulk_entry **at = &job->job.entries, *entry;
+  e2b_error err;
+  e2b__batch *batch = e2b__batch_new(&job->job, &err);
+  e2b_err code = batch ? E2B_OK : err.code;
+  while (batch && (entry = *at) != NULL && !bulk->op.finished) {
+    code = e2b__upload_read(bulk, batch, entry, &err);
+    if (code == E2B_OK) {
+      at = &entry->next;
+      continue;
+    }
+    *at = entry->next;
+    entry->together = 1;
+    if (code == E2B_PENDING) e2b__bulk_put(&bulk->files, entry);
+    else e2b__bulk_report(bulk, entry, false, &err);
+  }
+  if (batch && (bulk->op.finished || !job->job.entries)) {
+    e2b__op_release(&batch->data.task.op);
+    e2b__bulk_job_free(&job->job);
+    return;
+  }
+  if (batch) code = e2b__batch_run(batch, &err);
+  e2b__bulk_job_started(&job->job, code, &err);
+}
+
+static void e2b__upload_send(e2b__bulk *bulk) {
+  e2b__bulk_entry *entries = e2b__batch_take(bulk);
+  e2b__tree_job *job = e2b__tree_job_new(bulk, entries, e2b__upload_ended);
+  e2b_error err;
+  e2b_err code;
+  if (!job) return;
+  if (entries->dir) {
+    code = e2b_files_make_dir(bulk->op.sandbox, entries->path, &job->job.opts, NULL, &err);
+    e2b__bulk_job_started(&job->job, code, &err);
+  } else if (entries->next) {
+    e2b__upload_batch(job);
+  } else {
+    e2b__upload_one(job);
+  }
+}
+
+/* A path as a word for the shell, which runs in the home directory, where relative paths begin. */
+static void e2b__shell_path(e2b__buf *out, const char *path) {
+  if (path[0] == '~' && (!path[1] || path[1] == '/')) path += path[1] ? 2 : 1;
+  e2b__buf_text(out, path[0] == '/' ? " '" : " './");
+  for (; *path; path++) {
+    if (*path == '\'') e2b__buf_text(out, "'\\'"); /* and the quote itself opens again */
+    e2b__buf_byte(out, (uint8_t)*path);
+  }
+  e2b__buf_byte(out, '\'');
+}
+
+static void e2b__chmod_ended(e2b__bulk_job *job, e2b_error *err) {
+  static const char what[] = "written, but not made executable";
+  e2b__tree_job *tree_job = (e2b__tree_job *)job;
+  e2b__bulk_entry *entry;
+  char said[120];
+  if (!err->code) return;
+  for (entry = job->entries; entry; entry = entry->next) entry->tried = true;
+  err->http_status = 0;
+  if (err->code != E2B_COMMAND_EXIT) {
+    (void)e2b__files_say_before(err, err->code, what);
+    return;
+  }
+  e2b__error_excerpt(said, sizeof said, (const uint8_t *)tree_job->result.stderr_data.ptr,
+                     tree_job->result.stderr_data.len);
+  (void)e2b__error_say(err, E2B_ERR_SERVICE, "%s: %s", what, said);
+}
+
+/* Makes executable what has to be, as many as one command line takes. */
+static void e2b__upload_chmod(e2b__bulk *bulk) {
+  e2b__bulk_queue some;
+  e2b__tree_job *job;
+  e2b_run_opts run;
+  e2b__buf line;
+  e2b_error err;
+  e2b_err code;
+  const char *command;
+  memset(&some, 0, sizeof some);
+  memset(&run, 0, sizeof run);
+  e2b__buf_init(&line, &bulk->op.client->mem, SIZE_MAX);
+  e2b__buf_text(&line, "cd && chmod a+x --");
+  while (bulk->execs.first && line.len < 60000) {
+    e2b__shell_path(&line, bulk->execs.first->path);
+    e2b__bulk_put(&some, e2b__bulk_take(&bulk->execs));
+  }
+  command = e2b__buf_cstr(&line);
+  job = e2b__tree_job_new(bulk, some.first, e2b__chmod_ended);
+  if (job) {
+    job->job.streams = true; /* its bytes count already */
+    run.call = job->job.opts.call;
+    run.user = job->job.opts.user;
+    run.max_collect = 4096;
+    code = command ? e2b_commands_run(bulk->op.sandbox, command, &run, &job->result, &err) : e2b__no_memory(&err);
+    e2b__bulk_job_started(&job->job, code, &err);
+  }
+  e2b__buf_free(&line);
+}
+
+/* Finds enough for a whole request before it sends one, and goes on finding while all requests are under way. */
+static bool e2b__upload_start(e2b__bulk *bulk) {
+  bool few = bulk->files.count < E2B__BULK_TOGETHER && bulk->files.bytes < bulk->opts.batch_bytes;
+  bool busy = bulk->active >= bulk->opts.parallel;
+  if (bulk->dirs.first && (few || busy))
+    e2b__upload_list(bulk);
+  else if (busy)
+    return false;
+  else if (bulk->files.first)
+    e2b__upload_send(bulk);
+  else if (bulk->execs.first && !bulk->active)
+    e2b__upload_chmod(bulk);
+  else
+    return false;
+  return true;
+}
+
+static const e2b__bulk_type e2b__upload_tree_type = { e2b__upload_start, e2b__tree_report, e2b__tree_release };
+
+/* ---- down ---- */
+
+static void e2b__fill_listing(e2b__pack *pack, const void *from, void *out) {
+  const e2b__list *entries = &((const e2b__list_dir_response *)from)->entries;
+  const e2b__entry_info *entry = (const e2b__entry_info *)entries->items;
+  e2b__listing_item *items = (e2b__listing_item *)e2b__pack_alloc(pack, entries->count * sizeof *items);
+  e2b__listing *listing = (e2b__listing *)out;
+  size_t i;
+  for (i = 0; i < entries->count; i++, entry++) {
+    e2b__listing_item item;
+    memset(&item, 0, sizeof item);
+    item.name = e2b__str_n(e2b__pack_str(pack, entry->name), entry->name.len);
+    item.path = e2b__str_n(e2b__pack_str(pack, entry->path), entry->path.len);
+    item.target = e2b__str_n(e2b__pack_str(pack, entry->symlink_target), entry->symlink_target.len);
+    item.link = entry->has_symlink_target;
+    item.type = e2b__entry_type(entry->type);
+    item.size = entry->size > 0 ? (uint64_t)entry->size : 0;
+    item.mode = entry->mode;
+    if (items) items[i] = item;
+  }
+  if (!items) return;
+  listing->items = items;
+  listing->count = entries->count;
+}
+
+/* Whether a link leads to a file inside the tree. What the server says of it decides only what is read there. */
+static bool e2b__download_inside(const e2b__tree *tree, const e2b__listing_item *item) {
+  size_t len = tree->base ? strlen(tree->base) : 0;
+  return tree->base && item->type == E2B_ENTRY_FILE && item->target.len > len + 1 &&
+         memcmp(item->target.ptr, tree->base, len) == 0 && item->target.ptr[len] == '/';
+}
+
+static void e2b__download_found(e2b__tree *tree, const e2b__bulk_entry *parent, const e2b__listing_item *item,
+                                e2b_error *err) {
+  e2b__bulk *bulk = &tree->bulk;
+  const char *refused = e2b__local_refused(item->name, E2B__WIN32);
+  e2b__bulk_entry *entry = e2b__bulk_entry_new(bulk, e2b__str(parent->path), refused ? e2b__str("?") : item->name,
+                                               e2b__str(NULL));
+  if (!entry) {
+    (void)e2b__no_memory(err);
+    return;
+  }
+  entry->depth = parent->depth + 1;
+  entry->size = item->type == E2B_ENTRY_FILE && !item->link ? item->size : 0; /* of a link: its own */
+  entry->exec = (item->mode & 0100u) != 0 && !bulk->opts.no_exec_bits;
+  if (refused) {
+    char name[60], words[160];
+    e2b__error_excerpt(name, sizeof name, (const uint8_t *)item->name.ptr, item->name.len);
+    (void)snprintf(words, sizeof words, "refused the name \"%s\": %s", name, refused);
+    e2b__tree_refuse(bulk, entry, E2B_ERR_PROTOCOL, words);
+  } else if (item->link && !e2b__download_inside(tree, item)) {
+    e2b__tree_skip(bulk, entry, "a link, but not to a file inside the tree");
+  } else if (item->type != E2B_ENTRY_FILE && item->type != E2B_ENTRY_DIR) {
+    e2b__tree_skip(bulk, entry, "neither a file nor a directory");
+  } else if (entry->depth > E2B__TREE_DEPTH) {
+    e2b__tree_refuse(bulk, entry, E2B_ERR_LIMIT, "too many directories inside each other");
+  } else if (bulk->stats.files_found + bulk->stats.dirs_found >= bulk->opts.max_files) {
+    e2b__error_set(err, E2B_ERR_LIMIT, E2B_PHASE_NONE, "more than max_files (%lu) files and directories",
+                   (unsigned long)bulk->opts.max_files);
+    e2b__object_free(bulk->op.client, entry);
+  } else {
+    e2b__tree_found(bulk, entry, item->type == E2B_ENTRY_DIR);
+  }
+}
+
+/* What the server calls the root: the path of one of its entries without the name. False without memory. */
+static bool e2b__download_base(e2b__tree *tree, const e2b__listing *listing) {
+  const e2b__listing_item *item = listing->items;
+  size_t len;
+  if (tree->base || !listing->count || item->path.len <= item->name.len) return true;
+  len = item->path.len - item->name.len - 1;
+  if (item->path.ptr[len] != '/') return true;
+  tree->base = e2b__mem_dup(&tree->bulk.op.client->mem, item->path.ptr, len);
+  return tree->base != NULL;
+}
+
+static void e2b__download_listed(e2b__bulk_job *job, e2b_error *err) {
+  e2b__tree *tree = e2b__tree_of(job);
+  e2b__bulk *bulk = job->bulk;
+  const e2b__listing *listing = &((e2b__tree_job *)job)->listing;
+  const e2b__bulk_entry *dir = job->entries;
+  size_t i;
+  int code;
+  tree->listings--;
+  if (!err->code) {
+    code = e2b__local_make_dir(&tree->root, dir->local);
+    if (code) (void)e2b__tree_failed(&job->local, code, "making the directory");
+    if (code) *err = job->local;
+  }
+  if (!err->code && !dir->depth && !e2b__download_base(tree, listing)) (void)e2b__no_memory(err);
+  for (i = 0; i < listing->count && !err->code && !bulk->op.finished; i++) {
+    e2b__download_found(tree, dir, &listing->items[i], err);
+    if (err->code) job->local = *err;
+    if (err->code) e2b__bulk_stop(bulk, err);
+  }
+  bulk->stats.all_found = !bulk->dirs.first && !tree->listings;
+}
+
+static void e2b__download_list(e2b__bulk *bulk) {
+  e2b__bulk_entry *dir = e2b__bulk_take(&bulk->dirs);
+  e2b__tree_job *job = e2b__tree_job_new(bulk, dir, e2b__download_listed);
+  e2b__list_dir_request request;
+  e2b__data_task *data;
+  e2b_error err;
+  e2b_err code;
+  if (!job) return;
+  job->job.streams = true; /* a directory counts for nothing */
+  request.path = e2b__str(dir->path);
+  request.depth = 1;
+  data = e2b__files_rpc_new(bulk->op.sandbox, "/filesystem.Filesystem/ListDir", &e2b__msg_list_dir_request, &request,
+                            &job->job.opts, &err);
+  if (data) {
+    data->answer = &e2b__msg_list_dir_response;
+    data->fill = e2b__fill_listing;
+    data->task.out = &job->listing;
+    data->task.req.idempotent = true;
+  }
+  code = data ? e2b__task_run(&data->task, &job->job.opts.call, &err) : err.code;
+  if (code == E2B_PENDING) ((e2b__tree *)bulk)->listings++;
+  e2b__bulk_job_started(&job->job, code, &err);
+}
+
+static int e2b__download_sink(void *user, const char *data, size_t len) {
+  e2b__tree_job *job = (e2b__tree_job *)user;
+  e2b__bulk *bulk = job->job.bulk;
+  int code;
+  job->job.moved += len;
+  bulk->stats.bytes_done += len;
+  bulk->moved = true;
+  if (bulk->stats.bytes_done > bulk->opts.max_bytes) {
+    e2b__error_set(&job->job.local, E2B_ERR_LIMIT, E2B_PHASE_BODY, "more than max_bytes (%llu)",
+                   (unsigned long long)bulk->opts.max_bytes);
+    e2b__bulk_stop(bulk, &job->job.local);
+    return -1;
+  }
+  code = e2b__local_write(&job->file, data, len);
+  if (code) (void)e2b__tree_failed(&job->job.local, code, "writing the file");
+  return code ? -1 : 0;
+}
+
+static void e2b__download_ended(e2b__bulk_job *job, e2b_error *err) {
+  int code;
+  if (err->code) return;
+  code = e2b__local_commit(&e2b__tree_of(job)->root, job->entries->local, &((e2b__tree_job *)job)->file);
+  if (code) (void)e2b__tree_failed(&job->local, code, "giving the file its name");
+  if (code) *err = job->local;
+}
+
+static void e2b__download_one(e2b__bulk *bulk) {
+  e2b__bulk_entry *entry = e2b__bulk_take(&bulk->files);
+  e2b__tree_job *job = e2b__tree_job_new(bulk, entry, e2b__download_ended);
+  e2b_error err;
+  e2b_err code;
+  int sys;
+  if (!job) return;
+  job->job.streams = true;
+  sys = e2b__local_create(&e2b__tree_of(&job->job)->root, entry->local, entry->exec, &job->file);
+  if (sys) {
+    entry->tried = true;
+    code = e2b__tree_failed(&err, sys, "creating the file");
+  } else {
+    code = e2b_files_download(bulk->op.sandbox, entry->path, e2b__download_sink, job, &job->job.opts, &err);
+  }
+  e2b__bulk_job_started(&job->job, code, &err);
+}
+
+static bool e2b__download_start(e2b__bulk *bulk) {
+  if (bulk->active >= bulk->opts.parallel)
+    return false;
+  else if (bulk->files.first)
+    e2b__download_one(bulk);
+  else if (bulk->dirs.first)
+    e2b__download_list(bulk);
+  else
+    return false;
+  return true;
+}
+
+static const e2b__bulk_type e2b__download_tree_type = { e2b__download_start, e2b__tree_report, e2b__tree_release };
+
+/* ---- both ---- */
+
+static e2b_err e2b__tree_run(e2b_sandbox *sandbox, const e2b__bulk_type *type, const char *local_dir,
+                             const char *remote_dir, const e2b_bulk_opts *opts, e2b_bulk_stats *out, e2b_error *err) {
+  bool down = type == &e2b__download_tree_type;
+  e2b_str remote = e2b__str(remote_dir);
+  e2b__bulk_entry *root;
+  e2b__tree *tree;
+  int code;
+  if (out) memset(out, 0, sizeof *out);
+  if (e2b__bulk_check(sandbox, opts, err) || e2b__path_check("remote_dir", remote_dir, err)) return err->code;
+  if (!e2b__given(local_dir)) return e2b__invalid(err, "local_dir", "is empty");
+  tree = (e2b__tree *)e2b__bulk_new(sandbox, type, sizeof *tree, opts, err);
+  if (!tree) return err->code;
+  while (remote.len > 1 && remote.ptr[remote.len - 1] == '/') remote.len--;
+  tree->bulk.name_at = remote.len + (remote.ptr[remote.len - 1] == '/' ? 0 : 1);
+  tree->bulk.out = out;
+  tree->opened = true;
+  code = e2b__local_root_open(&tree->root, &sandbox->client->mem, local_dir, down);
+  root = code ? NULL : e2b__bulk_entry_new(&tree->bulk, e2b__str(NULL), remote, e2b__str(NULL));
+  if (!root) {
+    if (code) (void)e2b__tree_failed(err, code, "opening local_dir"); else (void)e2b__no_memory(err);
+    e2b__op_release(&tree->bulk.op);
+    return err->code;
+  }
+  root->dir = true;
+  e2b__bulk_put(&tree->bulk.dirs, root);
+  return e2b__op_run(&tree->bulk.op, opts ? &opts->call : NULL, err);
+}
+
+E2B_API e2b_err e2b_files_upload_tree(e2b_sandbox *sandbox, const char *local_dir, const char *remote_dir,
+                                      const e2b_bulk_opts *opts, e2b_bulk_stats *out, e2b_error *err) {
+  e2b_error local;
+  return e2b__tree_run(sandbox, &e2b__upload_tree_type, local_dir, remote_dir, opts, out, err ? err : &local);
+}
+
+E2B_API e2b_err e2b_files_download_tree(e2b_sandbox *sandbox, const char *remote_dir, const char *local_dir,
+                                        const e2b_bulk_opts *opts, e2b_bulk_stats *out, e2b_error *err) {
+  e2b_error local;
+  return e2b__tree_run(sandbox, &e2b__download_tree_type, local_dir, remote_dir, opts, out, err ? err : &local);
+}
+
+#endif /* E2B_NO_LOCAL_FILES */
 
 #endif /* E2B_IMPLEMENTATION */
 

@@ -15,8 +15,8 @@
      | >>>> codecs          | >>>> url and http1   | >>>> network
      | >>>> client and sandbox                     | >>>> api and raw     | >>>> files
      | >>>> rpc             | >>>> hosts           | >>>> end to end      | >>>> processes
-     | >>>> code interpreter                       | >>>> bad input       | >>>> network edges
-     | >>>> table
+     | >>>> code interpreter                       | >>>> trees           | >>>> bad input
+     | >>>> network edges   | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -15086,6 +15086,858 @@ static void e2e_code_routes(fixture *f) {
 }
 
 /* ================================================================================================================== */
+/* >>>> trees */
+/* ================================================================================================================== */
+
+/* ---- many files of memory, against the scripted peer ---- */
+
+static void many_items(e2b_write_item *items, size_t count) {
+  static const char *const paths[] = { "/d/a \"q\\", "/d/b", "rel/\xc3\xa9", "/d/d", "/d/e", "/d/f", "/d/g", "/d/h" };
+  static const char *const contents[] = { "one", "", "three\r\n--e2b-", "four", "five", "six", "seven", "eight" };
+  size_t i;
+  memset(items, 0, count * sizeof *items);
+  for (i = 0; i < count; i++) {
+    items[i].path = paths[i];
+    items[i].data = contents[i];
+    items[i].len = strlen(contents[i]);
+    items[i].code = E2B_ERR_SERVICE;
+  }
+}
+
+static e2b_bulk_opts many_opts(uint32_t parallel) {
+  e2b_bulk_opts opts;
+  memset(&opts, 0, sizeof opts);
+  opts.parallel = parallel;
+  return opts;
+}
+
+/* Confirms files of these names. */
+static void many_say_written(peer *p, const char *names) {
+  char all[2000] = "[";
+  size_t len = 1;
+  for (; *names; names += strcspn(names, ",") + (names[strcspn(names, ",")] == ','))
+    len += (size_t)snprintf(all + len, sizeof all - len,
+                            "%s{\"name\":\"x\",\"path\":\"/home/user/%.*s\",\"type\":\"file\"}", len > 1 ? "," : "",
+                            (int)strcspn(names, ","), names);
+  (void)snprintf(all + len, sizeof all - len, "]");
+  files_say_text(p, "200 OK\r\ncontent-type: text/plain; charset=utf-8", all, 0);
+}
+
+typedef struct many_progress {
+  int calls, cancel_at;
+  e2b_bulk_stats last;
+} many_progress;
+
+static int many_on_progress(void *user, const e2b_bulk_stats *stats) {
+  many_progress *seen = (many_progress *)user;
+  CHECK(stats->files_done >= seen->last.files_done && stats->files_found >= seen->last.files_found);
+  seen->last = *stats;
+  return ++seen->calls == seen->cancel_at ? -1 : 0;
+}
+
+/* The bytes of a request for three files, and what counts as an answer. */
+static void test_many_one_request(void) {
+  files_bench b;
+  e2b_write_item items[3];
+  e2b_bulk_opts opts = many_opts(0);
+  many_progress seen;
+  e2b_kv header = { "x-mine", "1" };
+  char boundary[64] = "", expected[1400], want[1500];
+  const char *at;
+  memset(&seen, 0, sizeof seen);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  opts.user = "bob";
+  opts.on_progress = many_on_progress;
+  opts.callback_user = &seen;
+  opts.call.headers.items = &header;
+  opts.call.headers.count = 1;
+  many_items(items, 3);
+  many_say_written(&b.peer, "d/a \\\"q\\\\,d/b,rel/\xc3\xa9");
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 3, &opts, &b.err), E2B_OK);
+  CHECK_INT(peer_asked_count(&b.peer), 1);
+  at = strstr(peer_asked(&b.peer, 0), "boundary=");
+  if (at) (void)snprintf(boundary, sizeof boundary, "%.36s", at + 9);
+  (void)snprintf(expected, sizeof expected,
+                 "--%s\r\nContent-Disposition: form-data; name=\"file\"; filename=\"/d/a \\\"q\\\\\"\r\n"
+                 "Content-Type: application/octet-stream\r\n\r\none\r\n"
+                 "--%s\r\nContent-Disposition: form-data; name=\"file\"; filename=\"/d/b\"\r\n"
+                 "Content-Type: application/octet-stream\r\n\r\n\r\n"
+                 "--%s\r\nContent-Disposition: form-data; name=\"file\"; filename=\"rel/\xc3\xa9\"\r\n"
+                 "Content-Type: application/octet-stream\r\n\r\nthree\r\n--e2b-\r\n--%s--\r\n",
+                 boundary, boundary, boundary, boundary);
+  (void)snprintf(want, sizeof want, "content-length: %lu\r\n\r\n%s", (unsigned long)strlen(expected), expected);
+  CHECK(strlen(boundary) == 36 && strncmp(peer_asked(&b.peer, 0), "POST /files?username=bob HTTP/1.1\r\n", 35) == 0);
+  CHECK_HAS(peer_asked(&b.peer, 0), want);
+  CHECK_HAS(peer_asked(&b.peer, 0), "x-mine: 1\r\n");
+  CHECK_HAS(peer_asked(&b.peer, 0), "x-access-token: tok\r\n");
+  CHECK(items[0].code == E2B_OK && items[1].code == E2B_OK && items[2].code == E2B_OK);
+  CHECK_INT(seen.last.files_done, 3);
+  CHECK_INT(seen.last.files_found, 3);
+  CHECK_INT(seen.last.bytes_done, 16);
+  CHECK_INT(seen.last.bytes_found, 16);
+  CHECK(seen.last.all_found);
+  files_end(&b);
+}
+
+/* A request that fails comes again in halves; every file gets an answer of its own. */
+static void test_many_halves(void) {
+  static const char no[] = "{\"code\":400,\"message\":\"path is a directory: /d/d\"}";
+  files_bench b;
+  e2b_write_item items[4];
+  e2b_bulk_opts opts = many_opts(1);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  many_items(items, 4);
+  files_say_text(&b.peer, "400 Bad Request", no, 0);
+  many_say_written(&b.peer, "a \\\"q\\\\,b");
+  files_say_text(&b.peer, "400 Bad Request", no, 0);
+  files_say_written(&b.peer);
+  files_say_text(&b.peer, "400 Bad Request", no, 0);
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 4, &opts, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_STR(b.err.message, "1 of 4 failed, first /d/d: path is a directory: /d/d (HTTP 400)");
+  CHECK_INT(peer_asked_count(&b.peer), 5);
+  CHECK(items[0].code == E2B_OK && items[1].code == E2B_OK && items[2].code == E2B_OK);
+  CHECK_INT(items[3].code, E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(items[3].message, "path is a directory");
+  CHECK_STR(items[0].message, "");
+  CHECK(strncmp(peer_asked(&b.peer, 3), "POST /files?path=rel%2F%C3%A9 ", 30) == 0);
+  CHECK(strncmp(peer_asked(&b.peer, 4), "POST /files?path=%2Fd%2Fd ", 26) == 0);
+  files_end(&b);
+}
+
+/* An answer that does not name every file proves nothing: each is then sent alone, and no more requests are shared. */
+static void test_many_unconfirmed(void) {
+  static const char *const answers[] = { "", "b", "a \\\"q\\\\,b,c", "b,a \\\"q\\\\" };
+  files_bench b;
+  e2b_write_item items[4];
+  e2b_bulk_opts opts = many_opts(1);
+  size_t i, k;
+  files_begin(&b);
+  for (i = 0; i < E2B__COUNT(answers); i++) {
+    peer_clear(&b.peer);
+    files_open(&b, NULL, NULL);
+    opts.batch_bytes = 400; /* two requests */
+    many_items(items, 4);
+    many_say_written(&b.peer, answers[i]);
+    for (k = 0; k < 4; k++) files_say_written(&b.peer);
+    CHECK_INT(e2b_files_write_many(b.sandbox, items, 4, &opts, &b.err), E2B_OK);
+    CHECK_INT(peer_asked_count(&b.peer), 5);
+    for (k = 0; k < 4; k++) CHECK_INT(items[k].code, E2B_OK);
+    for (k = 1; k < 5; k++) CHECK_HAS(peer_asked(&b.peer, (int)k), "POST /files?path=");
+    files_close(&b);
+    memset(&b.heap, 0, sizeof b.heap);
+  }
+  peer_stop(&b.peer);
+}
+
+/* A loss on the way is tried once more; what concerns all files ends it at once; stop_on_error ends it at the first. */
+static void test_many_losses(void) {
+  static const char busy[] = "{\"code\":400,\"message\":\"no\"}";
+  files_bench b;
+  e2b_write_item items[4];
+  e2b_bulk_opts opts = many_opts(1);
+  int i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  many_items(items, 2);
+  peer_say(&b.peer, "", PEER_CLOSE);
+  many_say_written(&b.peer, "a \\\"q\\\\,b");
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 2, &opts, &b.err), E2B_OK);
+  CHECK_INT(peer_asked_count(&b.peer), 2);
+
+  peer_clear(&b.peer);
+  for (i = 0; i < 4; i++) peer_say(&b.peer, "", PEER_CLOSE);
+  opts.batch_bytes = 1;
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 1, &opts, &b.err), E2B_ERR_CLOSED);
+  CHECK_INT(items[0].code, E2B_ERR_CLOSED);
+
+  peer_clear(&b.peer);
+  files_say_text(&b.peer, "500 Internal Server Error", "{\"code\":500,\"message\":\"mkdir /d: file exists\"}", 0);
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 1, &opts, &b.err), E2B_OK);
+
+  peer_clear(&b.peer);
+  files_say_text(&b.peer, "401 Unauthorized", "{\"code\":401,\"message\":\"bad token\"}", 0);
+  many_items(items, 4);
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 4, &opts, &b.err), E2B_ERR_UNAUTHENTICATED);
+  CHECK_INT(peer_asked_count(&b.peer), 1);
+  CHECK_INT(items[3].code, E2B_ERR_UNAUTHENTICATED);
+  CHECK_HAS(items[3].message, "not tried");
+  CHECK(!strstr(items[0].message, "not tried"));
+
+  peer_clear(&b.peer);
+  files_say_written(&b.peer);
+  files_say_text(&b.peer, "400 Bad Request", busy, 0);
+  opts.stop_on_error = true;
+  many_items(items, 4);
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 4, &opts, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(peer_asked_count(&b.peer), 2);
+  CHECK(items[0].code == E2B_OK && items[1].code == E2B_ERR_INVALID_ARGUMENT && items[2].code == E2B_ERR_CANCELED);
+  files_end(&b);
+}
+
+/* With fewer operations allowed than it would like, it takes what it gets. */
+static void test_many_max_ops(void) {
+  files_bench b;
+  e2b_write_item items[8];
+  e2b_bulk_opts opts = many_opts(8);
+  uint32_t n;
+  int i;
+  files_begin(&b);
+  for (n = 1; n < 5; n++) {
+    b.config.max_ops = n;
+    files_open(&b, NULL, NULL);
+    peer_clear(&b.peer);
+    for (i = 0; i < 8; i++) files_say_written(&b.peer);
+    many_items(items, 8);
+    opts.batch_bytes = 1;
+    CHECK_INT(e2b_files_write_many(b.sandbox, items, 8, &opts, &b.err), n == 1 ? E2B_ERR_BUSY : E2B_OK);
+    CHECK_INT(peer_asked_count(&b.peer), n == 1 ? 0 : 8);
+    files_close(&b);
+    memset(&b.heap, 0, sizeof b.heap);
+  }
+  peer_stop(&b.peer);
+}
+
+/* One deadline, one handle, cancel from outside and from the callback. */
+static void test_many_ends(void) {
+  files_bench b;
+  e2b_write_item items[4];
+  e2b_bulk_opts opts = many_opts(2);
+  many_progress seen;
+  e2b_op op = { 0 };
+  done d;
+  memset(&d, 0, sizeof d);
+  memset(&seen, 0, sizeof seen);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\n", PEER_HANG | PEER_REPEAT);
+  many_items(items, 4);
+  opts.batch_bytes = 1;
+  opts.call.timeout_ms = 50;
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 4, &opts, &b.err), E2B_ERR_TIMEOUT);
+  CHECK(b.err.maybe_done);
+  CHECK(items[0].code == E2B_PENDING && items[3].code == E2B_PENDING);
+  CHECK(peer_asked_count(&b.peer) <= 2);
+
+  opts.call.timeout_ms = 0;
+  opts.call.op = &op;
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 4, &opts, &b.err), E2B_PENDING);
+  files_drive(b.client, 20);
+  CHECK_INT(e2b_op_poll(b.client, op, &b.err), E2B_PENDING);
+  e2b_op_cancel(b.client, op);
+  CHECK_INT(e2b_op_poll(b.client, op, &b.err), E2B_ERR_BAD_STATE);
+  opts.call.on_done = on_done;
+  opts.call.user = &d;
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 4, &opts, &b.err), E2B_PENDING);
+  files_drive(b.client, 20);
+  e2b_sandbox_free(b.sandbox);
+  FILES_UNTIL(b.client, d.count == 1);
+  CHECK_INT(d.err.code, E2B_ERR_CANCELED);
+  files_close(&b);
+
+  memset(&b.heap, 0, sizeof b.heap);
+  files_open(&b, NULL, NULL);
+  peer_clear(&b.peer);
+  files_say_written(&b.peer);
+  opts = many_opts(1);
+  opts.batch_bytes = 1;
+  opts.on_progress = many_on_progress;
+  opts.callback_user = &seen;
+  seen.cancel_at = 1;
+  many_items(items, 4);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\n", PEER_HANG | PEER_REPEAT);
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 4, &opts, &b.err), E2B_ERR_CANCELED);
+  CHECK(items[0].code == E2B_OK && items[3].code == E2B_PENDING);
+  files_end(&b);
+}
+
+static void test_many_reads(void) {
+  static const char gone[] = "{\"code\":404,\"message\":\"path '/b' does not exist\"}";
+  files_bench b;
+  e2b_read_item items[3];
+  e2b_bulk_opts opts = many_opts(1);
+  char small[4];
+  size_t i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(items, 0, sizeof items);
+  items[0].path = "/a";
+  items[1].path = "/b";
+  items[2].path = "/c";
+  items[2].content.mem.ptr = small;
+  items[2].content.mem.cap = sizeof small;
+  items[2].content.mem.fixed = true;
+  files_say_text(&b.peer, "200 OK", "hello", 0);
+  files_say_text(&b.peer, "404 Not Found", gone, 0);
+  files_say_text(&b.peer, "200 OK", "hello", 0);
+  CHECK_INT(e2b_files_read_many(b.sandbox, items, 3, &opts, &b.err), E2B_ERR_NOT_FOUND);
+  CHECK_HAS(b.err.message, "2 of 3 failed, first /b: ");
+  CHECK_INT(b.err.subject, E2B_SUBJECT_FILE);
+  CHECK_STR((const char *)items[0].content.data, "hello");
+  CHECK(items[0].code == E2B_OK && items[1].code == E2B_ERR_NOT_FOUND && items[2].code == E2B_ERR_BUFFER_TOO_SMALL);
+  CHECK_INT(items[2].content.mem.len, 6);
+  for (i = 0; i < 3; i++) e2b_mem_free(&items[i].content.mem);
+  files_end(&b);
+}
+
+static void test_many_arguments(void) {
+  files_bench b;
+  e2b_write_item items[2];
+  e2b_read_item read;
+  e2b_bulk_opts opts = many_opts(0);
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  many_items(items, 2);
+  CHECK_INT(e2b_files_write_many(NULL, items, 2, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_write_many(b.sandbox, NULL, 2, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "items");
+  items[1].path = "";
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 2, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_STR(b.err.message, "items[1].path is empty");
+  items[1].path = "a\r\nb";
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 2, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  items[1].path = "a";
+  items[1].data = NULL;
+  items[1].len = 1;
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 2, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_STR(b.err.message, "items[1].data is NULL");
+  opts.user = "a:b";
+  CHECK_INT(e2b_files_write_many(b.sandbox, items, 1, &opts, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  memset(&read, 0, sizeof read);
+  CHECK_INT(e2b_files_read_many(b.sandbox, &read, 1, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_read_many(b.sandbox, NULL, 0, NULL, &b.err), E2B_OK);
+  CHECK_INT(e2b_files_write_many(b.sandbox, NULL, 0, NULL, NULL), E2B_OK);
+  CHECK_INT(e2b_files_upload_tree(b.sandbox, "", "/x", NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "local_dir");
+  CHECK_INT(e2b_files_upload_tree(b.sandbox, "/nowhere/at/all", "/x", NULL, NULL, &b.err), E2B_ERR_IO);
+  CHECK_INT(b.err.sys_code, ENOENT);
+  CHECK_INT(e2b_files_upload_tree(b.sandbox, ".", "", NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "remote_dir");
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/x", "/nowhere/at/all", NULL, NULL, &b.err), E2B_ERR_IO);
+  CHECK_INT(e2b_files_download_tree(NULL, "/x", "/tmp", NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(peer_asked_count(&b.peer), 0);
+  files_end(&b);
+}
+
+/* ---- trees, against the scripted peer ---- */
+
+/* A new directory of this machine for a test; valid until the next one. */
+static const char *tree_dir(void) {
+  static char path[200];
+  static unsigned count;
+  (void)snprintf(path, sizeof path, "%s/tree-%u", work_dir, ++count);
+  CHECK(mkdir(path, 0777) == 0);
+  return path;
+}
+
+/* Runs a command line on this machine with $D as that directory; false when it fails. */
+static bool tree_shell(const char *dir, const char *command) {
+  bool good;
+  setenv("D", dir, 1);
+  good = system(command) == 0;
+  unsetenv("D");
+  return good;
+}
+
+static void test_tree_names(void) {
+  static const struct {
+    const char *name;
+    bool here, windows; /* allowed */
+  } names[] = {
+    { "a", true, true },           { "", false, false },         { ".", false, false },        { "..", false, false },
+    { "...", true, false },        { "a/b", false, false },      { "/a", false, false },       { "a\\b", true, false },
+    { "..\\a", true, false },      { "C:", true, false },        { "a:b", true, false },       { "a\nb", false, false },
+    { "a\x7f", false, false },     { "nul", true, false },       { "NUL.txt", true, false },   { "Con .x", true, false },
+    { "com1", true, false },       { "COM0.a.b", true, false },  { "lpt9", true, false },      { "com\xc2\xb9", true, false },
+    { "comx", true, true },        { "com10", true, true },      { "conin$", true, false },    { "a.", true, false },
+    { "a ", true, false },         { " a", true, true },         { "\xc3\xa9", true, true },   { "a?", true, false },
+    { "nulx", true, true },        { "~", true, true },          { "-rf", true, true },
+  };
+  char longest[300];
+  size_t i;
+  for (i = 0; i < E2B__COUNT(names); i++) {
+    CHECK_INT(!e2b__local_refused(e2b__str(names[i].name), false), names[i].here);
+    CHECK_INT(!e2b__local_refused(e2b__str(names[i].name), true), names[i].windows);
+  }
+  CHECK(e2b__local_refused(e2b__str_n("a\0b", 3), false) != NULL);
+  memset(longest, 'a', sizeof longest);
+  CHECK(e2b__local_refused(e2b__str_n(longest, 255), false) == NULL);
+  CHECK(e2b__local_refused(e2b__str_n(longest, 256), false) != NULL);
+}
+
+static void tree_entry(e2b__entry_info *entry, const char *name, size_t len, int32_t type) {
+  files_make_entry(entry, "/r/x");
+  entry->name = e2b__str_n(name, len);
+  entry->type = type;
+  entry->size = 4;
+}
+
+static void tree_say_list(peer *p, e2b__entry_info *entries, size_t count) {
+  e2b__list_dir_response response;
+  memset(&response, 0, sizeof response);
+  response.entries.items = entries;
+  response.entries.count = count;
+  files_say_message(p, &e2b__msg_list_dir_response, &response);
+}
+
+typedef struct tree_seen {
+  int done, failed, skipped, cancel_at;
+  e2b_err last;
+  char message[200];
+} tree_seen;
+
+static int tree_on_file(void *user, const e2b_bulk_file *file) {
+  tree_seen *seen = (tree_seen *)user;
+  if (file->skipped) seen->skipped++;
+  else if (file->result->code) seen->failed++;
+  else seen->done++;
+  if (file->result->code) seen->last = file->result->code;
+  (void)snprintf(seen->message, sizeof seen->message, "%.199s", file->result->message);
+  CHECK(file->name[0] != '/' && !strstr(file->name, "..") && !strstr(file->name, "//"));
+  return seen->done + seen->failed + seen->skipped == seen->cancel_at ? -1 : 0;
+}
+
+static e2b_bulk_opts tree_opts(tree_seen *seen) {
+  e2b_bulk_opts opts = many_opts(1);
+  memset(seen, 0, sizeof *seen);
+  opts.on_file = tree_on_file;
+  opts.callback_user = seen;
+  return opts;
+}
+
+/* A sandbox that lies in its listings. Whatever it says, nothing is written outside of the directory. */
+static void test_tree_lies(void) {
+  static const struct {
+    const char *name;
+    size_t len;
+  } lies[] = {
+    { "..", 2 },          { ".", 1 },     { "", 0 },    { "../../evil", 10 },      { "/tmp/evil", 9 },
+    { "a/../../evil", 12 }, { "a\0/../e", 7 }, { "x\n", 2 }, { "..\0", 3 },           { "in/side", 7 },
+  };
+  const char *base = tree_dir();
+  char target[220];
+  files_bench b;
+  e2b__entry_info entries[16];
+  e2b_bulk_stats stats;
+  tree_seen seen;
+  e2b_bulk_opts opts = tree_opts(&seen);
+  size_t i, n = E2B__COUNT(lies);
+  (void)snprintf(target, sizeof target, "%s/target", base);
+  /* links in the way: to a directory, to a file, and one that leads nowhere; a directory where a file is to be */
+  CHECK(tree_shell(base, "cd \"$D\" && mkdir target outside target/taken && touch outside/kept &&"
+                         " ln -s ../outside target/link && ln -s ../outside/kept target/file &&"
+                         " ln -s ../outside/new target/dangling"));
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (i = 0; i < n; i++) tree_entry(&entries[i], lies[i].name, lies[i].len, (int32_t)(1 + i % 2));
+  tree_entry(&entries[n], "link", 4, E2B__FILE_TYPE_DIRECTORY);
+  tree_entry(&entries[n + 1], "file", 4, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[n + 2], "dangling", 8, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[n + 3], "taken", 5, E2B__FILE_TYPE_FILE);
+  tree_say_list(&b.peer, entries, n + 4);
+  files_say_text(&b.peer, "200 OK", "evil", 0);
+  files_say_text(&b.peer, "200 OK", "evil", 0);
+  files_say_text(&b.peer, "200 OK", "evil", 0);
+  tree_entry(&entries[0], "new", 3, E2B__FILE_TYPE_FILE);
+  tree_say_list(&b.peer, entries, 1); /* of target/link */
+  files_say_text(&b.peer, "200 OK", "evil", 0);
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", target, &opts, &stats, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(b.err.message, "12 of 14 failed, first ?: refused the name \"..\"");
+  CHECK_INT(stats.files_failed, (long)n + 2); /* the directory link, the taken name */
+  CHECK_INT(stats.files_done, 2);
+  CHECK_INT(seen.failed, (long)n + 2);
+  CHECK(tree_shell(base, "cd \"$D\" && test \"$(find . | sort | tr '\\n' ' ')\" ="
+                         " \". ./outside ./outside/kept ./target ./target/dangling ./target/file ./target/link"
+                         " ./target/taken \" && test ! -s outside/kept && test -L target/link && test ! -L target/file &&"
+                         " test \"$(cat target/file target/dangling)\" = evilevil"));
+  files_end(&b);
+  CHECK(tree_shell(base, "rm -r \"$D\""));
+}
+
+/* Listings without end, more content than allowed, links, and what is neither a file nor a directory. */
+static void test_tree_limits(void) {
+  const char *base = tree_dir();
+  files_bench b;
+  e2b__entry_info entries[6];
+  e2b_bulk_stats stats;
+  tree_seen seen;
+  e2b_bulk_opts opts = tree_opts(&seen);
+  e2b__buf again, list;
+  e2b__mem mem;
+  e2b__list_dir_response response;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  tree_entry(&entries[0], "d", 1, E2B__FILE_TYPE_DIRECTORY);
+  memset(&response, 0, sizeof response);
+  response.entries.items = entries;
+  response.entries.count = 1;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&again, &mem, SIZE_MAX);
+  e2b__buf_text(&again, "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: ");
+  e2b__buf_init(&list, &mem, SIZE_MAX);
+  e2b__pb_encode(&e2b__msg_list_dir_response, &response, &list);
+  e2b__buf_u64(&again, list.len);
+  e2b__buf_text(&again, "\r\n\r\n");
+  e2b__buf_put(&again, list.data, list.len);
+  e2b__buf_free(&list);
+  peer_say_n(&b.peer, (const char *)again.data, again.len, PEER_REPEAT);
+  e2b__buf_free(&again);
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", base, &opts, &stats, &b.err), E2B_ERR_LIMIT);
+  CHECK_INT(stats.dirs_found, 128);
+  opts.max_files = 5;
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", base, &opts, &stats, &b.err), E2B_ERR_LIMIT);
+  CHECK_INT(stats.dirs_found, 5);
+  CHECK_HAS(b.err.message, "max_files");
+
+  peer_clear(&b.peer);
+  opts = tree_opts(&seen);
+  opts.max_bytes = 10;
+  tree_entry(&entries[0], "a", 1, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[1], "b", 1, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[2], "c", 1, E2B__FILE_TYPE_FILE);
+  tree_say_list(&b.peer, entries, 3);
+  files_say_text(&b.peer, "200 OK", "1234", 0);
+  files_say_text(&b.peer, "200 OK", "12345678", 0);
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", base, &opts, &stats, &b.err), E2B_ERR_LIMIT);
+  CHECK_INT(stats.files_done, 1);
+  CHECK_INT(stats.bytes_done, 4);
+  CHECK(tree_shell(base, "cd \"$D\" && rm -r d && test \"$(ls -A | tr '\\n' ' ')\" = 'a '"));
+
+  peer_clear(&b.peer);
+  opts = tree_opts(&seen);
+  tree_entry(&entries[0], "in", 2, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[1], "out", 3, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[2], "dir", 3, E2B__FILE_TYPE_DIRECTORY);
+  tree_entry(&entries[3], "fifo", 4, 0);
+  tree_entry(&entries[4], "prefix", 6, E2B__FILE_TYPE_FILE);
+  entries[0].path = e2b__str("/r/in");
+  entries[0].has_symlink_target = entries[1].has_symlink_target = entries[2].has_symlink_target = true;
+  entries[4].has_symlink_target = true;
+  entries[0].symlink_target = e2b__str("/r/x/y");
+  entries[1].symlink_target = e2b__str("/etc/passwd");
+  entries[2].symlink_target = e2b__str("/r/x");
+  entries[4].symlink_target = e2b__str("/rx/y");
+  tree_say_list(&b.peer, entries, 5);
+  files_say_text(&b.peer, "200 OK", "1234", 0);
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r///", base, &opts, &stats, &b.err), E2B_OK);
+  CHECK_INT(stats.files_skipped, 4);
+  CHECK_INT(stats.files_done, 1);
+  CHECK_INT(seen.skipped, 4);
+  CHECK_HAS(peer_asked(&b.peer, 1), "GET /files?path=%2Fr%2Fin ");
+  CHECK(tree_shell(base, "cd \"$D\" && test \"$(ls -A | tr '\\n' ' ')\" = 'a in '"));
+  files_end(&b);
+  CHECK(tree_shell(base, "rm -r \"$D\""));
+}
+
+/* Downloads that break: tried once more, then nothing is there under the name nor beside it; what was there stays. */
+static void test_tree_broken_downloads(void) {
+  static const char cut[] = "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n1234";
+  const char *base = tree_dir();
+  files_bench b;
+  e2b__entry_info entries[2];
+  e2b_bulk_stats stats;
+  tree_seen seen;
+  e2b_bulk_opts opts = tree_opts(&seen);
+  e2b_op op;
+  CHECK(tree_shell(base, "echo old >\"$D/a\""));
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  tree_entry(&entries[0], "a", 1, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[1], "b", 1, E2B__FILE_TYPE_FILE);
+  tree_say_list(&b.peer, entries, 2);
+  peer_say(&b.peer, cut, PEER_CLOSE);
+  files_say_text(&b.peer, "200 OK", "12345678", 0);
+  peer_say(&b.peer, cut, PEER_CLOSE);
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", base, &opts, &stats, &b.err), E2B_ERR_TRUNCATED);
+  CHECK_INT(stats.files_done, 1);
+  CHECK_INT(stats.files_failed, 1);
+  CHECK_INT(stats.bytes_done, 8);
+  CHECK_HAS(b.err.message, "1 of 2 failed, first a: after 4 of 8 bytes");
+  CHECK(tree_shell(base, "cd \"$D\" && test \"$(ls -A | tr '\\n' ' ')\" = 'a b ' && test \"$(cat a)\" = old"));
+
+  peer_clear(&b.peer);
+  tree_say_list(&b.peer, entries, 2);
+  peer_say(&b.peer, cut, PEER_HANG | PEER_REPEAT);
+  opts.call.op = &op;
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", base, &opts, &stats, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, stats.files_found == 2);
+  files_drive(b.client, 30);
+  e2b_op_cancel(b.client, op);
+  CHECK(tree_shell(base, "cd \"$D\" && test \"$(ls -A | tr '\\n' ' ')\" = 'a b ' && test \"$(cat a)\" = old"));
+
+  peer_clear(&b.peer);
+  opts.call.op = NULL;
+  files_say_text(&b.peer, "404 Not Found\r\ncontent-type: application/json",
+                 "{\"code\":\"not_found\",\"message\":\"path not found\"}", 0);
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", base, &opts, &stats, &b.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_FILE);
+  CHECK_HAS(b.err.message, "first /r: ");
+
+  peer_clear(&b.peer);
+  opts = tree_opts(&seen);
+  seen.cancel_at = 1;
+  tree_say_list(&b.peer, entries, 2);
+  files_say_text(&b.peer, "200 OK", "12345678", 0);
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", base, &opts, &stats, &b.err), E2B_ERR_CANCELED);
+  CHECK_INT(seen.done, 1);
+  files_end(&b);
+  CHECK(tree_shell(base, "rm -r \"$D\""));
+}
+
+/* What became a link after it was found is not opened either. */
+static void tree_check_opens(const char *base) {
+  static const char *const names[] = { "abs", "in", "dir/b", "fifo", "d", "none", "d/b" };
+  test_heap heap;
+  e2b__mem mem;
+  e2b__local_root root;
+  e2b__local_file file;
+  uint64_t size;
+  size_t i;
+  heap_mem(&heap, &mem);
+  CHECK_INT(e2b__local_root_open(&root, &mem, base, false), 0);
+  for (i = 0; i < E2B__COUNT(names); i++) {
+    e2b__local_file_init(&file);
+    CHECK_INT(e2b__local_open(&root, names[i], &file, &size) == 0, i == E2B__COUNT(names) - 1);
+    e2b__local_close(&file);
+  }
+  e2b__local_root_close(&root);
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+/* Links of every kind, a pipe, and a name that no request can carry. */
+static void test_tree_odd_uploads(void) {
+  const char *base = tree_dir();
+  files_bench b;
+  e2b_bulk_stats stats;
+  tree_seen seen;
+  e2b_bulk_opts opts = tree_opts(&seen);
+  CHECK(tree_shell(base, "cd \"$D\" && echo 1 >a && mkdir d && echo 2 >d/b && mkfifo fifo &&"
+                         " touch \"$(printf 'bad\\nname')\" && ln -s a in && ln -s in in2 && ln -s .. up &&"
+                         " ln -s /etc/passwd abs && ln -s d dir && ln -s ../x out && "
+                         "ln -s d/../a round && ln -s loop loop && ln -s dir/b through"));
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  opts.batch_bytes = 1;
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n" FILES_WRITTEN, PEER_REPEAT);
+  CHECK_INT(e2b_files_upload_tree(b.sandbox, base, "/r/", &opts, &stats, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "1 of 6 failed, first bad name: the name has a control character");
+  CHECK_INT(stats.files_done, 5); /* a, d/b, in, in2, round */
+  CHECK_INT(stats.files_skipped, 7);
+  CHECK_INT(stats.bytes_done, 10);
+  CHECK_INT(stats.dirs_found, 1);
+  CHECK_INT(seen.skipped, 7);
+  CHECK(stats.all_found);
+  tree_check_opens(base);
+
+  /* an envd that takes forms only: the file is read again; a directory with nothing but links is made */
+  peer_clear(&b.peer);
+  opts = tree_opts(&seen);
+  CHECK(tree_shell(base, "rm -r \"$D\"/* && cd \"$D\" && echo 1 >a && mkdir links && ln -s / links/root"));
+  files_say_text(&b.peer, "400 Bad Request",
+                 "{\"code\":400,\"message\":\"unsupported content type: application/octet-stream\"}", 0);
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n", 0);
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_upload_tree(b.sandbox, base, "/r", &opts, &stats, &b.err), E2B_OK);
+  CHECK_INT(stats.bytes_done, 2);
+  CHECK_INT(stats.files_done, 1);
+  CHECK_HAS(peer_asked(&b.peer, 0), "content-type: application/octet-stream");
+  CHECK_HAS(peer_asked(&b.peer, 1), "POST /filesystem.Filesystem/MakeDir ");
+  CHECK_HAS(peer_asked(&b.peer, 2), "content-type: multipart/form-data");
+  CHECK_HAS(peer_asked(&b.peer, 2), "\r\n\r\n1\n\r\n--");
+  files_end(&b);
+  CHECK(tree_shell(base, "rm -r \"$D\""));
+}
+
+/* Every allocation fails once. */
+static e2b_err many_try_writes(files_bench *b) {
+  e2b_write_item items[2];
+  e2b_err code;
+  many_items(items, 2);
+  items[0].path = "/a/f";
+  items[1].path = "/b/f";
+  code = e2b_files_write_many(b->sandbox, items, 2, NULL, &b->err);
+  CHECK((code == E2B_OK) == (items[0].code == E2B_OK && items[1].code == E2B_OK));
+  return code;
+}
+
+static e2b_err many_try_reads(files_bench *b) {
+  e2b_read_item items[2];
+  e2b_err code;
+  memset(items, 0, sizeof items);
+  items[0].path = items[1].path = "/x";
+  code = e2b_files_read_many(b->sandbox, items, 2, NULL, &b->err);
+  e2b_mem_free(&items[0].content.mem);
+  e2b_mem_free(&items[1].content.mem);
+  return code;
+}
+
+static char tree_local[200];
+
+static e2b_err many_try_upload(files_bench *b) {
+  e2b_bulk_stats stats;
+  e2b_err code = e2b_files_upload_tree(b->sandbox, tree_local, "/r", NULL, &stats, &b->err);
+  CHECK(code || stats.files_done == 2);
+  return code;
+}
+
+static e2b_err many_try_download(files_bench *b) {
+  e2b__entry_info entries[2];
+  e2b_bulk_opts opts = many_opts(1);
+  e2b_err code;
+  peer_clear(&b->peer);
+  tree_entry(&entries[0], "a", 1, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[1], "b", 1, E2B__FILE_TYPE_FILE);
+  tree_say_list(&b->peer, entries, 2);
+  peer_say(&b->peer, "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n1234", PEER_REPEAT);
+  code = e2b_files_download_tree(b->sandbox, "/r", tree_local, &opts, NULL, &b->err);
+  CHECK(tree_shell(tree_local, "! ls -A \"$D\" | grep -q part"));
+  return code;
+}
+
+static void test_many_no_memory(void) {
+  static const char written[] = "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n"
+                                "[{\"name\":\"f\",\"path\":\"/home/user/f\",\"type\":\"file\"}"
+                                ",{\"name\":\"f\",\"path\":\"/home/user/f\",\"type\":\"file\"}]";
+  static const char content[] = "HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n01234567890123456789";
+  (void)snprintf(tree_local, sizeof tree_local, "%s", tree_dir());
+  CHECK(tree_shell(tree_local, "cd \"$D\" && mkdir a b && echo x >a/f && ln -s ../a/f b/f"));
+  files_each_allocation(NULL, many_try_writes, written, sizeof written - 1);
+  files_each_allocation(NULL, many_try_reads, content, sizeof content - 1);
+  files_each_allocation(NULL, many_try_upload, written, sizeof written - 1);
+  CHECK(tree_shell(tree_local, "rm -r \"$D\"/*"));
+  files_each_allocation(NULL, many_try_download, content, sizeof content - 1);
+  CHECK(tree_shell(tree_local, "rm -r \"$D\""));
+}
+
+/* ---- end to end ---- */
+
+static void e2e_write_many(fixture *f) {
+  enum { COUNT = 300 };
+  static e2b_write_item items[COUNT];
+  static e2b_read_item back[COUNT];
+  static char paths[COUNT][200];
+  static uint8_t data[600000];
+  e2b_bulk_opts opts = many_opts(8);
+  many_progress seen;
+  uint64_t seed = 7, total = 0;
+  e2b_error err;
+  size_t i;
+  memset(&seen, 0, sizeof seen);
+  memset(items, 0, sizeof items);
+  memset(back, 0, sizeof back);
+  noise(&seed, data, sizeof data);
+  for (i = 0; i < COUNT; i++) {
+    (void)snprintf(paths[i], sizeof paths[i], "%s/many/%lu/%s %lu'\"\\\xe2\x82\xac%%2f?&+.bin", f->dir,
+                   (unsigned long)(i % 7), i % 2 ? "odd" : "even", (unsigned long)i);
+    items[i].path = back[i].path = paths[i];
+    items[i].data = data + i;
+    items[i].len = i == 5 ? 500000 : i * 13 % 4000; /* one that goes alone, some that are empty */
+    total += items[i].len;
+  }
+  opts.on_progress = many_on_progress;
+  opts.callback_user = &seen;
+  CHECK_OK(e2b_files_write_many(f->sandbox, items, COUNT, &opts, &err));
+  CHECK_INT(seen.last.files_done, COUNT);
+  CHECK_INT(seen.last.bytes_done, (long long)total);
+  memset(&seen, 0, sizeof seen);
+  CHECK_OK(e2b_files_read_many(f->sandbox, back, COUNT, &opts, &err));
+  for (i = 0; i < COUNT; i++) {
+    CHECK_INT(items[i].code, E2B_OK);
+    CHECK(back[i].content.len == items[i].len && memcmp(back[i].content.data, items[i].data, items[i].len) == 0);
+    e2b_mem_free(&back[i].content.mem);
+  }
+  /* One that cannot be written spoils nothing else. */
+  items[100].path = f->dir;
+  items[200].path = "~nobody-of-that-name/x";
+  CHECK_RC(e2b_files_write_many(f->sandbox, items, COUNT, NULL, &err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(err.message, "2 of 300 failed, first ");
+  for (i = 0; i < COUNT; i++) CHECK_INT(items[i].code, i == 100 || i == 200 ? E2B_ERR_INVALID_ARGUMENT : E2B_OK);
+  CHECK_HAS(items[100].message, "is a directory");
+  memset(back, 0, sizeof back);
+  back[0].path = paths[0];
+  back[1].path = in_dir(f, "missing");
+  CHECK_RC(e2b_files_read_many(f->sandbox, back, 2, NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK(back[0].code == E2B_OK && back[1].code == E2B_ERR_NOT_FOUND);
+  e2b_mem_free(&back[0].content.mem);
+  e2b_mem_free(&back[1].content.mem);
+}
+
+/* An envd that takes forms only, and one file at a time. */
+static void e2e_write_many_alone(fixture *f) {
+  e2b_write_item items[3];
+  e2b_bulk_opts opts = many_opts(2);
+  e2b_error err;
+  many_items(items, 3);
+  items[0].path = in_dir(f, "x/a");
+  items[1].path = in_dir(f, "x/b");
+  items[2].path = in_dir(f, "y/c");
+  opts.batch_bytes = 1;
+  CHECK_OK(e2b_files_write_many(f->sandbox, items, 3, &opts, &err));
+  CHECK_STR(output_of(f, "true"), "");
+  CHECK(items[0].code == E2B_OK && items[1].code == E2B_OK && items[2].code == E2B_OK);
+}
+
+static void e2e_trees(fixture *f) {
+  const char *base = tree_dir();
+  char from[220], to[220], remote[200], command[400];
+  e2b_bulk_stats up, down;
+  tree_seen seen;
+  e2b_bulk_opts opts = tree_opts(&seen);
+  e2b_error err;
+  (void)snprintf(from, sizeof from, "%s/from", base);
+  (void)snprintf(to, sizeof to, "%s/to", base);
+  (void)snprintf(remote, sizeof remote, "%s", in_dir(f, "tree of mine's"));
+  CHECK(tree_shell(from, "mkdir -p \"$D/a/b/c/d\" \"$D/empty/er\" \"$D/bin\" && cd \"$D\" && echo hello >hello.txt &&"
+                         " : >a/nothing && head -c 3000000 /dev/urandom >a/b/big && echo 'echo it runs' >bin/run.sh &&"
+                         " chmod 755 bin/run.sh && cp bin/run.sh \"bin/it's one\" &&"
+                         " for i in $(seq 400); do echo $i >a/b/c/\"file $i\"; done &&"
+                         " ln -s ../../hello.txt a/b/link && ln -s /etc/passwd passwd && ln -s a loop"));
+  opts.parallel = 8;
+  CHECK_OK(e2b_files_upload_tree(f->sandbox, from, remote, &opts, &up, &err));
+  CHECK_INT(up.files_found, 406);
+  CHECK_INT(up.files_done, 406);
+  CHECK_INT(up.files_skipped, 2);
+  CHECK_INT(seen.done, 406);
+  CHECK_INT(up.dirs_found, 7);
+  CHECK(up.all_found && up.bytes_done == up.bytes_found && up.bytes_done > 3000000);
+  (void)snprintf(command, sizeof command,
+                 "cd '%s/tree of mine'\\''s' && bin/run.sh && './bin/it'\\''s one' && find . -type d | sort &&"
+                 " test ! -x hello.txt && ln -s hello.txt link && ln -s /etc out && mkfifo fifo", f->dir);
+  CHECK_STR(output_of(f, command), "it runs\nit runs\n.\n./a\n./a/b\n./a/b/c\n./a/b/c/d\n./bin\n./empty\n./empty/er\n");
+  memset(&seen, 0, sizeof seen);
+  CHECK_OK(e2b_files_download_tree(f->sandbox, remote, to, &opts, &down, &err));
+  CHECK_INT(down.files_done, 407); /* and the link that now is in the sandbox */
+  CHECK_INT(down.files_skipped, 2);
+  CHECK(down.bytes_done == up.bytes_done + 6 && down.all_found);
+  CHECK(tree_shell(base, "cd \"$D\" && rm from/passwd from/loop && cmp to/link to/hello.txt && rm to/link &&"
+                         " diff -r from to && test -x to/bin/run.sh && test ! -x to/hello.txt && test -d to/empty/er &&"
+                         " ! find to | grep -q part"));
+  /* again, over what is there; without blocking */
+  memset(&seen, 0, sizeof seen);
+  {
+    e2b_op op = { 0 };
+    e2b_err rc;
+    opts.call.op = &op;
+    opts.no_exec_bits = true;
+    CHECK_RC(e2b_files_upload_tree(f->sandbox, from, remote, &opts, &up, &err), E2B_PENDING);
+    CHECK_INT(seen.done, 0);
+    while ((rc = e2b_op_poll(f->client, op, &err)) == E2B_PENDING) (void)e2b_client_pump(f->client, 500);
+    CHECK_OK(rc);
+    CHECK_INT(seen.done, 406);
+    opts.call.op = NULL;
+  }
+  /* one that cannot be made executable is said to be so; a file where a directory has to be fails alone */
+  CHECK_STR(output_of(f, "true"), "");
+  (void)snprintf(command, sizeof command, "cd '%s/tree of mine'\\''s' && rm -r a && : >a", f->dir);
+  CHECK_STR(output_of(f, command), "");
+  CHECK(e2b_files_upload_tree(f->sandbox, from, remote, &opts, &up, &err) < 0);
+  CHECK_INT(up.files_failed, 404); /* 403 files below a, and the empty directory d */
+  CHECK_INT(up.files_done, 3);
+  CHECK(tree_shell(base, "rm -r \"$D\""));
+}
+/* ================================================================================================================== */
 /* >>>> bad input */
 /* ================================================================================================================== */
 
@@ -16965,6 +17817,9 @@ static const test tests[] = {
   UNIT(code_urls), UNIT(code_requests), UNIT(code_attach), UNIT(code_arguments), UNIT(code_events), UNIT(code_failed),
   UNIT(code_cut), UNIT(code_malformed), UNIT(code_limits), UNIT(code_refused), UNIT(code_strange_contexts),
   UNIT(code_control), UNIT(code_inside_callbacks), UNIT(code_deadlines), UNIT(code_no_memory),
+  UNIT(many_one_request), UNIT(many_halves), UNIT(many_unconfirmed), UNIT(many_losses), UNIT(many_max_ops),
+  UNIT(many_ends), UNIT(many_reads), UNIT(many_arguments), UNIT(many_no_memory),
+  UNIT(tree_names), UNIT(tree_lies), UNIT(tree_limits), UNIT(tree_broken_downloads), UNIT(tree_odd_uploads),
   UNIT(bad_answers), UNIT(endless_answers), UNIT(unreachable), UNIT(null_arguments), UNIT(injection),
 
   UNIT(sha256),
@@ -16985,6 +17840,7 @@ static const test tests[] = {
   HOST(write_and_read), HOST(missing_files), HOST(directories), CONTENT(big_file), CONTENT(upload_and_download),
   HOST(streams_given_up), CONTENT(files_content), CONTENT(files_content_as_form), CONTENT(files_streams),
   HOST(files_aborts), CONTENT(files_bulk),
+  CONTENT(write_many), CONTENT(write_many_alone), HOST(trees),
   HOST(op_poll), HOST(drive_by_poll), HOST(drive_by_pump), HOST(drive_by_own_loop), HOST(parallel_commands), HOST(cancel),
   HOST(wake_and_interrupt), HOST(inside_callbacks), HOST(free_with_things_open), HOST(two_clients),
   SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),

@@ -1048,6 +1048,17 @@ group('files', {}, () => {
     assert.deepEqual(infos.map(one => one.path), paths)
     assert.deepEqual(await Promise.all(paths.map(path => sbx.files.read(path))), ['data 0', '', 'data 2', 'data 3'])
   })
+  check('several files in one call: 300, answered in their order', async () => {
+    const files = Array.from({ length: 300 }, (_, i) => ({ path: `${dir}/three-hundred/${i % 7}/${i}`, data: `${i}`.repeat(i % 50) }))
+    assert.deepEqual((await sbx.files.write(files)).map(one => one.path), files.map(one => one.path))
+    assert.deepEqual(await Promise.all(files.slice(100, 110).map(one => sbx.files.read(one.path))), files.slice(100, 110).map(one => one.data))
+  })
+  check('several files in one call: those before one that fails are written, those behind it are not', async () => {
+    const files = [`${dir}/partly/a`, dir, `${dir}/partly/b`].map(path => ({ path, data: 'x' }))
+    await rejects(sbx.files.write(files), InvalidArgumentError, /directory/)
+    assert.equal(await sbx.files.exists(files[0].path), true)
+    assert.equal(await sbx.files.exists(files[2].path), false)
+  })
   check('write creates parents', async () => {
     const path = `${dir}/parents/x/y/z/file`
     await sbx.files.write(path, 'deep')
