@@ -5,7 +5,7 @@
    else with a line for every tenth that it comes further. What could not be copied is listed on stderr. Environment as
    for quickstart.c. `upload_tree examples | cat` prints (numbers differ)
 
-       100 %  5 of 5 files
+       # 100 %  5 of 5 files
        copied 5 files, 195407 bytes, and 0 sub-directories; 0 failed, 0 skipped
        the sandbox counts 5 files */
 
@@ -38,7 +38,7 @@ static int on_progress(void *user, const e2b_bulk_stats *stats) {
     fflush(stdout);
   } else if (percent / 10 > b->shown) {
     b->shown = percent / 10;
-    printf("%3d %%  %llu of %llu files\n", percent, (unsigned long long)stats->files_done,
+    printf("# %d %%  %llu of %llu files\n", percent, (unsigned long long)stats->files_done,
            (unsigned long long)stats->files_found);
   }
   return 0; /* < 0 would cancel */
