@@ -31,7 +31,8 @@
        }
 
    CONTENTS OF THIS FILE (search for the text after the bar)
-     declarations     | public: basics, errors, memory, hooks, client, driving, operations, sandbox, api, commands, pty, files
+     declarations     | public: basics, errors, memory, hooks, client, driving, operations, sandbox, api, commands, pty, files,
+                      | code, watch
      implementation   | >>>> platform      | >>>> memory        | >>>> bytes         | >>>> errors
                       | >>>> json          | >>>> protobuf      | >>>> messages      | >>>> url
                       | >>>> http1         | >>>> sockets       | >>>> dns           | >>>> tls
@@ -40,6 +41,7 @@
                       | >>>> client        | >>>> heartbeat     | >>>> sandbox       | >>>> api
                       | >>>> raw           | >>>> commands      | >>>> pty           | >>>> files
                       | >>>> code          | >>>> bulk          | >>>> local         | >>>> trees
+                      | >>>> watch
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
@@ -80,7 +82,7 @@
                               bundle
      E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
      E2B_NO_METRICS           without metrics and logs                    E2B_NO_SNAPSHOTS     without snapshots
-     E2B_NO_CODE_INTERPRETER  leaves the code interpreter out
+     E2B_NO_CODE_INTERPRETER  leaves the code interpreter out             E2B_NO_WATCH         without e2b_files_watch_dir
      The implementation needs POSIX.1-2008 or Windows (Vista and later); in a file compiled with -std=c99 include "e2b.h"
      before any system header, it asks for what it needs. */
 
@@ -652,7 +654,7 @@ typedef struct e2b_attach_opts {
 } e2b_attach_opts;
 E2B_API e2b_err e2b_sandbox_attach(e2b_client *client, const char *sandbox_id, const e2b_attach_opts *opts, e2b_sandbox **out, e2b_error *err);
 
-/* Forgets the handle; the sandbox lives on. Its command handles and file streams are freed with it, its pending
+/* Forgets the handle; the sandbox lives on. Its command handles, file streams and watches are freed with it, its pending
  * operations end with E2B_ERR_CANCELED. NULL is fine. */
 E2B_API void e2b_sandbox_free(e2b_sandbox *sandbox);
 
@@ -998,12 +1000,23 @@ typedef struct e2b_entry_info {
   e2b_kvs metadata;
 } e2b_entry_info;
 typedef struct e2b_entry_list { e2b_mem mem; const e2b_entry_info *items; size_t count; } e2b_entry_list;
-typedef struct e2b_write_info { e2b_mem mem; const char *path, *name, *type; } e2b_write_info;
+typedef struct e2b_write_info { e2b_mem mem; const char *path, *name, *type; e2b_kvs metadata; } e2b_write_info;
 
 typedef struct e2b_files_opts {
   e2b_call call;
   const char *user;  /* Unix user: owner of what is created, home of relative paths; NULL = config.default_user          */
   uint32_t depth;    /* list: how many levels; 0 = 1                                                                    */
+  uint64_t offset;   /* read, download, read_stream: begin at this byte; one beyond the end gives no bytes and E2B_OK   */
+  uint64_t length;   /* the same: at most so many bytes; 0 = to the end                                                 */
+  e2b_kvs metadata;  /* writes: kept with the file, replaces what it had; none given = none kept. Keys are case-insensitive
+                        header names of at most 246 bytes, stored in lower case; values printable ASCII without spaces at
+                        their ends; 4096 bytes in all, 9 more per key. Verified: NOT_BUILT with maybe_done when the file
+                        was written but the server (envd < 0.6.2, or its file system) keeps no metadata                 */
+  bool atomic;       /* writes: into a temporary file beside the target, which is renamed over it: others see the old content
+                        or the new one, and after a failure the old one (the temporary is removed, if the server can still
+                        be asked). The file is a new one: owned by the user, mode 0644; a symbolic link is replaced, not
+                        followed. The write permission of the directory is what counts                                  */
+  e2b_tri octet_stream; /* writes: E2B_YES sends the content as it is, E2B_NO as a form; E2B_UNSET: by the version of envd */
 } e2b_files_opts;
 
 /* Missing paths: NOT_FOUND with subject FILE (a missing sandbox is SANDBOX_GONE). `out` of rename and write is optional. */
@@ -1032,9 +1045,9 @@ E2B_API e2b_err e2b_files_upload(e2b_sandbox *sandbox, const char *path, e2b_sou
  * a write stream waits for nothing. The stream belongs to the sandbox; free it when done. */
 E2B_API e2b_err e2b_files_read_stream(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_file_stream **out, e2b_error *err);
 E2B_API e2b_err e2b_files_write_stream(e2b_sandbox *sandbox, const char *path, int64_t size, const e2b_files_opts *opts, e2b_file_stream **out, e2b_error *err);
-E2B_API int64_t e2b_file_stream_size(const e2b_file_stream *stream); /* bytes in all; -1 = unknown                        */
-/* timeout_ms: 0 = do not wait, -1 = no limit but idle_ms. E2B_OK with *got > 0; E2B_PENDING; E2B_EOF when all of the file was
- * read; or a failure: TRUNCATED when it ended early. */
+E2B_API int64_t e2b_file_stream_size(const e2b_file_stream *stream); /* bytes to be had in all; -1 = unknown              */
+/* timeout_ms: 0 = do not wait, -1 = no limit but idle_ms. E2B_OK with *got > 0; E2B_PENDING; E2B_EOF when all of the file, or
+ * of the part asked for, was read; or a failure: TRUNCATED when it ended early. */
 E2B_API e2b_err e2b_file_stream_read(e2b_file_stream *stream, int timeout_ms, void *buf, size_t cap, size_t *got, e2b_error *err);
 /* E2B_OK with *took > 0 (perhaps less than len; took NULL = wait until all is taken); E2B_PENDING; or a failure. */
 E2B_API e2b_err e2b_file_stream_write(e2b_file_stream *stream, int timeout_ms, const void *buf, size_t len, size_t *took, e2b_error *err);
@@ -1042,7 +1055,20 @@ E2B_API e2b_err e2b_file_stream_write(e2b_file_stream *stream, int timeout_ms, c
 E2B_API e2b_err e2b_file_stream_finish(e2b_file_stream *stream, int timeout_ms, e2b_write_info *out, e2b_error *err);
 E2B_API void e2b_file_stream_free(e2b_file_stream *stream); /* before its end: aborts; NULL is fine                       */
 
-#ifndef E2B_NO_CODE_INTERPRETER
+/* Joins files on the server, in the order given, into `destination`, which appears at once or not at all; the source files
+ * are then removed. Needs envd 0.5.5: NOT_BUILT on older ones. Errors: INVALID_ARGUMENT (a source is no regular file, or the
+ * destination), NOT_FOUND (a source is missing), NOT_ENOUGH_SPACE. Of opts: call, user. */
+E2B_API e2b_err e2b_files_compose(e2b_sandbox *sandbox, e2b_strs sources, const char *destination, const e2b_files_opts *opts, e2b_write_info *out, e2b_error *err);
+
+/* URLs that anybody can use without a token: GET the file, or POST it (as a form with a part "file", or with
+ * content-type: application/octet-stream). No request is made. With a secure sandbox the URL is signed for this path, user
+ * and direction. user: NULL = config.default_user. expires_s: seconds from now, 0 = it has expired when this second has
+ * passed, E2B_TIMEOUT_NONE = it never does. An upload path may be NULL: the file name of the form decides.
+ * As snprintf: returns the length and writes at most cap bytes, always terminated when cap > 0. 0 = failed:
+ * INVALID_ARGUMENT (a bad path; expires_s for a sandbox without a token, whose URLs nobody checks), NO_MEMORY. */
+E2B_API size_t e2b_sandbox_download_url(const e2b_sandbox *sandbox, const char *path, const char *user, int32_t expires_s, char *out, size_t cap, e2b_error *err);
+E2B_API size_t e2b_sandbox_upload_url(const e2b_sandbox *sandbox, const char *path, const char *user, int32_t expires_s, char *out, size_t cap, e2b_error *err);
+
 /* ---- many files and whole trees in one call ---- */
 
 /* How far such a call is. Counts files, but for dirs_found; done means written here, or confirmed by the server. */
@@ -1118,6 +1144,7 @@ E2B_API e2b_err e2b_files_download_tree(e2b_sandbox *sandbox, const char *remote
                                         const e2b_bulk_opts *opts, e2b_bulk_stats *out, e2b_error *err);
 #endif
 
+#ifndef E2B_NO_CODE_INTERPRETER
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* public: code interpreter - code in a language with a memory: variables live on from run to run */
 /* ------------------------------------------------------------------------------------------------------------------ */
@@ -1220,6 +1247,65 @@ E2B_API e2b_err e2b_code_remove_context(e2b_sandbox *sandbox, const char *contex
 E2B_API e2b_err e2b_code_restart_context(e2b_sandbox *sandbox, const char *context_id, const e2b_call *call, e2b_error *err); /* forgets its variables */
 #endif
 
+#ifndef E2B_NO_WATCH
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* public: watch - what happens in a directory */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct e2b_watch_handle e2b_watch_handle;
+
+typedef enum e2b_fs_event_type {
+  E2B_FS_UNKNOWN = 0, /* of a newer server */
+  E2B_FS_CREATE,      /* also the new name of something renamed */
+  E2B_FS_WRITE,
+  E2B_FS_REMOVE,
+  E2B_FS_RENAME,      /* the old name */
+  E2B_FS_CHMOD,       /* permissions or owner */
+  E2B_FS_GAP          /* events may be missing before this one: the connection or the server's watch broke and was begun anew */
+} e2b_fs_event_type;
+
+typedef struct e2b_fs_event {
+  e2b_fs_event_type type;
+  const char *name;            /* relative to the watched directory, "." for itself; "" with E2B_FS_GAP                 */
+  const e2b_entry_info *entry; /* CREATE, WRITE and CHMOD with include_entry, when it was still there; else NULL        */
+} e2b_fs_event;                /* all of it is valid until the next call with this handle, or the callback's return     */
+
+/* < 0 ends the watch. */
+typedef int (*e2b_fs_event_fn)(void *user, const e2b_fs_event *event);
+
+typedef struct e2b_watch_opts {
+  e2b_call call;               /* timeout_ms: the wait for the watch to begin, default request_timeout_ms; idle_ms: as for
+                                  command streams                                                                       */
+  const char *user;            /* Unix user whose home relative paths start at; NULL = config.default_user              */
+  bool recursive;              /* directories below it too, also those made later. envd >= 0.1.4, else NOT_BUILT        */
+  bool include_entry;          /* envd >= 0.6.3; an older one gives none                                                */
+  bool allow_network_mounts;   /* envd >= 0.4.3 refuses NFS, SMB and FUSE (INVALID_ARGUMENT) unless this is set, which
+                                  those before 0.6.4 do not understand                                                  */
+  bool polling;                /* ask for events from time to time instead of holding a stream open                     */
+  int32_t poll_interval_ms;    /* 0 = 1000; the next question waits until the events of the last one are taken          */
+  e2b_fs_event_fn on_event;    /* events are pushed from poll, pump, process and blocking calls; NULL = pulled with
+                                  e2b_watch_handle_next                                                                 */
+  e2b_done_fn on_end;          /* with on_event: called once when the watch ends by itself, err->code as the result of
+                                  e2b_watch_handle_next at the end                                                      */
+  void *event_user;            /* for both                                                                              */
+} e2b_watch_opts;
+
+/* Returns when the directory is being watched: what happens from then on is reported. The handle belongs to the sandbox;
+ * end it with e2b_watch_handle_stop. Events not taken are held back in at most stream_buffer_size here and then at the
+ * server, which does not bound them.
+ * Errors: NOT_FOUND (subject FILE), INVALID_ARGUMENT (not a directory, or on a network mount), NOT_BUILT. */
+E2B_API e2b_err e2b_files_watch_dir(e2b_sandbox *sandbox, const char *path, const e2b_watch_opts *opts, e2b_watch_handle **out, e2b_error *err);
+
+/* timeout_ms: 0 = do not wait, -1 = no limit. E2B_OK and an event; E2B_PENDING; E2B_EOF: the directory itself was removed or
+ * renamed, as the event before said; or why the watch ended: it broke and could not be begun anew. */
+E2B_API e2b_err e2b_watch_handle_next(e2b_watch_handle *handle, int timeout_ms, e2b_fs_event *event, e2b_error *err);
+
+/* Ends the watch and frees the handle; no callback comes after this. NULL is fine. A polling watch also has to be removed
+ * at the server: this waits for that, 5 s at most, when the watch was opened by a blocking call; otherwise it happens while
+ * the client is driven. */
+E2B_API void e2b_watch_handle_stop(e2b_watch_handle *handle);
+#endif /* E2B_NO_WATCH */
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif
@@ -1240,6 +1326,7 @@ E2B_API e2b_err e2b_code_restart_context(e2b_sandbox *sandbox, const char *conte
 #include <stdio.h>
 #include <stdarg.h>
 #include <limits.h>
+#include <time.h>
 
 #define E2B__UNUSED(x) ((void)(x))
 #define E2B__COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -3274,11 +3361,13 @@ static const e2b__message e2b__msg_connect_end = E2B__MESSAGE(e2b__connect_end, 
 /* One item of the answer to an upload. */
 typedef struct e2b__rest_write_info {
   e2b_str name, path, type;
+  e2b__list metadata; /* e2b__pair */
 } e2b__rest_write_info;
 static const e2b__field e2b__fields_rest_write_info[] = {
   E2B__FIELD(e2b__rest_write_info, name, "name", 0, STR),
   E2B__FIELD(e2b__rest_write_info, path, "path", 0, STR),
   E2B__FIELD(e2b__rest_write_info, type, "type", 0, STR),
+  E2B__FIELD_LIST(e2b__rest_write_info, metadata, "metadata", 0, MAP, &e2b__msg_pair),
 };
 static const e2b__message e2b__msg_rest_write_info = E2B__MESSAGE(e2b__rest_write_info, e2b__fields_rest_write_info);
 /* ================================================================================================================== */
@@ -5092,6 +5181,7 @@ static void e2b__dns_forget(e2b__dns_slot *slots, const char *host) {
 #if MBEDTLS_VERSION_NUMBER < 0x021C0000 || (MBEDTLS_VERSION_NUMBER >= 0x03000000 && MBEDTLS_VERSION_NUMBER < 0x03020000)
   #error "e2b.h: mbedTLS 2.28, or 3.2 or newer is needed"
 #endif
+#include <mbedtls/md.h>
 #include <mbedtls/net_sockets.h> /* error codes for the BIO; none of its functions */
 #include <mbedtls/pk.h>
 #include <mbedtls/ssl.h>
@@ -5533,6 +5623,18 @@ static int e2b__tls_rng_start(e2b__tls_shared *s) {
   return psa_crypto_init() == PSA_SUCCESS ? 0 : MBEDTLS_ERR_SSL_INTERNAL_ERROR; /* idempotent; never undone by us */
 #else
   return 0;
+#endif
+}
+
+/* False only when this mbedTLS was built without it. */
+static bool e2b__sha256(const void *data, size_t len, uint8_t out[32]) {
+#if E2B__MBEDTLS4
+  size_t got = 0;
+  return psa_crypto_init() == PSA_SUCCESS &&
+         psa_hash_compute(PSA_ALG_SHA_256, (const uint8_t *)data, len, out, 32, &got) == PSA_SUCCESS && got == 32;
+#else
+  const mbedtls_md_info_t *info = mbedtls_md_info_from_type(MBEDTLS_MD_SHA256);
+  return info && mbedtls_md(info, (const unsigned char *)data, len, out) == 0;
 #endif
 }
 
@@ -7760,6 +7862,7 @@ struct e2b__op {
   e2b_sandbox *sandbox; /* dies with it; NULL for calls on the client */
   uint32_t id;
   bool blocking, finished, delivered;
+  bool background; /* e2b_client_drain does not wait for it */
   e2b_done_fn on_done;
   void *user;
   uint64_t deadline;
@@ -8344,7 +8447,7 @@ E2B_API e2b_err e2b_client_drain(e2b_client *client, int timeout_ms) {
     uint32_t i, active = 0;
     uint64_t now = e2b__now_ms(client);
     for (i = 0; i < client->slot_count; i++)
-      if (client->slots[i].op && !client->slots[i].op->delivered) active++;
+      if (client->slots[i].op && !client->slots[i].op->delivered && !client->slots[i].op->background) active++;
     if (!active) return E2B_OK;
     if (now >= end) return E2B_ERR_TIMEOUT;
     (void)e2b__turn(client, (int)E2B__MIN(end - now, (uint64_t)INT_MAX), NULL, 0, 0);
@@ -8583,10 +8686,14 @@ struct e2b_sandbox {
   e2b_command_handle *handles;
   e2b_file_stream *streams;
   e2b__input *inputs; /* writes to processes, in their order */
+#ifndef E2B_NO_WATCH
+  e2b_watch_handle *watches;
+#endif
   e2b__probe *probe; /* under way, or NULL */
   e2b__heartbeat *heartbeat; /* or NULL */
   bool files_as_form; /* its envd takes uploads as forms only */
   bool json;          /* RPC in JSON: asked for, or its envd refused protobuf */
+  bool closing;       /* being freed: nothing new is started */
 };
 
 /* Headers every request carries. Ours first; those of the configuration and of the call replace them. */
@@ -9974,6 +10081,7 @@ E2B_API void e2b_sandbox_free(e2b_sandbox *sandbox) {
   uint32_t i;
   if (!sandbox) return;
   client = sandbox->client;
+  sandbox->closing = true;
   for (i = 0; i < client->slot_count; i++) {
     e2b__op *op = client->slots[i].op;
     if (!op || op->sandbox != sandbox) continue;
@@ -9982,6 +10090,9 @@ E2B_API void e2b_sandbox_free(e2b_sandbox *sandbox) {
   }
   while (sandbox->handles) e2b_command_handle_free(sandbox->handles);
   while (sandbox->streams) e2b_file_stream_free(sandbox->streams);
+#ifndef E2B_NO_WATCH
+  while (sandbox->watches) e2b_watch_handle_stop(sandbox->watches);
+#endif
   if (sandbox->probe) e2b__probe_end(sandbox->probe, E2B__VERDICT_UNKNOWN);
   e2b__heartbeat_stop(sandbox);
   if (sandbox->prev)
@@ -13355,14 +13466,15 @@ E2B_API e2b_err e2b_files_remove(e2b_sandbox *sandbox, const char *path, const e
 
 /* ---- content: what requests and answers look like ---- */
 
-/* Path, query and headers of a request for content. The user is in the query, not in a header. */
-static void e2b__files_address(e2b__req *req, const e2b_sandbox *sandbox, const char *path,
+/* Path, query and headers of a request for content. The user is in the query; `rpc_user` (or NULL) in a header, for RPCs
+ * that are sent later with the same headers. */
+static void e2b__files_address(e2b__req *req, const e2b_sandbox *sandbox, const char *path, const char *rpc_user,
                                const e2b_files_opts *opts) {
   const char *user = e2b__user(sandbox, opts ? opts->user : NULL, true);
   e2b__buf_text(&req->path, "/files");
   e2b__url_query(&req->path, "path", e2b__str(path));
   if (user) e2b__url_query(&req->path, "username", e2b__str(user));
-  e2b__data_headers(req, sandbox, NULL, e2b__files_call(opts));
+  e2b__data_headers(req, sandbox, rpc_user, e2b__files_call(opts));
 }
 
 /* The content-length of an answer, -1 when it has none. */
@@ -13379,6 +13491,121 @@ static int64_t e2b__files_length(const e2b__req *req) {
 
 static bool e2b__files_success(const e2b__req *req) {
   return req->status >= 200 && req->status < 300;
+}
+
+/* The part of a file a download is about. A server that does not know ranges sends all of the file, and the part is cut
+ * out here. */
+typedef struct e2b__part {
+  uint64_t offset, length; /* as asked for; length 0 = to the end */
+  uint64_t skip, left;     /* of the body still to come: to be thrown away; to be delivered, UINT64_MAX = all */
+} e2b__part;
+
+static bool e2b__part_asked(const e2b__part *part) {
+  return part->offset || part->length;
+}
+
+static void e2b__part_ask(e2b__part *part, e2b__req *req, const e2b_files_opts *opts) {
+  char text[64];
+  part->offset = opts ? opts->offset : 0;
+  part->length = opts ? opts->length : 0;
+  part->left = UINT64_MAX;
+  if (!e2b__part_asked(part)) return;
+  if (part->length)
+    (void)snprintf(text, sizeof text, "bytes=%llu-%llu", (unsigned long long)part->offset,
+                   (unsigned long long)(part->offset + part->length - 1));
+  else
+    (void)snprintf(text, sizeof text, "bytes=%llu-", (unsigned long long)part->offset);
+  e2b__headers_set(&req->headers, "range", e2b__str(text));
+}
+
+static e2b_err e2b__part_check(const e2b_files_opts *opts, e2b_error *err) {
+  const uint64_t most = INT64_MAX;
+  if (!opts) return E2B_OK;
+  if (opts->offset > most) return e2b__invalid(err, "offset", "is beyond 2^63-1");
+  if (opts->length > most - opts->offset) return e2b__invalid(err, "length", "goes beyond 2^63-1");
+  return E2B_OK;
+}
+
+/* Reads a number and the character behind it. */
+static bool e2b__part_number(const char **text, char end, uint64_t *out) {
+  const char *at = *text;
+  for (*out = 0; e2b__is_digit(*at); at++) {
+    if (*out > (UINT64_MAX - 9) / 10) return false;
+    *out = *out * 10 + (uint64_t)(*at - '0');
+  }
+  if (at == *text || *at != end) return false;
+  *text = at + (end != 0);
+  return true;
+}
+
+/* "bytes FIRST-LAST/SIZE". Whether that is the part asked for: all of it, or what the file has of it. */
+static bool e2b__part_answers(const e2b__part *part, const char *range, uint64_t *len) {
+  uint64_t first, last, size;
+  if (!range || strncmp(range, "bytes ", 6) != 0) return false;
+  range += 6;
+  if (!e2b__part_number(&range, '-', &first) || !e2b__part_number(&range, '/', &last)) return false;
+  if (first != part->offset || last < first || last == UINT64_MAX) return false;
+  *len = last - first + 1;
+  if (part->length && *len == part->length) return true;
+  return e2b__part_number(&range, 0, &size) && size == last + 1 && (!part->length || *len < part->length);
+}
+
+/* Whether the answer says that the part begins beyond the end of the file. */
+static bool e2b__part_beyond(const e2b__part *part, const e2b__req *req) {
+  const char *range = e2b__headers_get(&req->answer_headers, "content-range");
+  uint64_t size;
+  if (req->status != 416 || !e2b__part_asked(part)) return false;
+  if (!range) return true;
+  if (strncmp(range, "bytes */", 8) != 0) return false;
+  range += 8;
+  return e2b__part_number(&range, 0, &size) && size <= part->offset;
+}
+
+/* The head of an answer with content is there. Returns why it is not the answer to the question, or NULL. */
+static const char *e2b__part_begin(e2b__part *part, const e2b__req *req) {
+  int64_t length = e2b__files_length(req);
+  uint64_t len;
+  part->skip = 0;
+  part->left = UINT64_MAX;
+  if (req->status == 206) {
+    if (!e2b__part_asked(part)) return "the server sent a part of the file that nobody asked for";
+    if (!e2b__part_answers(part, e2b__headers_get(&req->answer_headers, "content-range"), &len))
+      return "the server sent another part of the file than it was asked for";
+    if (length >= 0 && (uint64_t)length != len) return "the length of the answer is not that of its content-range";
+    part->left = len;
+  } else if (e2b__part_asked(part)) {
+    part->skip = part->offset;
+    if (part->length) part->left = part->length;
+  }
+  return NULL;
+}
+
+/* How many bytes will be delivered, -1 = unknown. */
+static int64_t e2b__part_size(const e2b__part *part, const e2b__req *req) {
+  int64_t length = e2b__files_length(req);
+  uint64_t size = (uint64_t)length;
+  if (req->status == 206) return (int64_t)part->left;
+  if (length < 0) return -1;
+  size -= E2B__MIN(size, part->skip);
+  return (int64_t)E2B__MIN(size, part->left);
+}
+
+/* Moves data and len to what of it is to be delivered. */
+static void e2b__part_cut(e2b__part *part, const uint8_t **data, size_t *len) {
+  size_t skip = (size_t)E2B__MIN(part->skip, (uint64_t)*len);
+  part->skip -= skip;
+  *data += skip;
+  *len -= skip;
+  *len = (size_t)E2B__MIN(part->left, (uint64_t)*len);
+  if (part->left != UINT64_MAX) part->left -= *len;
+}
+
+#define E2B__PART_SHORT "the answer ended before the part of the file it announced"
+
+/* Whether all is delivered although more of the file would come. */
+static bool e2b__part_enough(const e2b__part *part, const e2b__req *req) {
+  int64_t length = e2b__files_length(req);
+  return req->status != 206 && part->left == 0 && (length < 0 || req->answer_len < (uint64_t)length);
 }
 
 /* Why the body of a successful answer cannot be taken for the content of a file, or NULL. */
@@ -13415,6 +13642,55 @@ static e2b_err e2b__files_error(e2b__req *req, e2b_error *err) {
   bool from_envd = e2b__files_from_envd(req);
   return e2b__files_doubt(
       e2b__answer_error(req, E2B_SUBJECT_FILE, "check the sandbox's access token and the user", err), from_envd, err);
+}
+
+/* ---- what is kept with a file ---- */
+
+#define E2B__METADATA_HEADER "x-metadata-"
+#define E2B__METADATA_KEY_MAX 246
+#define E2B__METADATA_MAX 4096
+#define E2B__METADATA_EXTRA 9 /* what a pair costs the server besides its key and value */
+
+static e2b_err e2b__metadata_check(e2b_kvs metadata, e2b_error *err) {
+  size_t i, k, total = 0;
+  for (i = 0; i < metadata.count; i++) {
+    e2b_str key = e2b__str(metadata.items[i].key), value = e2b__str(metadata.items[i].value);
+    if (!e2b__header_name_ok(key)) return e2b__invalid(err, "metadata", "has a key that is empty or no header name");
+    if (key.len > E2B__METADATA_KEY_MAX) return e2b__invalid(err, "metadata", "has a key of more than 246 bytes");
+    if (!e2b__header_value_ok(value) || memchr(value.len ? value.ptr : "", '\t', value.len))
+      return e2b__invalid(err, "metadata", "has a value that is not printable ASCII");
+    if (e2b__str_trim(value).len != value.len)
+      return e2b__invalid(err, "metadata", "has a value that begins or ends with a space, which would be lost");
+    for (k = 0; k < i; k++)
+      if (e2b__str_eq_nocase(key, metadata.items[k].key)) return e2b__invalid(err, "metadata", "has a key twice");
+    total += E2B__METADATA_EXTRA + key.len + value.len;
+  }
+  if (total > E2B__METADATA_MAX) return e2b__invalid(err, "metadata", "has more than 4096 bytes in all");
+  return E2B_OK;
+}
+
+static void e2b__metadata_put(e2b__req *req, e2b_kvs metadata) {
+  char name[sizeof E2B__METADATA_HEADER + E2B__METADATA_KEY_MAX];
+  size_t i;
+  for (i = 0; i < metadata.count; i++) {
+    (void)snprintf(name, sizeof name, E2B__METADATA_HEADER "%s", metadata.items[i].key);
+    e2b__headers_set(&req->headers, name, e2b__str(metadata.items[i].value));
+  }
+}
+
+/* Whether the server keeps all the metadata of the request. */
+static bool e2b__metadata_kept(const e2b__req *req, const e2b__list *kept) {
+  const e2b__pair *pairs = (const e2b__pair *)kept->items;
+  const size_t prefix = sizeof E2B__METADATA_HEADER - 1;
+  e2b_str name, value;
+  size_t i, cursor = 0;
+  while (e2b__headers_next(&req->headers, &cursor, &name, &value)) {
+    if (name.len <= prefix || memcmp(name.ptr, E2B__METADATA_HEADER, prefix) != 0) continue;
+    for (i = 0; i < kept->count; i++)
+      if (e2b__str_eq(pairs[i].key, name.ptr + prefix) && e2b__str_eq(pairs[i].value, value.ptr)) break;
+    if (i == kept->count) return false;
+  }
+  return true;
 }
 
 /* How content travels in a request: as it is, or as the one part of a form. `tail` follows it. */
@@ -13475,8 +13751,25 @@ static int e2b__content_tail(const e2b__content *content, uint64_t at, uint8_t *
   return (int)left;
 }
 
-static bool e2b__files_as_form(const e2b_sandbox *sandbox) {
+static bool e2b__files_as_form(const e2b_sandbox *sandbox, const e2b_files_opts *opts) {
+  if (opts && opts->octet_stream != E2B_UNSET) return opts->octet_stream == E2B_NO;
   return sandbox->files_as_form || e2b__version_compare(sandbox->envd_version, "0.5.7") < 0;
+}
+
+/* What every upload checks before it does anything. */
+static e2b_err e2b__files_check_write(const e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts,
+                                      e2b_error *err) {
+  e2b_err code = e2b__files_check(sandbox, "path", path, opts, err);
+  if (!code && opts) code = e2b__metadata_check(opts->metadata, err);
+  if (!code && opts && opts->atomic && path[strlen(path) - 1] == '/')
+    return e2b__invalid(err, "path", "names a directory");
+  return code;
+}
+
+static e2b_err e2b__files_check_read(const e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts,
+                                     e2b_error *err) {
+  e2b_err code = e2b__files_check(sandbox, "path", path, opts, err);
+  return code ? code : e2b__part_check(opts, err);
 }
 
 #define E2B__FILES_CALL_AGAIN "this envd takes uploads as forms only; the next one will be a form, so call again"
@@ -13506,6 +13799,10 @@ static e2b_err e2b__files_confirmed(e2b__req *req, e2b__arena *arena, e2b__rest_
     return e2b__error_say(err, E2B_ERR_PROTOCOL,
                           "HTTP %d, but nothing in the answer says that the file was written: \"%s\"", req->status,
                           excerpt);
+  if (!e2b__metadata_kept(req, &info->metadata))
+    return e2b__error_say(err, E2B_ERR_NOT_BUILT,
+                          "the server kept no metadata with the file: that needs envd 0.6.2 and a file system with "
+                          "extended attributes");
   err->maybe_done = false;
   return E2B_OK;
 }
@@ -13515,10 +13812,167 @@ static void e2b__fill_write_info(e2b__pack *pack, const void *from, void *out) {
   e2b_write_info *result = (e2b_write_info *)out;
   const char *path = e2b__pack_str(pack, info->path), *name = e2b__pack_str(pack, info->name),
              *type = e2b__pack_str(pack, info->type);
+  e2b_kvs metadata = e2b__pack_pairs(pack, &info->metadata);
   if (!pack->base) return;
   result->path = path;
   result->name = name;
   result->type = type;
+  result->metadata = metadata;
+}
+
+/* ---- content: appearing at once or not at all ---- */
+
+/* Written under another name, then renamed: three exchanges of one request at most. */
+typedef enum e2b__atomic_phase {
+  E2B__ATOMIC_WRITE = 0, /* the content goes to the temporary file */
+  E2B__ATOMIC_MOVE,      /* which is renamed over the target */
+  E2B__ATOMIC_REMOVE     /* or removed, because one of the two failed */
+} e2b__atomic_phase;
+
+typedef struct e2b__atomic {
+  char *temp, *target; /* temp NULL = the write is an ordinary one */
+  char *user;          /* whose paths these are; NULL = the server's default */
+  e2b__rpc rpc;        /* how the second and third exchange travel */
+  e2b__atomic_phase phase;
+  e2b_error err;       /* what failed */
+} e2b__atomic;
+
+static void e2b__atomic_free(e2b__atomic *atomic, e2b__mem *mem) {
+  e2b__mem_free_str(mem, atomic->temp);
+  e2b__mem_free_str(mem, atomic->target);
+  e2b__mem_free_str(mem, atomic->user);
+  memset(atomic, 0, sizeof *atomic);
+}
+
+/* Chooses the name of the temporary file: beside the target, hidden, never the same. */
+static e2b_err e2b__atomic_init(e2b__atomic *atomic, const e2b_sandbox *sandbox, const char *path, const char *user,
+                                e2b_error *err) {
+  static const char digits[] = "0123456789abcdef";
+  e2b__mem *mem = &sandbox->client->mem;
+  const char *slash = strrchr(path, '/');
+  uint8_t random[12];
+  e2b__buf temp;
+  size_t i;
+  if (!e2b__net_random(random, sizeof random)) return e2b__fail(err, E2B_ERR_IO, "the system gave no random bytes");
+  e2b__buf_init(&temp, mem, SIZE_MAX / 2);
+  if (slash) e2b__buf_put(&temp, path, (size_t)(slash - path) + 1);
+  e2b__buf_text(&temp, ".e2b-");
+  for (i = 0; i < sizeof random; i++) {
+    e2b__buf_byte(&temp, (uint8_t)digits[random[i] >> 4]);
+    e2b__buf_byte(&temp, (uint8_t)digits[random[i] & 15]);
+  }
+  e2b__buf_text(&temp, ".tmp");
+  atomic->temp = temp.err ? NULL : e2b__mem_dup(mem, (const char *)temp.data, temp.len);
+  e2b__buf_free(&temp);
+  atomic->target = e2b__mem_dup(mem, path, strlen(path));
+  atomic->user = user ? e2b__mem_dup(mem, user, strlen(user)) : NULL;
+  return atomic->temp && atomic->target && (atomic->user || !user) ? E2B_OK : e2b__no_memory(err);
+}
+
+/* Sends a unary RPC with the request of the write, whose headers name its user. */
+static e2b_err e2b__atomic_send(e2b__atomic *atomic, e2b__req *req, const e2b_sandbox *sandbox,
+                                e2b__atomic_phase phase) {
+  e2b__path_request doomed;
+  e2b__move_request move;
+  atomic->phase = phase;
+  e2b__req_target(req, &sandbox->runtime);
+  if (phase == E2B__ATOMIC_MOVE) {
+    move.source = e2b__str(atomic->temp);
+    move.destination = e2b__str(atomic->target);
+    e2b__buf_text(&req->path, "/filesystem.Filesystem/Move");
+    e2b__rpc_begin(&atomic->rpc, false, sandbox, req, &e2b__msg_move_request, &move);
+  } else {
+    doomed.path = e2b__str(atomic->temp);
+    e2b__buf_text(&req->path, "/filesystem.Filesystem/Remove");
+    e2b__rpc_begin(&atomic->rpc, false, sandbox, req, &e2b__msg_path_request, &doomed);
+  }
+  req->idempotent = phase == E2B__ATOMIC_REMOVE;
+  return e2b__req_submit(req);
+}
+
+#define E2B__ATOMIC_REMOVE_MS 5000
+#define E2B__ATOMIC_SETTLE_MS 200 /* an upload that was cut may still create its file a moment later */
+
+static void e2b__ignore_done(void *user, const e2b_error *err) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(err);
+}
+
+/* Has the temporary file removed by an operation of its own, by whoever drives the client next. */
+static void e2b__atomic_discard(const e2b__atomic *atomic, e2b_sandbox *sandbox) {
+  e2b__data_task *data;
+  e2b_files_opts opts;
+  e2b_error err;
+  if (sandbox->closing || sandbox->client->closing) return;
+  memset(&opts, 0, sizeof opts);
+  opts.call.timeout_ms = E2B__ATOMIC_REMOVE_MS;
+  opts.call.on_done = e2b__ignore_done;
+  opts.user = atomic->user;
+  data = e2b__files_path_new(sandbox, "/filesystem.Filesystem/Remove", atomic->temp, &opts, &err);
+  if (!data) return;
+  data->task.req.idempotent = true;
+  data->task.req.not_before = sandbox->client->now + E2B__ATOMIC_SETTLE_MS;
+  (void)e2b__task_run(&data->task, &opts.call, &err);
+}
+
+/* The write is given up from outside; its request is not aborted yet. */
+static void e2b__atomic_abandon(const e2b__atomic *atomic, const e2b__req *req, e2b_sandbox *sandbox) {
+  bool written = atomic->phase != E2B__ATOMIC_WRITE || (req->state != E2B__REQ_NEW && req->sent);
+  if (atomic->temp && written) e2b__atomic_discard(atomic, sandbox);
+}
+
+/* After an exchange that ended with *err: E2B_PENDING when another one is under way, else how the write ended. `deadline`:
+ * of the whole write. */
+static e2b_err e2b__atomic_next(e2b__atomic *atomic, e2b__req *req, e2b_sandbox *sandbox, uint64_t deadline,
+                                e2b_error *err) {
+  uint64_t now = req->client->now;
+  bool sent = req->sent;
+  e2b_err code;
+  if (atomic->phase != E2B__ATOMIC_WRITE && e2b__rpc_refused(&atomic->rpc, req) &&
+      e2b__rpc_again_as_json(&atomic->rpc, sandbox, req, err) == E2B_PENDING)
+    return E2B_PENDING;
+  if (atomic->phase == E2B__ATOMIC_REMOVE) {
+    *err = atomic->err;
+    return err->code;
+  }
+  if (atomic->phase == E2B__ATOMIC_WRITE) err->maybe_done = false; /* the target is as it was */
+  if (!err->code) {
+    if (atomic->phase == E2B__ATOMIC_MOVE) return E2B_OK;
+    code = e2b__atomic_send(atomic, req, sandbox, E2B__ATOMIC_MOVE);
+    if (!code) return E2B_PENDING;
+    e2b__fail(err, code, "out of memory");
+  }
+  if (!sent) return err->code; /* the server does not know of it */
+  atomic->err = *err;
+  if (deadline < now + 20) {
+    e2b__atomic_discard(atomic, sandbox);
+    return err->code;
+  }
+  req->deadline = E2B__MIN(deadline - 10, now + E2B__ATOMIC_REMOVE_MS);
+  req->not_before = err->http_status ? 0 : now + E2B__ATOMIC_SETTLE_MS;
+  return e2b__atomic_send(atomic, req, sandbox, E2B__ATOMIC_REMOVE) ? err->code : E2B_PENDING;
+}
+
+/* Reads the successful answer to the Move that ends an atomic write. */
+static e2b_err e2b__atomic_moved(const e2b__atomic *atomic, e2b__req *req, e2b__arena *arena,
+                                 e2b__rest_write_info *info, e2b_error *err) {
+  const char *type = e2b__headers_get(&req->answer_headers, "content-type");
+  const char *wanted = e2b__rpc_content_type(&atomic->rpc);
+  e2b__entry_response moved;
+  err->phase = E2B_PHASE_DECODE;
+  err->maybe_done = true;
+  if (!type || strncmp(type, wanted, strlen(wanted)) != 0)
+    return e2b__error_say(err, E2B_ERR_PROTOCOL, "the answer to the rename of the temporary file is not %s",
+                          e2b__rpc_codec_name(&atomic->rpc));
+  if (e2b__rpc_decode(&atomic->rpc, &e2b__msg_entry_response, req->rx.data, req->rx.len, arena, &moved, err))
+    return err->code;
+  if (!moved.entry.path.len) return e2b__error_say(err, E2B_ERR_PROTOCOL, "the answer describes no file");
+  info->name = moved.entry.name;
+  info->path = moved.entry.path;
+  info->type = e2b__str("file");
+  info->metadata = moved.entry.metadata;
+  err->maybe_done = false;
+  return E2B_OK;
 }
 
 /* ---- content: whole, and pushed ---- */
@@ -13533,9 +13987,11 @@ typedef struct e2b__transfer {
   bool fixed; /* `block` is the caller's */
   uint8_t *block;
   size_t len, cap;
+  e2b__part part;
   /* of uploads */
   char *path;
   e2b__content content;
+  e2b__atomic atomic;
 } e2b__transfer;
 
 static void e2b__transfer_release(e2b__op *op) {
@@ -13544,11 +14000,18 @@ static void e2b__transfer_release(e2b__op *op) {
   e2b__data_release(op);
   e2b__mem_free_str(&op->client->mem, transfer->path);
   transfer->path = NULL;
+  e2b__atomic_free(&transfer->atomic, &op->client->mem);
   if (transfer->block && !transfer->fixed) allocator->free_fn(allocator->user, transfer->block, transfer->cap);
   transfer->block = NULL;
 }
 
-static const e2b__op_type e2b__transfer_type = { e2b__data_cancel, e2b__transfer_release, e2b__task_resume,
+static void e2b__transfer_cancel(e2b__op *op) {
+  e2b__transfer *transfer = (e2b__transfer *)op;
+  e2b__atomic_abandon(&transfer->atomic, &transfer->data.task.req, op->sandbox);
+  e2b__data_cancel(op);
+}
+
+static const e2b__op_type e2b__transfer_type = { e2b__transfer_cancel, e2b__transfer_release, e2b__task_resume,
                                                  e2b__task_phase, NULL };
 
 static e2b__transfer *e2b__transfer_of(e2b__req *req) {
@@ -13570,6 +14033,8 @@ static e2b_err e2b__transfer_lost(e2b__task *task, e2b_error *err) {
 
 static e2b_err e2b__transfer_answered(e2b__task *task, e2b_error *err) {
   bool from_envd = e2b__files_from_envd(&task->req);
+  if (e2b__part_beyond(&((e2b__transfer *)task)->part, &task->req))
+    return ((e2b__data_task *)task)->on_success(task, err);
   return e2b__files_doubt(e2b__data_answered(task, err), from_envd, err);
 }
 
@@ -13579,8 +14044,8 @@ static e2b_err e2b__transfer_pause(e2b__transfer *transfer) {
   return e2b__transfer_stop(transfer, E2B_ERR_BAD_STATE, "E2B_PAUSE in a call without call.op: nobody could resume it");
 }
 
-static e2b__transfer *e2b__transfer_new(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts,
-                                        int32_t default_ms, const e2b__req_events *events, e2b_error *err) {
+static e2b__transfer *e2b__transfer_new(e2b_sandbox *sandbox, const e2b_files_opts *opts, int32_t default_ms,
+                                        const e2b__req_events *events, e2b_error *err) {
   const e2b_call *call = e2b__files_call(opts);
   e2b__transfer *transfer =
       (e2b__transfer *)e2b__data_task_new(sandbox, call, sizeof *transfer, default_ms, events, err);
@@ -13590,7 +14055,6 @@ static e2b__transfer *e2b__transfer_new(e2b_sandbox *sandbox, const char *path, 
   transfer->data.task.on_answer = e2b__transfer_answered;
   transfer->data.task.on_loss = e2b__transfer_lost;
   transfer->can_pause = call && call->op;
-  e2b__files_address(&transfer->data.task.req, sandbox, path, opts);
   return transfer;
 }
 
@@ -13632,19 +14096,28 @@ static e2b_err e2b__download_on_head(e2b__req *req) {
   int64_t length;
   if (!e2b__files_success(req)) return E2B_OK;
   why = e2b__files_unusable(req);
+  if (!why) why = e2b__part_begin(&transfer->part, req);
   if (why) return e2b__transfer_stop(transfer, E2B_ERR_PROTOCOL, why);
-  length = e2b__files_length(req);
+  length = e2b__part_size(&transfer->part, req);
   return transfer->data.task.sink || length < 0 ? E2B_OK : e2b__read_reserve(transfer, (uint64_t)length);
 }
 
-/* Bodies that are not the file stay in req->rx, for the error. */
-static e2b_err e2b__download_on_body(e2b__req *req, const uint8_t *data, size_t len, size_t *taken) {
-  e2b__transfer *transfer = e2b__transfer_of(req);
+/* The part asked for is delivered: what follows it is not waited for. */
+static e2b_err e2b__download_enough(e2b__transfer *transfer) {
+  e2b__task *task = &transfer->data.task;
+  e2b_error err;
+  memset(&err, 0, sizeof err);
+  err.http_status = task->req.status;
+  e2b__req_abort(&task->req);
+  err.code = transfer->data.on_success(task, &err);
+  e2b__op_finish(&task->op, &err);
+  return E2B_ERR_CANCELED; /* the request */
+}
+
+static e2b_err e2b__download_give(e2b__transfer *transfer, const uint8_t *data, size_t len) {
   e2b__task *task = &transfer->data.task;
   e2b_err code;
   int answer;
-  if (!e2b__files_success(req)) return E2B_OK;
-  *taken = len;
   if (!task->sink) {
     code = e2b__read_reserve(transfer, (uint64_t)transfer->len + len);
     if (code) return code;
@@ -13656,25 +14129,38 @@ static e2b_err e2b__download_on_body(e2b__req *req, const uint8_t *data, size_t 
   if (task->op.finished) return E2B_ERR_CANCELED; /* by the callback */
   if (answer < 0) return e2b__transfer_stop(transfer, E2B_ERR_CANCELED, "the sink canceled the download");
   if (answer != E2B_PAUSE) return E2B_OK;
-  req->paused = true;
+  task->req.paused = true;
   return e2b__transfer_pause(transfer);
+}
+
+/* Bodies that are not the file stay in req->rx, for the error. */
+static e2b_err e2b__download_on_body(e2b__req *req, const uint8_t *data, size_t len, size_t *taken) {
+  e2b__transfer *transfer = e2b__transfer_of(req);
+  e2b_err code = E2B_OK;
+  if (!e2b__files_success(req)) return E2B_OK;
+  *taken = len;
+  e2b__part_cut(&transfer->part, &data, &len);
+  if (len) code = e2b__download_give(transfer, data, len);
+  return !code && e2b__part_enough(&transfer->part, req) ? e2b__download_enough(transfer) : code;
 }
 
 static const e2b__req_events e2b__download_events = { e2b__download_on_head, e2b__download_on_body, NULL,
                                                       e2b__task_on_end };
 
 static e2b_err e2b__download_succeeded(e2b__task *task, e2b_error *err) {
-  E2B__UNUSED(task);
-  E2B__UNUSED(err);
-  return E2B_OK;
+  const e2b__part *part = &((e2b__transfer *)task)->part;
+  if (task->req.status != 206 || !part->left) return E2B_OK;
+  return e2b__error_say(err, E2B_ERR_TRUNCATED, E2B__PART_SHORT);
 }
 
 /* Hands what was collected to the caller. */
 static e2b_err e2b__read_succeeded(e2b__task *task, e2b_error *err) {
   e2b__transfer *transfer = (e2b__transfer *)task;
   e2b_buf *out = (e2b_buf *)task->out;
-  e2b_err code = e2b__read_reserve(transfer, transfer->len);
   const uint8_t *nul;
+  e2b_err code = e2b__download_succeeded(task, err);
+  if (code) return code;
+  code = e2b__read_reserve(transfer, transfer->len);
   if (code) return e2b__error_say(err, code, "%s", transfer->why);
   nul = (const uint8_t *)memchr(transfer->block, 0, transfer->len);
   if (transfer->text && nul) {
@@ -13695,6 +14181,16 @@ static e2b_err e2b__read_succeeded(e2b__task *task, e2b_error *err) {
   return E2B_OK;
 }
 
+static e2b__transfer *e2b__download_new(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts,
+                                        int32_t default_ms, e2b_error *err) {
+  e2b__transfer *transfer = e2b__transfer_new(sandbox, opts, default_ms, &e2b__download_events, err);
+  if (!transfer) return NULL;
+  transfer->data.task.req.idempotent = true;
+  e2b__files_address(&transfer->data.task.req, sandbox, path, NULL, opts);
+  e2b__part_ask(&transfer->part, &transfer->data.task.req, opts);
+  return transfer;
+}
+
 static e2b_err e2b__files_read(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts, e2b_buf *out,
                                bool text, e2b_error *err) {
   e2b__transfer *transfer;
@@ -13702,13 +14198,11 @@ static e2b_err e2b__files_read(e2b_sandbox *sandbox, const char *path, const e2b
   if (!err) err = &local;
   e2b__result_clear(out, sizeof *out);
   if (!out) return e2b__invalid(err, "out", "is NULL");
-  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
-  transfer =
-      e2b__transfer_new(sandbox, path, opts, sandbox->client->config.request_timeout_ms, &e2b__download_events, err);
+  if (e2b__files_check_read(sandbox, path, opts, err)) return err->code;
+  transfer = e2b__download_new(sandbox, path, opts, sandbox->client->config.request_timeout_ms, err);
   if (!transfer) return err->code;
   transfer->data.on_success = e2b__read_succeeded;
   transfer->data.task.out = out;
-  transfer->data.task.req.idempotent = true;
   transfer->text = text;
   transfer->fixed = out->mem.fixed;
   if (transfer->fixed) transfer->block = (uint8_t *)out->mem.ptr;
@@ -13732,13 +14226,12 @@ E2B_API e2b_err e2b_files_download(e2b_sandbox *sandbox, const char *path, e2b_d
   e2b_error local;
   if (!err) err = &local;
   if (!sink) return e2b__invalid(err, "sink", "is NULL");
-  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
-  transfer = e2b__transfer_new(sandbox, path, opts, E2B_TIMEOUT_NONE, &e2b__download_events, err);
+  if (e2b__files_check_read(sandbox, path, opts, err)) return err->code;
+  transfer = e2b__download_new(sandbox, path, opts, E2B_TIMEOUT_NONE, err);
   if (!transfer) return err->code;
   transfer->data.on_success = e2b__download_succeeded;
   transfer->data.task.sink = sink;
   transfer->data.task.user = user;
-  transfer->data.task.req.idempotent = true;
   return e2b__task_run(&transfer->data.task, e2b__files_call(opts), err);
 }
 
@@ -13804,6 +14297,21 @@ static e2b_err e2b__upload_succeeded(e2b__task *task, e2b_error *err) {
   e2b__arena_init(&arena, &task->op.client->mem, 65536);
   code = e2b__files_confirmed(&task->req, &arena, &info, err);
   if (!code) code = e2b__upload_check_end(transfer, task->req.body_len >= 0, err);
+  if (!code && !transfer->atomic.temp) {
+    code = e2b__result_fill(task->op.client, e2b__fill_write_info, &info, task->out, err);
+    err->maybe_done = code != E2B_OK;
+  }
+  e2b__arena_free(&arena);
+  return code;
+}
+
+static e2b_err e2b__upload_moved(e2b__task *task, e2b_error *err) {
+  e2b__rest_write_info info;
+  e2b__arena arena;
+  e2b_err code;
+  memset(&info, 0, sizeof info);
+  e2b__arena_init(&arena, &task->op.client->mem, 65536);
+  code = e2b__atomic_moved(&((e2b__transfer *)task)->atomic, &task->req, &arena, &info, err);
   if (!code) {
     code = e2b__result_fill(task->op.client, e2b__fill_write_info, &info, task->out, err);
     err->maybe_done = code != E2B_OK;
@@ -13824,13 +14332,60 @@ static e2b_err e2b__upload_answered(e2b__task *task, e2b_error *err) {
   return code ? code : e2b__task_again(task, err);
 }
 
+/* An exchange of an atomic upload ended with *err: goes on with the next one, or with the end. */
+static e2b_err e2b__upload_next(e2b__transfer *transfer, e2b_error *err) {
+  e2b__task *task = &transfer->data.task;
+  e2b_err code = e2b__atomic_next(&transfer->atomic, &task->req, task->op.sandbox, task->op.deadline, err);
+  if (transfer->atomic.phase == E2B__ATOMIC_MOVE) transfer->data.on_success = e2b__upload_moved;
+  return code == E2B_OK || code == E2B_PENDING ? code : e2b__data_lost(task, err);
+}
+
+static e2b_err e2b__upload_atomic_answered(e2b__task *task, e2b_error *err) {
+  e2b__transfer *transfer = (e2b__transfer *)task;
+  e2b_err code;
+  if (transfer->atomic.phase == E2B__ATOMIC_WRITE)
+    code = e2b__upload_answered(task, err);
+  else if (transfer->atomic.phase == E2B__ATOMIC_MOVE)
+    code = e2b__rpc_judged(task, err);
+  else
+    code = E2B_OK; /* removed or not: the write has failed */
+  if (code == E2B_PENDING) return code;
+  err->code = code;
+  return e2b__upload_next(transfer, err);
+}
+
+static e2b_err e2b__upload_atomic_lost(e2b__task *task, e2b_error *err) {
+  e2b__transfer *transfer = (e2b__transfer *)task;
+  if (transfer->why[0]) (void)e2b__error_say(err, err->code, "%s", transfer->why);
+  return e2b__upload_next(transfer, err);
+}
+
+/* Where the upload goes, and under which name. */
+static e2b_err e2b__upload_address(e2b__transfer *transfer, e2b_sandbox *sandbox, const char *path,
+                                   const e2b_files_opts *opts, e2b_error *err) {
+  e2b__req *req = &transfer->data.task.req;
+  const char *user = e2b__user(sandbox, opts ? opts->user : NULL, true);
+  transfer->path = e2b__mem_dup(&sandbox->client->mem, path, strlen(path));
+  if (!transfer->path) return e2b__no_memory(err);
+  if (opts && opts->atomic) {
+    e2b_err code = e2b__atomic_init(&transfer->atomic, sandbox, path, user, err);
+    if (code) return code;
+    transfer->data.task.on_answer = e2b__upload_atomic_answered;
+    transfer->data.task.on_loss = e2b__upload_atomic_lost;
+    e2b__files_address(req, sandbox, transfer->atomic.temp, user, opts);
+  } else {
+    e2b__files_address(req, sandbox, path, NULL, opts);
+  }
+  if (opts) e2b__metadata_put(req, opts->metadata);
+  return e2b__content_begin(&transfer->content, req, path, e2b__files_as_form(sandbox, opts), err);
+}
+
 /* `source` NULL: the bytes at `data`. */
 static e2b_err e2b__files_upload(e2b_sandbox *sandbox, const char *path, const void *data, int64_t size,
                                  e2b_source_fn source, void *user, const e2b_files_opts *opts, e2b_write_info *out,
                                  e2b_error *err) {
-  e2b_client *client = sandbox->client;
-  int32_t default_ms = source ? E2B_TIMEOUT_NONE : client->config.request_timeout_ms;
-  e2b__transfer *transfer = e2b__transfer_new(sandbox, path, opts, default_ms, &e2b__upload_events, err);
+  int32_t default_ms = source ? E2B_TIMEOUT_NONE : sandbox->client->config.request_timeout_ms;
+  e2b__transfer *transfer = e2b__transfer_new(sandbox, opts, default_ms, &e2b__upload_events, err);
   e2b_err code;
   if (!transfer) return err->code;
   transfer->data.task.on_answer = e2b__upload_answered;
@@ -13842,10 +14397,7 @@ static e2b_err e2b__files_upload(e2b_sandbox *sandbox, const char *path, const v
   transfer->data.task.req.method = "POST";
   transfer->data.task.req.idempotent = !source;
   transfer->content.size = size;
-  transfer->path = e2b__mem_dup(&client->mem, path, strlen(path));
-  code = transfer->path
-             ? e2b__content_begin(&transfer->content, &transfer->data.task.req, path, e2b__files_as_form(sandbox), err)
-             : e2b__no_memory(err);
+  code = e2b__upload_address(transfer, sandbox, path, opts, err);
   if (!code) return e2b__task_run(&transfer->data.task, e2b__files_call(opts), err);
   e2b__op_release(&transfer->data.task.op);
   return code;
@@ -13856,7 +14408,7 @@ E2B_API e2b_err e2b_files_write(e2b_sandbox *sandbox, const char *path, const vo
   e2b_error local;
   if (!err) err = &local;
   e2b__result_clear(out, sizeof *out);
-  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  if (e2b__files_check_write(sandbox, path, opts, err)) return err->code;
   if (!data && len) return e2b__invalid(err, "data", "is NULL");
   return e2b__files_upload(sandbox, path, data, (int64_t)len, NULL, NULL, opts, out, err);
 }
@@ -13871,7 +14423,7 @@ E2B_API e2b_err e2b_files_upload(e2b_sandbox *sandbox, const char *path, e2b_sou
   e2b_error local;
   if (!err) err = &local;
   e2b__result_clear(out, sizeof *out);
-  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  if (e2b__files_check_write(sandbox, path, opts, err)) return err->code;
   if (!source) return e2b__invalid(err, "source", "is NULL");
   if (size < -1 || size > E2B__CONTENT_MAX) return e2b__invalid(err, "size", "is out of range; -1 means unknown");
   return e2b__files_upload(sandbox, path, NULL, size, source, user, opts, out, err);
@@ -13898,7 +14450,9 @@ struct e2b_file_stream {
   uint8_t *ring;
   size_t ring_cap, ring_at, ring_len;
   uint64_t written;
+  e2b__part part;
   e2b__content content;
+  e2b__atomic atomic;
   e2b__arena arena; /* for `info`, the server's word on an upload */
   e2b__rest_write_info info;
 };
@@ -13925,6 +14479,8 @@ static void e2b__stream_destroy(e2b_file_stream *stream) {
     stream->sandbox->streams = stream->next;
   if (stream->next) stream->next->prev = stream->prev;
   if (stream->freed) *stream->freed = true;
+  if (!stream->ended) e2b__atomic_abandon(&stream->atomic, &stream->req, stream->sandbox);
+  e2b__atomic_free(&stream->atomic, &client->mem);
   e2b__mourn_no_more(&stream->mourner);
   e2b__req_abort(&stream->req);
   e2b__req_free(&stream->req);
@@ -13976,6 +14532,13 @@ static void e2b__stream_on_verdict(e2b__mourner *mourner) {
   e2b__stream_end((e2b_file_stream *)(void *)((uint8_t *)mourner - offsetof(e2b_file_stream, mourner)));
 }
 
+/* What the answer to an upload, or to the rename that ends an atomic one, comes to. */
+static e2b_err e2b__stream_written(e2b_file_stream *stream, e2b_error *err) {
+  if (stream->atomic.phase == E2B__ATOMIC_MOVE)
+    return e2b__atomic_moved(&stream->atomic, &stream->req, &stream->arena, &stream->info, err);
+  return e2b__files_confirmed(&stream->req, &stream->arena, &stream->info, err);
+}
+
 static void e2b__stream_on_end(e2b__req *req, const e2b_error *err) {
   e2b_file_stream *stream = e2b__stream_of(req);
   e2b_error *end = &stream->mourner.err;
@@ -13984,15 +14547,22 @@ static void e2b__stream_on_end(e2b__req *req, const e2b_error *err) {
     (void)e2b__error_say(end, err->code, "%s", stream->why);
   } else if (err->code) {
     if (!stream->writing) e2b__files_say_progress(end, req);
+  } else if (e2b__part_beyond(&stream->part, req)) {
+    end->code = E2B_OK;
   } else if (!e2b__files_success(req)) {
     end->code = e2b__files_error(req, end);
-    if (stream->writing && !stream->content.tail_len && e2b__files_wants_form(req, end)) {
+    if (stream->writing && !stream->atomic.phase && !stream->content.tail_len && e2b__files_wants_form(req, end)) {
       stream->sandbox->files_as_form = true;
       (void)e2b__files_say_before(end, end->code, E2B__FILES_CALL_AGAIN);
     }
   } else if (stream->writing) {
-    end->code = e2b__files_confirmed(req, &stream->arena, &stream->info, end);
+    end->code = e2b__stream_written(stream, end);
+  } else if (req->status == 206 && stream->part.left) {
+    (void)e2b__error_say(end, E2B_ERR_TRUNCATED, E2B__PART_SHORT);
   }
+  if (stream->atomic.temp &&
+      e2b__atomic_next(&stream->atomic, req, stream->sandbox, req->deadline, end) == E2B_PENDING)
+    return;
   if (!e2b__mourn(&stream->mourner, stream->sandbox, req->deadline)) e2b__stream_end(stream);
 }
 
@@ -14000,13 +14570,19 @@ static void e2b__stream_on_end(e2b__req *req, const e2b_error *err) {
 static e2b_err e2b__stream_on_head(e2b__req *req) {
   e2b_file_stream *stream = e2b__stream_of(req);
   e2b_error ok;
+  memset(&ok, 0, sizeof ok);
+  if (e2b__part_beyond(&stream->part, req)) {
+    stream->size = 0;
+    stream->part.left = 0;
+    e2b__stream_opened(stream, &ok);
+  }
   if (!e2b__files_success(req)) return E2B_OK;
   stream->why = e2b__files_unusable(req);
+  if (!stream->why) stream->why = e2b__part_begin(&stream->part, req);
   if (stream->why) return E2B_ERR_PROTOCOL;
-  stream->size = e2b__files_length(req);
+  stream->size = e2b__part_size(&stream->part, req);
   req->rx_limit = req->client->config.stream_buffer_size;
   req->pulled = true;
-  memset(&ok, 0, sizeof ok);
   e2b__stream_opened(stream, &ok);
   return E2B_OK;
 }
@@ -14035,7 +14611,7 @@ static int e2b__stream_on_source(e2b__req *req, uint8_t *buf, size_t cap) {
 static const e2b__req_events e2b__stream_write_events = { NULL, NULL, e2b__stream_on_source, e2b__stream_on_end };
 
 /* A stream and the operation that opens it; the caller completes stream->req and ends with e2b__stream_run. */
-static e2b__stream_open *e2b__stream_new(e2b_sandbox *sandbox, const char *path, const e2b_files_opts *opts,
+static e2b__stream_open *e2b__stream_new(e2b_sandbox *sandbox, const e2b_files_opts *opts,
                                          const e2b__req_events *events, e2b_file_stream **out, e2b_error *err) {
   e2b_client *client = sandbox->client;
   const e2b_call *call = e2b__files_call(opts);
@@ -14064,7 +14640,6 @@ static e2b__stream_open *e2b__stream_new(e2b_sandbox *sandbox, const char *path,
   stream->req.deadline = open->op.deadline;
   stream->req.idle_ms = call && call->idle_ms ? call->idle_ms : client->config.idle_ms;
   e2b__req_target(&stream->req, &sandbox->runtime);
-  e2b__files_address(&stream->req, sandbox, path, opts);
   return open;
 }
 
@@ -14088,11 +14663,29 @@ E2B_API e2b_err e2b_files_read_stream(e2b_sandbox *sandbox, const char *path, co
   if (!err) err = &local;
   if (!out) return e2b__invalid(err, "out", "is NULL");
   *out = NULL;
-  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
-  open = e2b__stream_new(sandbox, path, opts, &e2b__stream_read_events, out, err);
+  if (e2b__files_check_read(sandbox, path, opts, err)) return err->code;
+  open = e2b__stream_new(sandbox, opts, &e2b__stream_read_events, out, err);
   if (!open) return err->code;
   open->stream->req.idempotent = true;
+  e2b__files_address(&open->stream->req, sandbox, path, NULL, opts);
+  e2b__part_ask(&open->stream->part, &open->stream->req, opts);
   return e2b__stream_run(open, opts, err);
+}
+
+/* As e2b__upload_address. */
+static e2b_err e2b__stream_address(e2b_file_stream *stream, const char *path, const e2b_files_opts *opts,
+                                   e2b_error *err) {
+  e2b_sandbox *sandbox = stream->sandbox;
+  const char *user = e2b__user(sandbox, opts ? opts->user : NULL, true);
+  if (opts && opts->atomic) {
+    e2b_err code = e2b__atomic_init(&stream->atomic, sandbox, path, user, err);
+    if (code) return code;
+    e2b__files_address(&stream->req, sandbox, stream->atomic.temp, user, opts);
+  } else {
+    e2b__files_address(&stream->req, sandbox, path, NULL, opts);
+  }
+  if (opts) e2b__metadata_put(&stream->req, opts->metadata);
+  return e2b__content_begin(&stream->content, &stream->req, path, e2b__files_as_form(sandbox, opts), err);
 }
 
 E2B_API e2b_err e2b_files_write_stream(e2b_sandbox *sandbox, const char *path, int64_t size, const e2b_files_opts *opts,
@@ -14104,9 +14697,9 @@ E2B_API e2b_err e2b_files_write_stream(e2b_sandbox *sandbox, const char *path, i
   if (!err) err = &local;
   if (!out) return e2b__invalid(err, "out", "is NULL");
   *out = NULL;
-  if (e2b__files_check(sandbox, "path", path, opts, err)) return err->code;
+  if (e2b__files_check_write(sandbox, path, opts, err)) return err->code;
   if (size < -1 || size > E2B__CONTENT_MAX) return e2b__invalid(err, "size", "is out of range; -1 means unknown");
-  open = e2b__stream_new(sandbox, path, opts, &e2b__stream_write_events, out, err);
+  open = e2b__stream_new(sandbox, opts, &e2b__stream_write_events, out, err);
   if (!open) return err->code;
   stream = open->stream;
   stream->writing = true;
@@ -14114,8 +14707,7 @@ E2B_API e2b_err e2b_files_write_stream(e2b_sandbox *sandbox, const char *path, i
   stream->req.method = "POST";
   stream->ring_cap = sandbox->client->config.stream_buffer_size;
   stream->ring = (uint8_t *)e2b__mem_alloc(&sandbox->client->mem, stream->ring_cap);
-  code = stream->ring ? e2b__content_begin(&stream->content, &stream->req, path, e2b__files_as_form(sandbox), err)
-                      : e2b__no_memory(err);
+  code = stream->ring ? e2b__stream_address(stream, path, opts, err) : e2b__no_memory(err);
   if (!code) return e2b__stream_run(open, opts, err);
   e2b__op_release(&open->op);
   return code;
@@ -14156,11 +14748,14 @@ static e2b_err e2b__stream_wait(e2b_file_stream *stream, uint64_t end, e2b_error
 /* Takes what is there. The front of the buffer is dropped when it is the larger half, which bounds the moving. */
 static size_t e2b__stream_take(e2b_file_stream *stream, void *buf, size_t cap) {
   e2b__req *req = &stream->req;
-  size_t n = E2B__MIN(req->rx.len - stream->at, cap);
+  const uint8_t *data = req->rx.data + stream->at;
+  size_t n = req->rx.len - stream->at, skip = (size_t)E2B__MIN(stream->part.skip, (uint64_t)n);
   bool held = e2b__req_held(req);
   if (!n || !req->pulled) return 0;
-  memcpy(buf, req->rx.data + stream->at, n);
+  n = skip + E2B__MIN(n - skip, cap);
   stream->at += n;
+  e2b__part_cut(&stream->part, &data, &n);
+  if (n) memcpy(buf, data, n);
   if (stream->at >= req->rx.len - stream->at) {
     e2b__buf_drop(&req->rx, stream->at);
     stream->at = 0;
@@ -14184,6 +14779,7 @@ E2B_API e2b_err e2b_file_stream_read(e2b_file_stream *stream, int timeout_ms, vo
   for (;;) {
     *got = e2b__stream_take(stream, buf, cap);
     if (*got) return E2B_OK;
+    if (!stream->part.left && stream->req.status != 206 && !stream->ended) return err->code = E2B_EOF;
     if (stream->req.state == E2B__REQ_ENDED)
       e2b__req_flush(&stream->req); /* the end waited for the last byte to be taken */
     if (stream->ended) {
@@ -14221,6 +14817,7 @@ static e2b_err e2b__stream_closed(const e2b_file_stream *stream, e2b_error *err)
 
 /* A write of which the caller cannot know how much was taken ends the stream. */
 static e2b_err e2b__stream_give_up(e2b_file_stream *stream, e2b_error *err) {
+  e2b__atomic_abandon(&stream->atomic, &stream->req, stream->sandbox);
   e2b__req_abort(&stream->req);
   (void)e2b__fail(&stream->mourner.err, E2B_ERR_TIMEOUT,
                   "timeout_ms passed after a part was taken: pass `took` to go on in such a case");
@@ -14286,6 +14883,179 @@ E2B_API e2b_err e2b_file_stream_finish(e2b_file_stream *stream, int timeout_ms, 
 
 E2B_API void e2b_file_stream_free(e2b_file_stream *stream) {
   if (stream) e2b__stream_destroy(stream);
+}
+
+/* ---- joining files ---- */
+
+static e2b_err e2b__compose_succeeded(e2b__task *task, e2b_error *err) {
+  e2b__rest_write_info info;
+  e2b__arena arena;
+  e2b_err code;
+  err->phase = E2B_PHASE_DECODE;
+  err->maybe_done = true;
+  e2b__arena_init(&arena, &task->op.client->mem, 65536);
+  code = e2b__json_decode(&e2b__msg_rest_write_info, (char *)task->req.rx.data, task->req.rx.len, &arena, &info);
+  if (code == E2B_OK && !info.path.len) code = E2B_ERR_PROTOCOL;
+  if (code) (void)e2b__error_say(err, code, "HTTP %d, but the answer does not describe the file", task->req.status);
+  else code = e2b__result_fill(task->op.client, e2b__fill_write_info, &info, task->out, err);
+  if (!code) err->maybe_done = false;
+  e2b__arena_free(&arena);
+  return code;
+}
+
+/* An envd that does not know of it answers with its router's 404, which is not JSON. */
+static e2b_err e2b__compose_answered(e2b__task *task, e2b_error *err) {
+  bool from_envd = e2b__files_from_envd(&task->req);
+  e2b_err code = e2b__data_answered(task, err);
+  if ((code != E2B_ERR_NOT_FOUND && task->req.status != 405) || from_envd) return code;
+  err->subject = E2B_SUBJECT_NONE;
+  return e2b__error_say(err, E2B_ERR_NOT_BUILT,
+                        "this envd (%.20s) cannot compose files, which needs 0.5.5: join them with a "
+                        "command (HTTP %d)", task->op.sandbox->envd_version, task->req.status);
+}
+
+static void e2b__compose_write(e2b__buf *body, e2b_strs sources, const char *destination, const char *user) {
+  e2b__json_writer w;
+  w.out = body;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  e2b__json_strs(&w, "source_paths", sources);
+  e2b__json_key(&w, "destination");
+  e2b__json_str(&w, e2b__str(destination));
+  if (user) {
+    e2b__json_key(&w, "username");
+    e2b__json_str(&w, e2b__str(user));
+  }
+  e2b__json_end(&w, '}');
+}
+
+E2B_API e2b_err e2b_files_compose(e2b_sandbox *sandbox, e2b_strs sources, const char *destination,
+                                  const e2b_files_opts *opts, e2b_write_info *out, e2b_error *err) {
+  e2b__data_task *data;
+  e2b__req *req;
+  e2b_error local;
+  size_t i;
+  if (!err) err = &local;
+  e2b__result_clear(out, sizeof *out);
+  if (e2b__files_check(sandbox, "destination", destination, opts, err)) return err->code;
+  if (!sources.count || !sources.items) return e2b__invalid(err, "sources", "is empty");
+  for (i = 0; i < sources.count; i++)
+    if (e2b__path_check("sources", sources.items[i], err)) return err->code;
+  data = (e2b__data_task *)e2b__data_task_new(sandbox, e2b__files_call(opts), sizeof *data,
+                                              sandbox->client->config.request_timeout_ms,
+                                              &e2b__task_events, err);
+  if (!data) return err->code;
+  req = &data->task.req;
+  req->method = "POST";
+  e2b__buf_text(&req->path, "/files/compose");
+  e2b__data_headers(req, sandbox, NULL, e2b__files_call(opts));
+  e2b__headers_set(&req->headers, "content-type", e2b__str("application/json"));
+  e2b__compose_write(&req->body, sources, destination, e2b__user(sandbox, opts ? opts->user : NULL, true));
+  req->body_len = (int64_t)req->body.len;
+  data->task.subject = E2B_SUBJECT_FILE;
+  data->task.on_answer = e2b__compose_answered;
+  data->on_success = e2b__compose_succeeded;
+  data->task.out = out;
+  return e2b__task_run(&data->task, e2b__files_call(opts), err);
+}
+
+/* ---- signed URLs ---- */
+
+/* The base under which a plain client reaches this very sandbox: it sends no routing headers. */
+static void e2b__put_direct_url(e2b__buf *out, const e2b_sandbox *sandbox) {
+  const e2b_client_config *config = &sandbox->client->config;
+  e2b__buf usual;
+  bool shared;
+  e2b__buf_init(&usual, &sandbox->client->mem, 65536);
+  e2b__put_runtime_url(&usual, config, sandbox->id, sandbox->domain);
+  shared = !config->sandbox_base_url && !config->sandbox_url && e2b__buf_cstr(&usual) &&
+           strcmp((const char *)usual.data, sandbox->runtime_url) == 0;
+  if (usual.err) out->err = usual.err;
+  e2b__buf_free(&usual);
+  if (shared) {
+    e2b__buf_text(out, config->scheme);
+    e2b__buf_text(out, "://");
+    e2b__put_sandbox_host(out, config, sandbox->id, sandbox->domain, config->runtime_port);
+  } else {
+    e2b__buf_text(out, sandbox->runtime_url);
+  }
+}
+
+/* v1_ and the SHA-256 of "path:operation:user:token[:expiration]" in base64. */
+static void e2b__signature(e2b__buf *out, const e2b_sandbox *sandbox, const char *path, const char *operation,
+                           const char *user, const char *expiration) {
+  uint8_t hash[32];
+  e2b__buf text;
+  e2b__buf_init(&text, &sandbox->client->mem, SIZE_MAX / 2);
+  e2b__buf_text(&text, path);
+  e2b__buf_byte(&text, ':');
+  e2b__buf_text(&text, operation);
+  e2b__buf_byte(&text, ':');
+  e2b__buf_text(&text, user);
+  e2b__buf_byte(&text, ':');
+  e2b__buf_text(&text, sandbox->access_token);
+  if (expiration[0]) e2b__buf_byte(&text, ':');
+  e2b__buf_text(&text, expiration);
+  if (!text.err && !e2b__sha256(text.data, text.len, hash)) text.err = E2B_ERR_NOT_BUILT;
+  e2b__buf_text(out, "v1_");
+  if (text.err) out->err = text.err;
+  else e2b__base64_encode(out, hash, sizeof hash, false);
+  e2b__buf_free(&text);
+}
+
+static void e2b__put_file_url(e2b__buf *url, const e2b_sandbox *sandbox, const char *path, const char *operation,
+                              const char *user, const char *expiration) {
+  e2b__buf signature;
+  e2b__put_direct_url(url, sandbox);
+  e2b__buf_text(url, "/files");
+  if (e2b__given(path)) e2b__url_query(url, "path", e2b__str(path));
+  if (user) e2b__url_query(url, "username", e2b__str(user));
+  if (!sandbox->access_token[0]) return;
+  e2b__buf_init(&signature, &sandbox->client->mem, 256);
+  e2b__signature(&signature, sandbox, path, operation, user, expiration);
+  e2b__url_query(url, "signature", e2b__str_n((const char *)signature.data, signature.len));
+  if (expiration[0]) e2b__url_query(url, "signature_expiration", e2b__str(expiration));
+  if (signature.err) url->err = signature.err;
+  e2b__buf_free(&signature);
+}
+
+static e2b_err e2b__file_url_check(const e2b_sandbox *sandbox, const char *path, const char *user, int32_t expires_s,
+                                   e2b_error *err) {
+  if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
+  if (!e2b__text_ok(path)) return e2b__invalid(err, "path", "has a control character");
+  if (expires_s >= 0 && !sandbox->access_token[0])
+    return e2b__invalid(err, "expires_s", "needs a secure sandbox: without a token nobody checks the URL");
+  return e2b__user_check(user, err);
+}
+
+static size_t e2b__file_url(const e2b_sandbox *sandbox, const char *path, const char *operation, const char *user,
+                            int32_t expires_s, char *out, size_t cap, e2b_error *err) {
+  char expiration[24] = "";
+  e2b__buf url;
+  if (e2b__file_url_check(sandbox, path, user, expires_s, err)) return 0;
+  if (expires_s >= 0)
+    (void)snprintf(expiration, sizeof expiration, "%lld", (long long)time(NULL) + (long long)expires_s);
+  e2b__buf_init(&url, &sandbox->client->mem, SIZE_MAX / 2);
+  e2b__put_file_url(&url, sandbox, path, operation, e2b__user(sandbox, user, true), expiration);
+  if (url.err)
+    (void)e2b__fail(err, url.err, url.err == E2B_ERR_NO_MEMORY ? "out of memory" : "this mbedTLS has no SHA-256");
+  return e2b__text_out(&url, out, cap);
+}
+
+E2B_API size_t e2b_sandbox_download_url(const e2b_sandbox *sandbox, const char *path, const char *user,
+                                        int32_t expires_s, char *out, size_t cap, e2b_error *err) {
+  if (err) memset(err, 0, sizeof *err);
+  if (cap) out[0] = 0;
+  if (e2b__given(path)) return e2b__file_url(sandbox, path, "read", user, expires_s, out, cap, err);
+  (void)e2b__invalid(err, "path", "is empty");
+  return 0;
+}
+
+E2B_API size_t e2b_sandbox_upload_url(const e2b_sandbox *sandbox, const char *path, const char *user,
+                                      int32_t expires_s, char *out, size_t cap, e2b_error *err) {
+  if (err) memset(err, 0, sizeof *err);
+  if (cap) out[0] = 0;
+  return e2b__file_url(sandbox, path, "write", user, expires_s, out, cap, err);
 }
 #ifndef E2B_NO_CODE_INTERPRETER
 /* ================================================================================================================== */
@@ -16792,6 +17562,699 @@ E2B_API e2b_err e2b_files_download_tree(e2b_sandbox *sandbox, const char *remote
 }
 
 #endif /* E2B_NO_LOCAL_FILES */
+/* ================================================================================================================== */
+/* >>>> watch */
+/* ================================================================================================================== */
+#ifndef E2B_NO_WATCH
+
+/* What is asked for, copied: it is asked again after a loss. */
+typedef struct e2b__watch_request_copy {
+  e2b_mem mem;
+  const char *path, *user;
+  e2b_kvs headers;
+} e2b__watch_request_copy;
+
+/* Events in the form callers get them, and the id of a watcher. */
+typedef struct e2b__watch_events {
+  e2b_mem mem;
+  const e2b_fs_event *items;
+  size_t count;
+} e2b__watch_events;
+
+typedef struct e2b__watch_id {
+  e2b_mem mem;
+  const char *text; /* NULL = no watcher */
+} e2b__watch_id;
+
+typedef struct e2b__watch_open e2b__watch_open;
+
+/* Either a stream of events (req), or a watcher on the server that is asked for events from time to time (poll). When
+ * one of these breaks it is begun anew and an E2B_FS_GAP is reported; when that fails the watch has ended. */
+struct e2b_watch_handle {
+  e2b__object object;
+  e2b_sandbox *sandbox;
+  e2b_watch_handle *prev, *next;  /* in sandbox->watches */
+  e2b__watch_open *opening;       /* the operation that opens it, until its result is collected */
+  bool *freed;                    /* set when it is freed while a call waits */
+  bool dead;                      /* freed, buried at the end of this turn */
+  e2b__req req;
+  e2b__rpc rpc;
+  e2b_op poll;                    /* the RPC under way */
+  e2b__mourner mourner;
+  e2b__watch_request_copy ask;
+  bool recursive, include_entry, allow_network_mounts, polling, blocking;
+  int32_t poll_ms, idle_ms;
+  e2b_fs_event_fn on_event;
+  e2b_done_fn on_end;
+  void *event_user;
+  bool begun;                     /* the stream has started, the watcher exists */
+  bool gap;                       /* an E2B_FS_GAP is due */
+  bool gone;                      /* the directory itself is: nothing follows */
+  bool ended;                     /* mourner.err says how */
+  uint64_t begun_at;
+  e2b__watch_id id;
+  e2b__watch_events events;       /* not all given out yet: those from `at` on */
+  size_t at;
+};
+
+struct e2b__watch_open {
+  e2b__op op;
+  e2b_watch_handle *handle; /* NULL when it is freed */
+  e2b_watch_handle **out;
+};
+
+#define E2B__WATCH_AGAIN_MS 1000  /* it is begun at most so often */
+#define E2B__WATCH_REMOVE_MS 5000
+#define E2B__WATCH_POLL_MS 1000
+
+static void e2b__watch_begin(e2b_watch_handle *handle);
+static void e2b__watch_poll(e2b_watch_handle *handle, uint64_t then);
+
+/* ---- opening and freeing ---- */
+
+/* Removes the watcher on the server, which would else collect events for ever. Waits for that only when asked to. */
+static void e2b__watch_remove(e2b_watch_handle *handle, bool wait) {
+  e2b_sandbox *sandbox = handle->sandbox;
+  e2b__watcher_id request;
+  e2b__data_task *data;
+  e2b_call call;
+  if (!handle->id.text || sandbox->closing || sandbox->client->closing) return;
+  memset(&call, 0, sizeof call);
+  call.timeout_ms = E2B__WATCH_REMOVE_MS;
+  call.headers = handle->ask.headers;
+  if (!wait) call.on_done = e2b__ignore_done;
+  request.watcher_id = e2b__str(handle->id.text);
+  data = e2b__rpc_new(sandbox, "/filesystem.Filesystem/RemoveWatcher", &e2b__msg_watcher_id, &request,
+                      handle->ask.user, &call, NULL);
+  if (data) (void)e2b__task_run(&data->task, &call, NULL);
+  e2b_mem_free(&handle->id.mem);
+  handle->id.text = NULL;
+}
+
+/* A watch that goes before its opening was reported takes the report along. */
+static void e2b__watch_destroy(e2b_watch_handle *handle) {
+  e2b_client *client = handle->sandbox->client;
+  e2b__watch_open *opening = handle->opening;
+  if (opening) {
+    opening->handle = NULL;
+    if (!opening->op.delivered) *opening->out = NULL;
+    if (!opening->op.delivered && opening->op.finished && !opening->op.result.code)
+      (void)e2b__fail(&opening->op.result, E2B_ERR_CANCELED, "the watch was stopped");
+  }
+  if (handle->prev) handle->prev->next = handle->next; else handle->sandbox->watches = handle->next;
+  if (handle->next) handle->next->prev = handle->prev;
+  if (handle->freed) *handle->freed = true;
+  handle->dead = true;
+  e2b__mourn_no_more(&handle->mourner);
+  e2b_op_cancel(client, handle->poll);
+  e2b__req_abort(&handle->req);
+  e2b__req_free(&handle->req);
+  e2b_mem_free(&handle->ask.mem);
+  e2b_mem_free(&handle->id.mem);
+  e2b_mem_free(&handle->events.mem);
+  e2b__object_free(client, handle);
+}
+
+static void e2b__watch_open_cancel(e2b__op *op) {
+  e2b__watch_open *open = (e2b__watch_open *)op;
+  if (open->handle) e2b__watch_destroy(open->handle);
+}
+
+static void e2b__watch_open_release(e2b__op *op) {
+  e2b__watch_open *open = (e2b__watch_open *)op;
+  if (!open->handle) return;
+  if (!op->delivered || op->result.code) e2b__watch_destroy(open->handle);
+  else open->handle->opening = NULL;
+}
+
+static e2b_phase e2b__watch_open_phase(e2b__op *op) {
+  const e2b_watch_handle *handle = ((e2b__watch_open *)op)->handle;
+  e2b__op *poll = handle ? e2b__op_find(op->client, handle->poll) : NULL;
+  if (poll) return e2b__task_phase(poll);
+  return handle ? e2b__req_phase(&handle->req) : E2B_PHASE_NONE;
+}
+
+static const e2b__op_type e2b__watch_open_type = { e2b__watch_open_cancel, e2b__watch_open_release, NULL,
+                                                  e2b__watch_open_phase, NULL };
+
+/* Reports the opening, if that was not done. */
+static void e2b__watch_opened(e2b_watch_handle *handle, const e2b_error *result) {
+  e2b__watch_open *opening = handle->opening;
+  if (!opening || opening->op.finished) return;
+  if (!result->code) *opening->out = handle;
+  e2b__op_finish(&opening->op, result);
+}
+
+/* ---- how it ends ---- */
+
+/* Tells whoever wants to know, once. */
+static void e2b__watch_settle(e2b_watch_handle *handle) {
+  bool was_open = !handle->opening || handle->opening->op.finished;
+  handle->ended = true;
+  if (!was_open) e2b__watch_opened(handle, &handle->mourner.err);
+  else if (handle->on_event && handle->on_end) handle->on_end(handle->event_user, &handle->mourner.err);
+}
+
+static void e2b__watch_verdict(e2b__mourner *mourner) {
+  e2b__watch_settle((e2b_watch_handle *)(void *)((uint8_t *)mourner - offsetof(e2b_watch_handle, mourner)));
+}
+
+/* The watch is over; `err` says why. What became of the sandbox is asked first where that may explain it. */
+static void e2b__watch_end(e2b_watch_handle *handle, const e2b_error *err) {
+  const e2b__watch_open *opening = handle->opening;
+  uint64_t deadline = opening && !opening->op.finished ? opening->op.deadline : (uint64_t)E2B__NEVER;
+  e2b__req_abort(&handle->req);
+  handle->begun = false;
+  handle->mourner.err = *err;
+  handle->mourner.on_verdict = e2b__watch_verdict;
+  if (!e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__watch_settle(handle);
+}
+
+static void e2b__watch_end_with(e2b_watch_handle *handle, e2b_err code, const char *why) {
+  e2b_error err;
+  e2b__error_set(&err, code, E2B_PHASE_NONE, "%s", why);
+  e2b__watch_end(handle, &err);
+}
+
+/* The stream broke, or the watcher did not answer. One that had begun is begun anew; one that could not be begun
+ * has ended. */
+static void e2b__watch_lost(e2b_watch_handle *handle, const e2b_error *err) {
+  bool again = handle->begun && err->code != E2B_ERR_NO_MEMORY;
+  e2b__req_abort(&handle->req);
+  handle->begun = false;
+  if (handle->id.text && err->connect_code) { /* the watcher is there no more, or has failed itself */
+    if (err->connect_code == E2B_CONNECT_NOT_FOUND) e2b_mem_free(&handle->id.mem);
+    else e2b__watch_remove(handle, false);
+    handle->id.text = NULL;
+    again = true;
+  }
+  if (again) e2b__watch_begin(handle);
+  else e2b__watch_end(handle, err);
+}
+
+/* It has begun, for the first time or anew. */
+static void e2b__watch_begins(e2b_watch_handle *handle) {
+  bool first = handle->opening && !handle->opening->op.finished;
+  e2b_error ok;
+  memset(&ok, 0, sizeof ok);
+  handle->begun = true;
+  handle->gap = !first;
+  handle->req.deadline = (uint64_t)E2B__NEVER;
+  if (first) e2b__watch_opened(handle, &ok);
+}
+
+/* ---- events ---- */
+
+static e2b_fs_event_type e2b__fs_event_type(int32_t type) {
+  return type >= E2B__EVENT_TYPE_CREATE && type <= E2B__EVENT_TYPE_CHMOD ? (e2b_fs_event_type)type : E2B_FS_UNKNOWN;
+}
+
+static void e2b__watch_fill(e2b__pack *pack, const e2b__filesystem_event *events, size_t count,
+                            e2b__watch_events *out) {
+  e2b_fs_event *items = (e2b_fs_event *)e2b__pack_alloc(pack, count * sizeof *items);
+  size_t i;
+  for (i = 0; i < count; i++) {
+    e2b_entry_info *entry = events[i].has_entry ? (e2b_entry_info *)e2b__pack_alloc(pack, sizeof *entry) : NULL;
+    const char *name = e2b__pack_str(pack, events[i].name);
+    if (events[i].has_entry) e2b__pack_entry(pack, &events[i].entry, entry);
+    if (!items) continue;
+    items[i].type = e2b__fs_event_type(events[i].type);
+    items[i].name = name;
+    items[i].entry = entry;
+  }
+  out->items = items;
+  out->count = items ? count : 0;
+}
+
+static void e2b__watch_fill_one(e2b__pack *pack, const void *from, void *out) {
+  e2b__watch_fill(pack, &((const e2b__watch_dir_response *)from)->filesystem, 1, (e2b__watch_events *)out);
+}
+
+static void e2b__watch_fill_polled(e2b__pack *pack, const void *from, void *out) {
+  const e2b__list *events = &((const e2b__watcher_events *)from)->events;
+  e2b__watch_fill(pack, (const e2b__filesystem_event *)events->items, events->count, (e2b__watch_events *)out);
+}
+
+static void e2b__watch_fill_id(e2b__pack *pack, const void *from, void *out) {
+  ((e2b__watch_id *)out)->text = e2b__pack_str(pack, ((const e2b__watcher_id *)from)->watcher_id);
+}
+
+/* One message of the stream: goes to handle->events, which is empty. */
+static e2b_err e2b__watch_message(e2b_watch_handle *handle, const e2b__envelope *envelope, e2b_error *err) {
+  e2b_client *client = handle->sandbox->client;
+  e2b__watch_dir_response message;
+  e2b__arena arena;
+  e2b_err code;
+  if (envelope->end) {
+    code = e2b__envelope_end(client, envelope, E2B_SUBJECT_FILE, err);
+    return code ? code : e2b__error_say(err, E2B_ERR_TRUNCATED, "the server ended the watch");
+  }
+  e2b__arena_init(&arena, &client->mem, (size_t)client->config.max_message_bytes * 4);
+  code = e2b__rpc_decode(&handle->rpc, &e2b__msg_watch_dir_response, envelope->data, envelope->len, &arena, &message,
+                         err);
+  if (code) {
+    /* said */
+  } else if (message.has_start) {
+    e2b__watch_begins(handle);
+  } else if (message.has_filesystem && !handle->begun) {
+    code = e2b__error_say(err, E2B_ERR_PROTOCOL, "the server sent an event before it said that the watch has begun");
+  } else if (message.has_filesystem) {
+    handle->at = 0;
+    code = e2b__result_fill(client, e2b__watch_fill_one, &message, &handle->events, err);
+  }
+  e2b__arena_free(&arena);
+  return code;
+}
+
+/* The next event that is there: E2B_OK; E2B_PENDING when there is none; E2B_EOF when none can follow. */
+static e2b_err e2b__watch_take(e2b_watch_handle *handle, e2b_fs_event *event) {
+  memset(event, 0, sizeof *event);
+  event->name = "";
+  if (handle->gap) {
+    handle->gap = false;
+    event->type = E2B_FS_GAP;
+    return E2B_OK;
+  }
+  if (handle->gone) return E2B_EOF;
+  if (handle->at == handle->events.count) return E2B_PENDING;
+  *event = handle->events.items[handle->at++];
+  handle->gone = strcmp(event->name, ".") == 0 && (event->type == E2B_FS_REMOVE || event->type == E2B_FS_RENAME);
+  return E2B_OK;
+}
+
+static void e2b__watch_drop_events(e2b_watch_handle *handle) {
+  e2b_mem_free(&handle->events.mem);
+  handle->events.items = NULL;
+  handle->events.count = handle->at = 0;
+}
+
+#define E2B__WATCH_GONE "the watched directory was removed or renamed: nothing more can happen in it"
+
+/* Pushes what is there. False when the watch is over, or was stopped by a callback. */
+static bool e2b__watch_push(e2b_watch_handle *handle) {
+  e2b_fs_event event;
+  e2b_err code;
+  while ((code = e2b__watch_take(handle, &event)) == E2B_OK) {
+    int answer = handle->on_event(handle->event_user, &event);
+    if (handle->dead) return false;
+    if (answer >= 0) continue;
+    e2b__watch_end_with(handle, E2B_ERR_CANCELED, "the event callback ended the watch");
+    return false;
+  }
+  e2b__watch_drop_events(handle);
+  if (code != E2B_EOF) return true;
+  e2b__watch_remove(handle, false);
+  e2b__watch_end_with(handle, E2B_EOF, E2B__WATCH_GONE);
+  return false;
+}
+
+/* ---- the stream ---- */
+
+static e2b_watch_handle *e2b__watch_of(e2b__req *req) {
+  return (e2b_watch_handle *)(void *)((uint8_t *)req - offsetof(e2b_watch_handle, req));
+}
+
+/* Takes one message off the front. E2B_PENDING when there is no whole one. */
+static e2b_err e2b__watch_get(e2b_watch_handle *handle, const uint8_t *bytes, size_t len, size_t *size, size_t *need,
+                              e2b_error *err) {
+  e2b__envelope envelope;
+  e2b_err code = e2b__envelope_get(bytes, len, handle->sandbox->client->config.max_message_bytes, &envelope, need);
+  if (code == E2B_PENDING) return code;
+  memset(err, 0, sizeof *err);
+  err->phase = E2B_PHASE_BODY;
+  err->http_status = handle->req.status;
+  if (code)
+    return e2b__error_say(err, code, "a message of the stream is %s",
+                          code == E2B_ERR_LIMIT ? "larger than max_message_bytes" : "compressed or malformed");
+  *size = envelope.size;
+  code = e2b__watch_message(handle, &envelope, err);
+  err->code = code;
+  return code;
+}
+
+/* The first message, and all of them when they are pushed; pulled ones wait in rx, which holds the server back. */
+static e2b_err e2b__watch_on_body(e2b__req *req, const uint8_t *bytes, size_t len, size_t *taken) {
+  e2b_watch_handle *handle = e2b__watch_of(req);
+  size_t size = 0;
+  e2b_error err;
+  e2b_err code;
+  if (req->status != 200) return E2B_OK; /* stays in rx for the error */
+  while (!req->pulled) {
+    code = e2b__watch_get(handle, bytes + *taken, len - *taken, &size, &req->rx_need, &err);
+    if (code == E2B_PENDING) return E2B_OK;
+    if (code) {
+      e2b__watch_lost(handle, &err);
+      return E2B_ERR_CANCELED;
+    }
+    *taken += size;
+    if (handle->on_event && !e2b__watch_push(handle)) return E2B_ERR_CANCELED;
+    req->pulled = handle->begun && !handle->on_event;
+  }
+  return E2B_OK;
+}
+
+static void e2b__watch_on_end(e2b__req *req, const e2b_error *end) {
+  e2b_watch_handle *handle = e2b__watch_of(req);
+  e2b_error err = *end;
+  if (!err.code && e2b__rpc_refused(&handle->rpc, req)) {
+    if (e2b__rpc_again_as_json(&handle->rpc, handle->sandbox, req, &err) == E2B_PENDING) return;
+  } else if (!err.code && req->status != 200) {
+    e2b__answer_error(req, E2B_SUBJECT_SANDBOX, "check the sandbox's access token and the user", &err);
+    err.connect_code = E2B_CONNECT_NONE; /* of the gateway, not of the watch */
+  } else if (!err.code) {
+    e2b__error_say(&err, E2B_ERR_TRUNCATED, "the stream of events ended without its end");
+  }
+  err.maybe_done = false;
+  e2b__watch_lost(handle, &err);
+}
+
+static const e2b__req_events e2b__watch_req_events = { NULL, e2b__watch_on_body, NULL, e2b__watch_on_end };
+
+static e2b_err e2b__watch_submit(e2b_watch_handle *handle, const e2b__watch_request *request, uint64_t then) {
+  e2b_client *client = handle->sandbox->client;
+  e2b__req *req = &handle->req;
+  e2b_call call;
+  char text[16];
+  memset(&call, 0, sizeof call);
+  call.headers = handle->ask.headers;
+  e2b__headers_free(&req->headers);
+  req->method = "POST";
+  req->pulled = false;
+  req->rx_limit = client->config.stream_buffer_size;
+  req->idle_ms = handle->idle_ms;
+  req->not_before = then;
+  e2b__req_target(req, &handle->sandbox->runtime);
+  e2b__buf_text(&req->path, "/filesystem.Filesystem/WatchDir");
+  e2b__data_headers(req, handle->sandbox, e2b__user(handle->sandbox, handle->ask.user, false), &call);
+  (void)snprintf(text, sizeof text, "%d", (int)client->config.keepalive_interval_s);
+  e2b__headers_set(&req->headers, "keepalive-ping-interval", e2b__str(text));
+  e2b__rpc_begin(&handle->rpc, true, handle->sandbox, req, &e2b__msg_watch_request, request);
+  return e2b__req_submit(req);
+}
+
+/* ---- the watcher that is asked ---- */
+
+static e2b__data_task *e2b__watch_rpc(e2b_watch_handle *handle, const char *method, const e2b__message *type,
+                                      const void *message, e2b_done_fn on_done, e2b_call *call, e2b_error *err) {
+  e2b__data_task *data;
+  memset(call, 0, sizeof *call);
+  call->headers = handle->ask.headers;
+  call->op = &handle->poll;
+  call->on_done = on_done;
+  call->user = handle;
+  data = e2b__rpc_new(handle->sandbox, method, type, message, handle->ask.user, call, err);
+  if (!data) return NULL;
+  data->task.subject = E2B_SUBJECT_FILE;
+  data->task.op.background = true;
+  return data;
+}
+
+/* Delays what was made. */
+static void e2b__watch_delay(e2b__data_task *data, uint64_t then) {
+  e2b__op *op = &data->task.op;
+  uint64_t now = op->client->now;
+  data->task.req.not_before = then;
+  if (then > now && op->deadline != (uint64_t)E2B__NEVER) op->deadline += then - now;
+}
+
+static void e2b__watch_on_created(void *user, const e2b_error *err) {
+  e2b_watch_handle *handle = (e2b_watch_handle *)user;
+  handle->poll.id = 0;
+  if (handle->sandbox->closing || handle->sandbox->client->closing) return;
+  if (err->code) {
+    handle->id.text = NULL;
+    e2b__watch_end(handle, err);
+    return;
+  }
+  e2b__watch_begins(handle);
+  if (handle->on_event && !e2b__watch_push(handle)) return;
+  e2b__watch_poll(handle, handle->sandbox->client->now + (uint64_t)handle->poll_ms);
+}
+
+static void e2b__watch_on_polled(void *user, const e2b_error *err) {
+  e2b_watch_handle *handle = (e2b_watch_handle *)user;
+  handle->poll.id = 0;
+  if (handle->sandbox->closing || handle->sandbox->client->closing) return;
+  if (err->code) {
+    e2b__watch_lost(handle, err);
+    return;
+  }
+  handle->at = 0;
+  if (!handle->begun) e2b__watch_begins(handle); /* it answers again, but an answer was lost */
+  if (handle->on_event ? !e2b__watch_push(handle) : handle->events.count != 0) return;
+  e2b__watch_poll(handle, handle->sandbox->client->now + (uint64_t)handle->poll_ms);
+}
+
+/* Asks for the next events, not before `then`. */
+static void e2b__watch_poll(e2b_watch_handle *handle, uint64_t then) {
+  e2b__watcher_id request;
+  e2b__data_task *data;
+  e2b_error err;
+  e2b_call call;
+  e2b__watch_drop_events(handle);
+  request.watcher_id = e2b__str(handle->id.text);
+  data = e2b__watch_rpc(handle, "/filesystem.Filesystem/GetWatcherEvents", &e2b__msg_watcher_id, &request,
+                        e2b__watch_on_polled, &call, &err);
+  if (data) {
+    data->answer = &e2b__msg_watcher_events;
+    data->fill = e2b__watch_fill_polled;
+    data->task.out = &handle->events;
+    e2b__watch_delay(data, then);
+    if (e2b__task_run(&data->task, &call, &err) == E2B_PENDING) return;
+  }
+  handle->poll.id = 0;
+  e2b__watch_end(handle, &err);
+}
+
+static e2b_err e2b__watch_create(e2b_watch_handle *handle, const e2b__watch_request *request, uint64_t then,
+                                 e2b_error *err) {
+  e2b__data_task *data;
+  e2b_call call;
+  e2b_err code;
+  data = e2b__watch_rpc(handle, "/filesystem.Filesystem/CreateWatcher", &e2b__msg_watch_request, request,
+                        e2b__watch_on_created, &call, err);
+  if (!data) return err->code;
+  data->answer = &e2b__msg_watcher_id;
+  data->fill = e2b__watch_fill_id;
+  data->task.out = &handle->id;
+  e2b__watch_delay(data, then);
+  code = e2b__task_run(&data->task, &call, err);
+  if (code == E2B_PENDING) return E2B_OK;
+  handle->poll.id = 0;
+  return code;
+}
+
+/* ---- both ---- */
+
+/* Begins, or begins anew what was lost. */
+static void e2b__watch_begin(e2b_watch_handle *handle) {
+  e2b_client *client = handle->sandbox->client;
+  bool first = handle->opening && !handle->opening->op.finished;
+  uint64_t then = first ? 0 : handle->begun_at + E2B__WATCH_AGAIN_MS;
+  e2b__watch_request request;
+  e2b_error err;
+  e2b_err code;
+  memset(&err, 0, sizeof err);
+  request.path = e2b__str(handle->ask.path);
+  request.recursive = handle->recursive;
+  request.include_entry = handle->include_entry;
+  request.allow_network_mounts = handle->allow_network_mounts;
+  handle->begun_at = E2B__MAX(client->now, then);
+  if (handle->id.text) {
+    e2b__watch_poll(handle, then);
+    return;
+  }
+  if (handle->polling) {
+    code = e2b__watch_create(handle, &request, then, &err);
+  } else {
+    handle->req.deadline =
+        first ? (uint64_t)E2B__NEVER : e2b__deadline(handle->begun_at, client->config.request_timeout_ms);
+    code = e2b__watch_submit(handle, &request, then);
+    if (code) e2b__fail(&err, code, code == E2B_ERR_LIMIT ? "the request is too large" : "out of memory");
+  }
+  if (code) e2b__watch_end(handle, &err);
+}
+
+static void e2b__watch_fill_ask(e2b__pack *pack, const void *from, void *out) {
+  const e2b__watch_request_copy *given = (const e2b__watch_request_copy *)from;
+  e2b__watch_request_copy *copy = (e2b__watch_request_copy *)out;
+  e2b_kv *items = (e2b_kv *)e2b__pack_alloc(pack, given->headers.count * sizeof *items);
+  size_t i;
+  copy->path = e2b__pack_str(pack, e2b__str(given->path));
+  copy->user = e2b__pack_str(pack, e2b__str(given->user));
+  for (i = 0; i < given->headers.count; i++) {
+    const char *key = e2b__pack_str(pack, e2b__str(given->headers.items[i].key));
+    const char *value = e2b__pack_str(pack, e2b__str(given->headers.items[i].value));
+    if (!items) continue;
+    items[i].key = key;
+    items[i].value = value;
+  }
+  copy->headers.items = items;
+  copy->headers.count = items ? given->headers.count : 0;
+}
+
+static e2b_err e2b__watch_check(const e2b_sandbox *sandbox, const char *path, const e2b_watch_opts *opts,
+                                e2b_error *err) {
+  e2b_err code;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
+  if (opts) {
+    code = e2b__call_check(&opts->call, err);
+    if (!code) code = e2b__user_check(opts->user, err);
+    if (code) return code;
+    if (opts->poll_interval_ms < 0) return e2b__invalid(err, "poll_interval_ms", "is negative");
+    if (opts->on_end && !opts->on_event)
+      return e2b__invalid(err, "on_end", "goes with on_event only: e2b_watch_handle_next tells the end");
+    if (opts->recursive && e2b__version_compare(sandbox->envd_version, "0.1.4") < 0)
+      return e2b__fail(err, E2B_ERR_NOT_BUILT,
+                       "this envd cannot watch recursively, which needs 0.1.4: watch each directory");
+  }
+  return e2b__path_check("path", path, err);
+}
+
+/* The handle, linked to its sandbox and to the operation that opens it. NULL: no memory. */
+static e2b_watch_handle *e2b__watch_new(e2b__watch_open *open, e2b_sandbox *sandbox, const char *path,
+                                        const e2b_watch_opts *opts) {
+  e2b_watch_opts none;
+  e2b_client *client = sandbox->client;
+  e2b_watch_handle *handle = (e2b_watch_handle *)e2b__object_new(client, sizeof *handle);
+  e2b__watch_request_copy given;
+  if (!handle) return NULL;
+  memset(&none, 0, sizeof none);
+  if (!opts) opts = &none;
+  open->handle = handle;
+  handle->opening = open;
+  handle->sandbox = sandbox;
+  handle->next = sandbox->watches;
+  if (handle->next) handle->next->prev = handle;
+  sandbox->watches = handle;
+  e2b__req_init(&handle->req, client, &e2b__watch_req_events);
+  handle->recursive = opts->recursive;
+  handle->include_entry = opts->include_entry;
+  handle->allow_network_mounts = opts->allow_network_mounts;
+  handle->polling = opts->polling;
+  handle->blocking = e2b__call_blocks(&opts->call);
+  handle->poll_ms = opts->poll_interval_ms ? opts->poll_interval_ms : E2B__WATCH_POLL_MS;
+  handle->idle_ms = opts->call.idle_ms ? opts->call.idle_ms : client->config.keepalive_interval_s * 3000;
+  handle->on_event = opts->on_event;
+  handle->on_end = opts->on_end;
+  handle->event_user = opts->event_user;
+  memset(&given, 0, sizeof given);
+  given.path = path;
+  given.user = opts->user;
+  given.headers = opts->call.headers;
+  return e2b__result_fill(client, e2b__watch_fill_ask, &given, &handle->ask, NULL) ? NULL : handle;
+}
+
+E2B_API e2b_err e2b_files_watch_dir(e2b_sandbox *sandbox, const char *path, const e2b_watch_opts *opts,
+                                    e2b_watch_handle **out, e2b_error *err) {
+  const e2b_call *call = opts ? &opts->call : NULL;
+  e2b__watch_open *open;
+  e2b_watch_handle *handle;
+  e2b_error local;
+  if (!err) err = &local;
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  *out = NULL;
+  if (e2b__watch_check(sandbox, path, opts, err)) return err->code;
+  open = (e2b__watch_open *)e2b__op_new(sandbox->client, call, &e2b__watch_open_type, sizeof *open,
+                                        sandbox->client->config.request_timeout_ms, err);
+  if (!open) return err->code;
+  open->op.sandbox = sandbox;
+  open->out = out;
+  handle = e2b__watch_new(open, sandbox, path, opts);
+  if (!handle) {
+    e2b__op_release(&open->op);
+    return e2b__no_memory(err);
+  }
+  e2b__watch_begin(handle);
+  return e2b__op_run(&open->op, call, err);
+}
+
+/* Waits for one turn of the loop, as e2b__stream_wait. */
+static e2b_err e2b__watch_wait(e2b_watch_handle *handle, uint64_t end, e2b_error *err) {
+  e2b_client *client = handle->sandbox->client;
+  uint64_t now = client->in_turn ? client->now : e2b__now_ms(client);
+  bool freed = false;
+  if (now >= end) return err->code = E2B_PENDING;
+  if (e2b__waker_interrupted(client->net.waker))
+    return e2b__fail(err, E2B_ERR_CANCELED, "interrupted by e2b_client_interrupt");
+  handle->freed = &freed;
+  (void)e2b__turn(client, end == (uint64_t)E2B__NEVER ? -1 : (int)E2B__MIN(end - now, (uint64_t)INT_MAX), NULL, 0, 0);
+  if (!freed) handle->freed = NULL;
+  if (client->config.yield_fn) client->config.yield_fn(client->config.platform_user);
+  return freed ? e2b__fail(err, E2B_ERR_CANCELED, "the watch was stopped in a callback") : E2B_OK;
+}
+
+/* Makes the next message of the stream events. E2B_PENDING when there is no whole one; anything else: look again. */
+static e2b_err e2b__watch_advance(e2b_watch_handle *handle, e2b_error *err) {
+  e2b__req *req = &handle->req;
+  size_t size = 0;
+  bool held;
+  e2b_err code;
+  if (handle->polling) {
+    if (handle->events.count) e2b__watch_poll(handle, req->client->now + (uint64_t)handle->poll_ms); /* the next ones */
+    return E2B_PENDING;
+  }
+  e2b__watch_drop_events(handle);
+  if (!req->pulled) return E2B_PENDING;
+  code = e2b__watch_get(handle, req->rx.data, req->rx.len, &size, &req->rx_need, err);
+  if (code == E2B_PENDING && req->state == E2B__REQ_ENDED) { /* what is left is no whole message */
+    req->rx.len = 0;
+    e2b__req_flush(req);
+    return E2B_OK;
+  }
+  if (code == E2B_PENDING) return code;
+  if (code) {
+    e2b__watch_lost(handle, err);
+    return E2B_OK;
+  }
+  held = e2b__req_held(req);
+  e2b__buf_drop(&req->rx, size);
+  if (held) e2b__req_kick(req);
+  return E2B_OK;
+}
+
+E2B_API e2b_err e2b_watch_handle_next(e2b_watch_handle *handle, int timeout_ms, e2b_fs_event *event, e2b_error *err) {
+  e2b_client *client;
+  e2b_error local;
+  uint64_t end;
+  e2b_err code;
+  if (!err) err = &local;
+  memset(err, 0, sizeof *err);
+  if (!handle || !event) return e2b__invalid(err, handle ? "event" : "handle", "is NULL");
+  memset(event, 0, sizeof *event);
+  client = handle->sandbox->client;
+  if (handle->on_event) return e2b__fail(err, E2B_ERR_BAD_STATE, "the events of this watch are pushed to on_event");
+  if (client->in_turn && timeout_ms)
+    return e2b__fail(err, E2B_ERR_BAD_STATE, "waiting inside a callback: use timeout_ms 0");
+  if (!client->in_turn) client->now = e2b__now_ms(client);
+  end = e2b__deadline(client->now, timeout_ms);
+  for (;;) {
+    code = e2b__watch_take(handle, event);
+    if (code == E2B_OK) return code;
+    if (code == E2B_EOF && !handle->ended) {
+      e2b__watch_remove(handle, false);
+      e2b__watch_end_with(handle, E2B_EOF, E2B__WATCH_GONE);
+    }
+    if (handle->ended) {
+      *err = handle->mourner.err;
+      return err->code;
+    }
+    if (e2b__watch_advance(handle, err) == E2B_OK) continue;
+    if (handle->ended) continue;
+    memset(err, 0, sizeof *err);
+    code = e2b__watch_wait(handle, end, err);
+    if (code) return code;
+  }
+}
+
+E2B_API void e2b_watch_handle_stop(e2b_watch_handle *handle) {
+  if (!handle) return;
+  e2b_op_cancel(handle->sandbox->client, handle->poll);
+  handle->poll.id = 0;
+  e2b__watch_remove(handle, handle->blocking && !handle->sandbox->client->in_turn);
+  e2b__watch_destroy(handle);
+}
+#endif /* E2B_NO_WATCH */
 
 #endif /* E2B_IMPLEMENTATION */
 

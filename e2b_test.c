@@ -14,7 +14,7 @@
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
      | >>>> codecs          | >>>> url and http1   | >>>> network
      | >>>> client and sandbox                     | >>>> api and raw     | >>>> files
-     | >>>> rpc             | >>>> hosts           | >>>> end to end      | >>>> processes
+     | >>>> watch           | >>>> rpc             | >>>> hosts           | >>>> end to end      | >>>> processes
      | >>>> code interpreter                       | >>>> trees           | >>>> bad input
      | >>>> network edges   | >>>> table
    A new test is a function and a line in the table at the end of the file. */
@@ -551,6 +551,17 @@ static void peer_wait_asked(peer *p, int count) {
   int i;
   for (i = 0; i < 2000 && peer_asked_count(p) < count; i++) sleep_ms(1);
   CHECK_INT(peer_asked_count(p), count);
+}
+
+/* Waits until no more than so many connections are left. */
+static void peer_wait_live(peer *p, int count) {
+  int i, live = count + 1;
+  for (i = 0; i < 5000 && live > count; i++) {
+    pthread_mutex_lock(&p->lock);
+    live = p->live;
+    pthread_mutex_unlock(&p->lock);
+    if (live > count) sleep_ms(1);
+  }
 }
 
 /* A request as text, "" when there is none. */
@@ -8394,6 +8405,17 @@ static void test_files_write(void) {
   CHECK_INT(e2b_files_write(b.sandbox, "/d/", "", 0, NULL, NULL, &b.err), E2B_OK);
   CHECK_INT(files_form_content(&b.peer, 1, "file", content, sizeof content), 0);
   CHECK(memcmp(strstr(peer_asked(&b.peer, 0), "boundary="), strstr(peer_asked(&b.peer, 1), "boundary="), 40) != 0);
+  opts.user = NULL; /* asked for, whatever the version */
+  opts.octet_stream = E2B_YES;
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, &opts, NULL, &b.err), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 2), "\r\ncontent-type: application/octet-stream\r\n");
+  files_close(&b);
+  files_open(&b, NULL, NULL);
+  opts.octet_stream = E2B_NO;
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, &opts, NULL, &b.err), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 3), "\r\ncontent-type: multipart/form-data; boundary=");
   files_end(&b);
 }
 
@@ -9243,6 +9265,1195 @@ static void test_files_no_memory(void) {
   files_each_allocation("0.2.10", files_try_write, written, sizeof written - 1);
   files_each_allocation(NULL, files_try_read_stream, content, sizeof content - 1);
   files_each_allocation(NULL, files_try_write_stream, written, sizeof written - 1);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* parts, metadata, atomic writes, joining, URLs */
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+/* Reads a part in the three ways and compares what comes; `want` NULL: the failure `code` is expected. */
+static void files_check_part(files_bench *b, uint64_t offset, uint64_t length, const char *answer, unsigned flags,
+                             const char *want, e2b_err code, int line) {
+  e2b_files_opts opts, none;
+  files_sink sink;
+  e2b_buf buf;
+  e2b_file_stream *stream = NULL;
+  char back[256];
+  size_t got, at = 0;
+  int way;
+  for (way = 0; way < 3; way++) {
+    e2b_err rc;
+    memset(&opts, 0, sizeof opts);
+    memset(&buf, 0, sizeof buf);
+    opts.offset = offset;
+    opts.length = length;
+    files_sink_init(&sink, b, &none);
+    peer_clear(&b->peer);
+    peer_say(&b->peer, answer, flags);
+    if (way == 0) {
+      rc = e2b_files_read(b->sandbox, "/f", &opts, &buf, &b->err);
+      if (want && !rc) check_str_at((const char *)buf.data, want, line, "read");
+      e2b_mem_free(&buf.mem);
+    } else if (way == 1) {
+      rc = e2b_files_download(b->sandbox, "/f", files_on_data, &sink, &opts, &b->err);
+      sink.data[sink.len] = 0;
+      if (want) check_str_at((const char *)sink.data, want, line, "download");
+    } else {
+      rc = e2b_files_read_stream(b->sandbox, "/f", &opts, &stream, &b->err);
+      while (!rc && (rc = e2b_file_stream_read(stream, -1, back + at, 3, &got, &b->err)) == E2B_OK) at += got;
+      back[at] = 0;
+      if (want) check_str_at(back, want, line, "stream");
+      if (rc == E2B_EOF) rc = E2B_OK;
+      e2b_file_stream_free(stream);
+    }
+    if (rc != code) printf("  way %d: %s: %s\n", way, e2b_err_name(rc), b->err.message);
+    check_int_at(rc, code, line, "the result");
+  }
+}
+#define CHECK_PART(offset, length, answer, flags, want) files_check_part(&b, offset, length, answer, flags, want, E2B_OK, __LINE__)
+#define CHECK_NO_PART(offset, length, answer, code) files_check_part(&b, offset, length, answer, PEER_CLOSE, NULL, code, __LINE__)
+#define PART_HEAD(range) "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes " range "\r\n"
+#define PART(range, body_len, body) PART_HEAD(range) "content-length: " body_len "\r\n\r\n" body
+#define PART_CHUNKED PART_HEAD("2-4/10") "transfer-encoding: chunked\r\n\r\n"
+#define BEYOND(size) \
+  "HTTP/1.1 416 Range Not Satisfiable\r\ncontent-range: bytes */" size "\r\ncontent-length: 3\r\n\r\nno\n"
+
+static void test_files_parts(void) {
+  files_bench b;
+  e2b_files_opts opts;
+  e2b_buf buf;
+  e2b_client_stats stats;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  memset(&buf, 0, sizeof buf);
+  CHECK_PART(2, 3, PART("2-4/10", "3", "234"), 0, "234");
+  CHECK_HAS(peer_asked(&b.peer, 0), "\r\nrange: bytes=2-4\r\n");
+  CHECK_PART(7, 0, PART("7-9/10", "3", "789"), PEER_DRIBBLE, "789");
+  CHECK_HAS(peer_asked(&b.peer, 0), "\r\nrange: bytes=7-\r\n");
+  CHECK_PART(0, 0, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n01", 0, "01");
+  CHECK(!strstr(peer_asked(&b.peer, 0), "range"));
+  CHECK_PART(7, 9, PART("7-9/10", "3", "789"), 0, "789");   /* the file ends before the part does */
+  CHECK_PART(2, 3, PART("2-4/*", "3", "234"), 0, "234");
+  CHECK_PART(2, 3,
+             PART_CHUNKED "3\r\n234\r\n0\r\n\r\n", 0, "234");
+  CHECK_PART(2, 3, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123456789", PEER_DRIBBLE,
+             "234"); /* a server without ranges */
+  CHECK_PART(2, 3, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123456789", 0, "234");
+  CHECK_PART(4, 0, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123456789", PEER_DRIBBLE, "456789");
+  CHECK_PART(7, 5, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n01234\r\n5\r\n56789\r\n0\r\n\r\n", 0,
+             "789");
+  CHECK_PART(10, 1, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123456789", 0, ""); /* beyond the end */
+  CHECK_PART(99, 0, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123456789", 0, "");
+  CHECK_PART(10, 1,
+             BEYOND("10"), 0, "");
+  CHECK_PART(10, 1, "HTTP/1.1 416 Range Not Satisfiable\r\ncontent-length: 0\r\n\r\n", 0, "");
+  CHECK_NO_PART(5, 1,
+                BEYOND("10"), E2B_ERR_SERVICE);
+  CHECK_NO_PART(0, 0,
+                BEYOND("0"), E2B_ERR_SERVICE);
+  CHECK_NO_PART(0, 0, PART("0-2/10", "3", "012"), E2B_ERR_PROTOCOL); /* what nobody asked for */
+  CHECK_NO_PART(2, 3, PART("0-2/10", "3", "012"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 3, PART("2-5/10", "4", "2345"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 3, PART("2-3/10", "2", "23"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 0, PART("2-8/10", "7", "2345678"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 0, PART("2-8/*", "7", "2345678"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 3, PART("2-4/10", "4", "2345"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 3, PART("4-2/10", "3", "234"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 3, PART("x2-4/10", "3", "234"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 3, PART("2-18446744073709551615/10", "3", "234"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 3, PART("2-99999999999999999999/10", "3", "234"), E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 3, "HTTP/1.1 206 Partial Content\r\ncontent-length: 3\r\n\r\n234", E2B_ERR_PROTOCOL);
+  CHECK_NO_PART(2, 3, "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes 2-4/10\r\ncontent-length: 3\r\n\r\n23",
+                E2B_ERR_TRUNCATED);
+  CHECK_NO_PART(2, 3,
+                PART_CHUNKED "2\r\n23\r\n0\r\n\r\n", E2B_ERR_TRUNCATED);
+  CHECK_NO_PART(2, 9, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n01234", E2B_ERR_TRUNCATED);
+
+  peer_clear(&b.peer); /* the rest of an endless file is not waited for, nor kept */
+  peer_say(&b.peer,
+           "HTTP/1.1 200 OK\r\ncontent-length: 999999999999\r\n\r\n"
+           "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", PEER_ENDLESS | PEER_REPEAT);
+  opts.offset = 3000001;
+  opts.length = 15;
+  CHECK_INT(e2b_files_read(b.sandbox, "/f", &opts, &buf, &b.err), E2B_OK);
+  CHECK_STR((const char *)buf.data, "123456789abcdef");
+  e2b_mem_free(&buf.mem);
+  e2b_client_get_stats(b.client, &stats);
+  CHECK(stats.mem_peak < 300000);
+  CHECK_INT(stats.connections_open, 0);
+  opts.offset = (uint64_t)INT64_MAX + 1;
+  CHECK_INT(e2b_files_read(b.sandbox, "/f", &opts, &buf, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "offset");
+  opts.offset = 5;
+  opts.length = INT64_MAX - 4;
+  CHECK_INT(e2b_files_read(b.sandbox, "/f", &opts, &buf, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "length");
+  files_end(&b);
+}
+
+#define WITH_K "[{\"name\":\"f\",\"path\":\"/f\",\"type\":\"file\",\"metadata\":{\"k\":\"v\",\"more\":\"x\"}}]"
+
+static void test_files_metadata(void) {
+  static const e2b_kv good[] = { { "K", "v" } };
+  static const e2b_kv bad[][2] = {
+    { { "", "v" }, { "b", "" } }, { { NULL, "v" }, { "b", "" } }, { { "a b", "v" }, { "b", "" } },
+    { { "a:", "v" }, { "b", "" } }, { { "a\r\n", "v" }, { "b", "" } }, { { "a", "x\ny" }, { "b", "" } },
+    { { "a", "x\ty" }, { "b", "" } }, { { "a", "\xc3\xa9" }, { "b", "" } }, { { "a", " x" }, { "b", "" } },
+    { { "a", "x " }, { "b", "" } }, { { "a", "x" }, { "A", "y" } } };
+  files_bench b;
+  e2b_files_opts opts;
+  e2b_write_info info;
+  e2b_file_stream *stream = NULL;
+  char long_key[260], big[4100];
+  e2b_kv pair;
+  size_t i;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  memset(&info, 0, sizeof info);
+  opts.metadata.items = good;
+  opts.metadata.count = 1;
+  files_say_text(&b.peer, "200 OK", WITH_K, 0);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, &opts, &info, &b.err), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 0), "\r\nx-metadata-k: v\r\n");
+  CHECK(info.metadata.count == 2 && strcmp(info.metadata.items[0].key, "k") == 0 &&
+        strcmp(info.metadata.items[1].value, "x") == 0);
+  e2b_mem_free(&info.mem);
+  files_say_written(&b.peer); /* written, but not kept: no success */
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, &opts, &info, &b.err), E2B_ERR_NOT_BUILT);
+  CHECK(b.err.maybe_done && !info.mem.ptr);
+  CHECK_HAS(b.err.message, "metadata");
+  files_say_text(&b.peer, "200 OK", "[{\"name\":\"f\",\"path\":\"/f\",\"type\":\"file\",\"metadata\":{\"k\":\"w\"}}]",
+                 0);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", 0, &opts, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_finish(stream, -1, NULL, &b.err), E2B_ERR_NOT_BUILT);
+  e2b_file_stream_free(stream);
+  peer_clear(&b.peer);
+  for (i = 0; i < E2B__COUNT(bad); i++) {
+    opts.metadata.items = bad[i];
+    opts.metadata.count = 2;
+    CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, &opts, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+    CHECK_HAS(b.err.message, "metadata");
+    CHECK_INT(e2b_files_write_stream(b.sandbox, "/f", 1, &opts, &stream, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  }
+  memset(long_key, 'k', sizeof long_key);
+  long_key[247] = 0;
+  memset(big, 'v', sizeof big);
+  pair.key = long_key;
+  pair.value = "v";
+  opts.metadata.items = &pair;
+  opts.metadata.count = 1;
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, &opts, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  pair.key = "k";
+  pair.value = big;
+  big[4096 - 9 - 1 + 1] = 0;
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, &opts, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(b.peer.request_count, 0);
+  big[4096 - 9 - 1] = 0;
+  files_say_written(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/f", "x", 1, &opts, NULL, &b.err), E2B_ERR_NOT_BUILT);
+  files_end(&b);
+}
+
+static void files_say_moved(peer *p, const char *path) {
+  e2b__entry_response moved;
+  memset(&moved, 0, sizeof moved);
+  moved.has_entry = true;
+  files_make_entry(&moved.entry, path);
+  files_say_message(p, &e2b__msg_entry_response, &moved);
+}
+
+static void files_say_removed(peer *p) {
+  files_say_text(p, "200 OK\r\ncontent-type: application/proto", "", 0);
+}
+
+/* The name of the temporary file in the path of an upload, decoded; the same is expected in the RPC with that
+ * number. */
+static void files_check_temp(files_bench *b, int rpc, const char *method, int line) {
+  char temp[80] = "";
+  const char *upload = peer_asked(&b->peer, 0), *text = peer_asked(&b->peer, rpc), *body = strstr(text, "\r\n\r\n");
+  char first[100];
+  check_at(sscanf(upload, "POST /files?path=%%2Fd%%2F%60[^& ]", temp) == 1, line, upload);
+  check_at(strncmp(temp, ".e2b-", 5) == 0 && strlen(temp) == 5 + 24 + 4 && strcmp(temp + 29, ".tmp") == 0, line, temp);
+  snprintf(first, sizeof first, "POST /filesystem.Filesystem/%s HTTP/1.1\r\n", method);
+  check_has_at(text, first, line);
+  if (check_at(body != NULL, line, "a body")) check_has_at(body + 4, temp, line);
+  if (strcmp(method, "Move") == 0 && body) check_has_at(body + 4, "\x12\x04/d/f", line);
+}
+#define CHECK_TEMP(rpc, method) files_check_temp(&b, rpc, method, __LINE__)
+
+static void test_files_atomic(void) {
+  files_bench b;
+  e2b_files_opts opts;
+  e2b_write_info info;
+  e2b_file_stream *stream = NULL;
+  files_source source;
+  files_sink sink;
+  e2b_files_opts plain;
+  int before;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  memset(&info, 0, sizeof info);
+  opts.atomic = true;
+  opts.user = "bob";
+  files_say_written(&b.peer);
+  files_say_moved(&b.peer, "/d/f");
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, &info, &b.err), E2B_OK);
+  CHECK_STR(info.path, "/d/f");
+  CHECK_STR(info.type, "file");
+  e2b_mem_free(&info.mem);
+  CHECK_INT(b.peer.request_count, 2);
+  CHECK_TEMP(1, "Move");
+  CHECK_HAS(peer_asked(&b.peer, 0), "&username=bob ");
+  CHECK_HAS(peer_asked(&b.peer, 1), "\r\nauthorization: Basic Ym9iOg==\r\n");
+  CHECK_HAS(peer_asked(&b.peer, 1), "\r\ncontent-type: application/proto\r\n");
+  opts.user = NULL;
+
+  peer_clear(&b.peer); /* the upload fails: the old file is what it was */
+  files_say_text(&b.peer, "507 Insufficient Storage", "{\"code\":507,\"message\":\"full\"}", 0);
+  files_say_removed(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, &info, &b.err), E2B_ERR_NOT_ENOUGH_SPACE);
+  CHECK(!b.err.maybe_done && !info.mem.ptr);
+  CHECK_TEMP(1, "Remove");
+  CHECK(!strstr(peer_asked(&b.peer, 1), "authorization"));
+
+  peer_clear(&b.peer); /* so does the rename */
+  files_say_written(&b.peer);
+  files_say_text(&b.peer, "500 Internal", "{\"code\":\"internal\",\"message\":\"error renaming: file exists\"}", 0);
+  files_say_text(&b.peer, "500 Internal", "{\"code\":\"internal\",\"message\":\"no\"}", 0); /* nor can it be removed */
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, &info, &b.err), E2B_ERR_SERVICE);
+  CHECK_HAS(b.err.message, "file exists");
+  CHECK_TEMP(2, "Remove");
+
+  peer_clear(&b.peer); /* its answer says nothing */
+  files_say_written(&b.peer);
+  files_say_text(&b.peer, "200 OK\r\ncontent-type: application/proto", "", 0);
+  files_say_removed(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, &info, &b.err), E2B_ERR_PROTOCOL);
+  CHECK(b.err.maybe_done);
+  CHECK_INT(b.peer.request_count, 3);
+  peer_clear(&b.peer);
+  files_say_written(&b.peer);
+  files_say_text(&b.peer, "200 OK\r\ncontent-type: text/html", "<html>", 0);
+  files_say_removed(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, &info, &b.err), E2B_ERR_PROTOCOL);
+
+  peer_clear(&b.peer); /* a server that knows JSON only */
+  files_say_written(&b.peer);
+  files_say_text(&b.peer, "415 Unsupported Media Type", "", 0);
+  files_say_text(&b.peer, "200 OK\r\ncontent-type: application/json",
+                 "{\"entry\":{\"name\":\"f\",\"path\":\"/d/f\"}}", 0);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, &info, &b.err), E2B_OK);
+  CHECK_STR(info.path, "/d/f");
+  e2b_mem_free(&info.mem);
+  CHECK_HAS(peer_asked(&b.peer, 2), "\r\n\r\n{\"source\":\"/d/.e2b-");
+  b.sandbox->json = false;
+
+  peer_clear(&b.peer); /* lost on the way: in each of the two */
+  peer_say(&b.peer, "", PEER_CLOSE);
+  peer_say(&b.peer, "", PEER_CLOSE); /* the second time it is not a reused connection */
+  files_say_removed(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, &info, &b.err), E2B_ERR_CLOSED);
+  CHECK(!b.err.maybe_done);
+  peer_wait_asked(&b.peer, 3);
+  peer_clear(&b.peer);
+  files_say_written(&b.peer);
+  peer_say(&b.peer, "", PEER_CLOSE);
+  files_say_removed(&b.peer);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, &info, &b.err), E2B_ERR_CLOSED);
+  CHECK(b.err.maybe_done);
+  CHECK_TEMP(2, "Remove");
+
+  peer_clear(&b.peer); /* given up: the removal follows by itself */
+  files_say_text(&b.peer, "200 OK", FILES_WRITTEN, PEER_EARLY | PEER_HANG);
+  files_say_removed(&b.peer);
+  files_sink_init(&sink, &b, &plain);
+  opts.call = plain.call;
+  files_source_init(&source, &b, 1u << 20, &plain);
+  CHECK_INT(e2b_files_upload(b.sandbox, "/d/f", files_give, &source, 1 << 20, &opts, NULL, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, peer_asked_count(&b.peer) == 1);
+  e2b_op_cancel(b.client, sink.op);
+  memset(&opts.call, 0, sizeof opts.call);
+  CHECK_INT(e2b_client_drain(b.client, 10000), E2B_OK);
+  CHECK_INT(b.peer.request_count, 2);
+  CHECK_TEMP(1, "Remove");
+
+  peer_clear(&b.peer); /* a deadline does the same */
+  peer_say(&b.peer, "", PEER_EARLY | PEER_HANG);
+  files_say_removed(&b.peer);
+  opts.call.timeout_ms = 100;
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, NULL, &b.err), E2B_ERR_TIMEOUT);
+  CHECK_INT(e2b_client_drain(b.client, 10000), E2B_OK);
+  CHECK_INT(b.peer.request_count, 2);
+  CHECK_TEMP(1, "Remove");
+  opts.call.timeout_ms = 0;
+
+  peer_clear(&b.peer); /* streams */
+  files_say_written(&b.peer);
+  files_say_moved(&b.peer, "/d/f");
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/d/f", 3, &opts, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_write(stream, -1, "abc", 3, NULL, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_finish(stream, -1, &info, &b.err), E2B_OK);
+  CHECK_STR(info.path, "/d/f");
+  e2b_mem_free(&info.mem);
+  e2b_file_stream_free(stream);
+  CHECK_TEMP(1, "Move");
+  CHECK_INT(b.peer.request_count, 2);
+  peer_clear(&b.peer);
+  files_say_written(&b.peer);
+  files_say_text(&b.peer, "404 Not Found", "{\"code\":\"not_found\",\"message\":\"source file not found\"}", 0);
+  files_say_removed(&b.peer);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/d/f", 0, &opts, &stream, &b.err), E2B_OK);
+  CHECK_INT(e2b_file_stream_finish(stream, -1, &info, &b.err), E2B_ERR_NOT_FOUND);
+  e2b_file_stream_free(stream);
+  CHECK_INT(b.peer.request_count, 3);
+  peer_clear(&b.peer); /* freed in the middle */
+  peer_say(&b.peer, "", PEER_EARLY | PEER_HANG);
+  files_say_removed(&b.peer);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/d/f", -1, &opts, &stream, &b.err), E2B_OK);
+  FILES_UNTIL(b.client, peer_asked_count(&b.peer) == 1);
+  e2b_file_stream_free(stream);
+  CHECK_INT(e2b_client_drain(b.client, 10000), E2B_OK);
+  CHECK_INT(b.peer.request_count, 2);
+  CHECK_TEMP(1, "Remove");
+
+  peer_clear(&b.peer); /* what was never sent needs no removal */
+  files_sink_init(&sink, &b, &plain);
+  opts.call = plain.call;
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/d/f", -1, &opts, &stream, &b.err), E2B_PENDING);
+  e2b_op_cancel(b.client, sink.op);
+  CHECK_INT(b.client->op_count, 0);
+  memset(&opts.call, 0, sizeof opts.call);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/", "x", 1, &opts, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  peer_say(&b.peer, "", PEER_EARLY | PEER_HANG); /* and with the sandbox, or the client, everything ends */
+  before = peer_asked_count(&b.peer);
+  CHECK_INT(e2b_files_write_stream(b.sandbox, "/d/f", -1, &opts, &stream, &b.err), E2B_OK);
+  FILES_UNTIL(b.client, peer_asked_count(&b.peer) > before);
+  files_sink_init(&sink, &b, &plain);
+  opts.call = plain.call;
+  peer_say(&b.peer, "", PEER_EARLY | PEER_HANG);
+  CHECK_INT(e2b_files_write(b.sandbox, "/d/f", "x", 1, &opts, NULL, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, peer_asked_count(&b.peer) > before + 1);
+  e2b_sandbox_free(b.sandbox);
+  b.sandbox = NULL;
+  files_drive(b.client, 10);
+  CHECK_INT(sink.done, E2B_ERR_CANCELED);
+  CHECK_INT(b.client->op_count, 0);
+  files_end(&b);
+}
+
+static void test_files_compose(void) {
+  static const char *const sources[] = { "/a \"1\"", "b" };
+  static const char *const broken[] = { "", "[]", "{}", "{\"path\":\"\"}", "<html>" };
+  files_bench b;
+  e2b_files_opts opts;
+  e2b_write_info info;
+  e2b_strs strs;
+  size_t i;
+  files_begin(&b);
+  files_open(&b, NULL, "0.5.5");
+  memset(&opts, 0, sizeof opts);
+  memset(&info, 0, sizeof info);
+  strs.items = sources;
+  strs.count = 2;
+  files_say_text(&b.peer, "200 OK\r\ncontent-type: application/json",
+                 "{\"name\":\"c\",\"path\":\"/c\",\"type\":\"file\"}\n", 0);
+  CHECK_INT(e2b_files_compose(b.sandbox, strs, "/c", NULL, &info, &b.err), E2B_OK);
+  CHECK_STR(info.path, "/c");
+  CHECK_STR(info.name, "c");
+  e2b_mem_free(&info.mem);
+  CHECK_HAS(peer_asked(&b.peer, 0), "POST /files/compose HTTP/1.1\r\n");
+  CHECK_HAS(peer_asked(&b.peer, 0), "\r\nx-access-token: tok\r\n");
+  CHECK_HAS(peer_asked(&b.peer, 0), "\r\n\r\n{\"source_paths\":[\"/a \\\"1\\\"\",\"b\"],\"destination\":\"/c\"}");
+  opts.user = "bob";
+  files_say_text(&b.peer, "404 Not Found", "{\"code\":404,\"message\":\"source file not found: b\"}", 0);
+  CHECK_INT(e2b_files_compose(b.sandbox, strs, "/c", &opts, &info, &b.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_FILE);
+  CHECK_HAS(peer_asked(&b.peer, 1), "\"username\":\"bob\"}");
+  files_say_text(&b.peer, "404 Not Found", "404 page not found\n", 0); /* an older envd */
+  CHECK_INT(e2b_files_compose(b.sandbox, strs, "/c", NULL, &info, &b.err), E2B_ERR_NOT_BUILT);
+  CHECK_HAS(b.err.message, "0.5.5");
+  files_say_text(&b.peer, "405 Method Not Allowed", "", 0);
+  CHECK_INT(e2b_files_compose(b.sandbox, strs, "/c", NULL, &info, &b.err), E2B_ERR_NOT_BUILT);
+  files_say_text(&b.peer, "507 Insufficient Storage", "{\"code\":507,\"message\":\"full\"}", 0);
+  CHECK_INT(e2b_files_compose(b.sandbox, strs, "/c", NULL, &info, &b.err), E2B_ERR_NOT_ENOUGH_SPACE);
+  for (i = 0; i < E2B__COUNT(broken); i++) {
+    files_say_text(&b.peer, "200 OK", broken[i], 0);
+    CHECK_INT(e2b_files_compose(b.sandbox, strs, "/c", NULL, &info, &b.err), E2B_ERR_PROTOCOL);
+    CHECK(b.err.maybe_done && !info.mem.ptr);
+  }
+  peer_say(&b.peer, "", PEER_CLOSE); /* never sent twice */
+  i = (size_t)b.peer.request_count;
+  CHECK_INT(e2b_files_compose(b.sandbox, strs, "/c", NULL, &info, &b.err), E2B_ERR_CLOSED);
+  CHECK(b.err.maybe_done);
+  CHECK_INT(b.peer.request_count, i + 1);
+  strs.count = 0;
+  CHECK_INT(e2b_files_compose(b.sandbox, strs, "/c", NULL, &info, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(b.err.message, "sources");
+  strs.count = 2;
+  CHECK_INT(e2b_files_compose(b.sandbox, strs, "", NULL, &info, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_compose(b.sandbox, strs, "a\nb", NULL, &info, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  files_end(&b);
+}
+
+/* The URL of a file of sandbox "id" under a configuration. */
+static const char *files_url_of(e2b_client_config *config, const char *token, const char *path, const char *user,
+                                int32_t expires_s) {
+  static char url[600];
+  e2b_attach_opts attach;
+  e2b_sandbox *sandbox = NULL;
+  e2b_error err;
+  e2b_client *client;
+  memset(&attach, 0, sizeof attach);
+  attach.access_token = token;
+  config->no_env = true;
+  client = e2b_client_create(config, &err);
+  if (!CHECK(client != NULL) || !CHECK_OK(e2b_sandbox_attach(client, "id", &attach, &sandbox, &err))) return "";
+  if (e2b_sandbox_download_url(sandbox, path, user, expires_s, url, sizeof url, &err) != strlen(url)) CHECK(false);
+  e2b_client_free(client);
+  return url;
+}
+
+static void test_files_urls(void) {
+  static const char token[] = "0tQG31xiMp0IOQfaz9dcwi72L1CPo8e0";
+  static const char signature[] = "v1_gUtH%2Fs9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E";
+  char expected[300], url[400], small[20];
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_sandbox *sandbox = NULL;
+  e2b_attach_opts attach;
+  e2b_error err;
+  size_t len;
+  long long now;
+  memset(&config, 0, sizeof config);
+  snprintf(expected, sizeof expected, "https://49983-id.e2b.app/files?path=hello.txt&username=user&signature=%s",
+           signature);
+  CHECK_STR(files_url_of(&config, token, "hello.txt", "user", E2B_TIMEOUT_NONE), expected);
+  CHECK_STR(files_url_of(&config, NULL, "/a b", NULL, E2B_TIMEOUT_NONE),
+            "https://49983-id.e2b.app/files?path=%2Fa%20b");
+  config.domain = "sandboxes.example:8443";
+  CHECK_STR(files_url_of(&config, NULL, "/a", "bob", E2B_TIMEOUT_NONE),
+            "https://49983-id.sandboxes.example:8443/files?path=%2Fa&username=bob");
+  config.protocol = E2B_PROTOCOL_PRIVATE;
+  config.scheme = "http";
+  CHECK_STR(files_url_of(&config, NULL, "/a", NULL, E2B_TIMEOUT_NONE),
+            "http://sandboxes.example:8443/kruise/id/49983/files?path=%2Fa&username=node");
+  memset(&config, 0, sizeof config);
+  config.sandbox_url = "http://127.0.0.1:1/base/";
+  CHECK_STR(files_url_of(&config, NULL, "/a", NULL, E2B_TIMEOUT_NONE), "http://127.0.0.1:1/base/files?path=%2Fa");
+  config.sandbox_url = NULL;
+  config.sandbox_base_url = "http://127.0.0.1:1/x";
+  CHECK_STR(files_url_of(&config, NULL, "/a", NULL, E2B_TIMEOUT_NONE), "http://127.0.0.1:1/x/id/files?path=%2Fa");
+
+  client = e2b_client_create(&config, &err);
+  memset(&attach, 0, sizeof attach);
+  attach.access_token = token;
+  attach.base_url = "http://h";
+  CHECK_OK(e2b_sandbox_attach(client, "id", &attach, &sandbox, &err));
+  now = (long long)time(NULL);
+  len = e2b_sandbox_upload_url(sandbox, NULL, NULL, 60, url, sizeof url, &err);
+  CHECK(len == strlen(url) && strncmp(url, "http://h/files?signature=v1_", 28) == 0);
+  CHECK(strstr(url, "&signature_expiration=") && strtoll(strstr(url, "expiration=") + 11, NULL, 10) - now - 60 <= 5);
+  CHECK(strcmp(url, files_url_of(&config, token, "/a", NULL, 60)) != 0);
+  CHECK_INT(e2b_sandbox_upload_url(sandbox, NULL, NULL, 60, small, sizeof small, &err), len); /* as snprintf */
+  CHECK_INT(strlen(small), sizeof small - 1);
+  CHECK_INT(e2b_sandbox_upload_url(sandbox, NULL, NULL, 60, NULL, 0, NULL), len);
+  CHECK_INT(e2b_sandbox_download_url(sandbox, NULL, NULL, 60, url, sizeof url, &err), 0);
+  CHECK(err.code == E2B_ERR_INVALID_ARGUMENT && !url[0]);
+  CHECK_INT(e2b_sandbox_download_url(sandbox, "a\nb", NULL, 60, url, sizeof url, &err), 0);
+  CHECK_HAS(err.message, "path");
+  CHECK_INT(e2b_sandbox_download_url(sandbox, "a", "x:y", 60, url, sizeof url, &err), 0);
+  CHECK_HAS(err.message, "user");
+  CHECK_INT(e2b_sandbox_download_url(NULL, "a", NULL, 60, url, sizeof url, &err), 0);
+  e2b_sandbox_free(sandbox);
+  attach.access_token = NULL;
+  CHECK_OK(e2b_sandbox_attach(client, "id", &attach, &sandbox, &err));
+  CHECK_INT(e2b_sandbox_download_url(sandbox, "a", NULL, 0, url, sizeof url, &err), 0);
+  CHECK_HAS(err.message, "expires_s");
+  e2b_client_free(client);
+}
+
+/* ================================================================================================================== */
+/* >>>> watch */
+/* ================================================================================================================== */
+
+/* Events as text, a line each. */
+typedef struct watch_log {
+  char text[8192];
+  int count, ends;
+  e2b_err end;
+  int stop_after, cancel_after, free_after; /* at that event: stops `handle`, ends it by the answer, frees the sandbox */
+  e2b_watch_handle *handle;
+} watch_log;
+
+static int watch_note(void *user, const e2b_fs_event *event) {
+  static const char *const names[] = { "?", "CREATE", "WRITE", "REMOVE", "RENAME", "CHMOD", "GAP" };
+  watch_log *log = (watch_log *)user;
+  size_t len = strlen(log->text);
+  if (len + strlen(event->name) + 40 > sizeof log->text) len = 0;
+  snprintf(log->text + len, sizeof log->text - len, "%s %s%s\n", names[event->type], event->name,
+           event->entry ? " entry" : "");
+  log->count++;
+  if (log->count == log->stop_after) e2b_watch_handle_stop(log->handle);
+  if (log->count == log->free_after) e2b_sandbox_free(log->handle->sandbox);
+  return log->count == log->cancel_after ? -1 : 0;
+}
+
+static void watch_on_end(void *user, const e2b_error *err) {
+  watch_log *log = (watch_log *)user;
+  log->ends++;
+  log->end = err->code;
+}
+
+/* An answer with a stream of events, being put together. */
+typedef struct watch_script {
+  e2b__mem mem;
+  e2b__buf out;
+  e2b__rpc rpc;
+} watch_script;
+
+static void script_begin(watch_script *s) {
+  memset(s, 0, sizeof *s);
+  e2b__mem_init(&s->mem, NULL);
+  e2b__buf_init(&s->out, &s->mem, SIZE_MAX);
+  s->rpc.stream = true;
+}
+
+static void script_start(watch_script *s) {
+  e2b__watch_dir_response response;
+  memset(&response, 0, sizeof response);
+  response.has_start = true;
+  e2b__rpc_encode(&s->rpc, &e2b__msg_watch_dir_response, &response, &s->out);
+}
+
+static void script_keepalive(watch_script *s) {
+  e2b__watch_dir_response response;
+  memset(&response, 0, sizeof response);
+  response.has_keepalive = true;
+  e2b__rpc_encode(&s->rpc, &e2b__msg_watch_dir_response, &response, &s->out);
+}
+
+static void script_event(watch_script *s, int32_t type, const char *name, bool with_entry) {
+  e2b__watch_dir_response response;
+  memset(&response, 0, sizeof response);
+  response.has_filesystem = true;
+  response.filesystem.type = type;
+  response.filesystem.name = e2b__str(name);
+  response.filesystem.has_entry = with_entry;
+  if (with_entry) files_make_entry(&response.filesystem.entry, "/d/x");
+  e2b__rpc_encode(&s->rpc, &e2b__msg_watch_dir_response, &response, &s->out);
+}
+
+static void script_end(watch_script *s, const char *json) {
+  uint8_t head[5] = { 2, 0, 0, 0, 0 };
+  head[4] = (uint8_t)strlen(json);
+  e2b__buf_put(&s->out, head, 5);
+  e2b__buf_text(&s->out, json);
+}
+
+/* `whole`: the body is complete. */
+static void script_say(watch_script *s, peer *p, bool whole, unsigned flags) {
+  e2b__buf all;
+  char chunk[20];
+  e2b__buf_init(&all, &s->mem, SIZE_MAX);
+  e2b__buf_text(&all, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-type: ");
+  e2b__buf_text(&all, e2b__rpc_content_type(&s->rpc));
+  e2b__buf_text(&all, "\r\n\r\n");
+  snprintf(chunk, sizeof chunk, "%lx\r\n", (unsigned long)s->out.len);
+  if (s->out.len) {
+    e2b__buf_text(&all, chunk);
+    e2b__buf_put(&all, s->out.data, s->out.len);
+    e2b__buf_text(&all, "\r\n");
+  }
+  if (whole) e2b__buf_text(&all, "0\r\n\r\n");
+  peer_say_n(p, (const char *)all.data, all.len, flags);
+  e2b__buf_free(&all);
+  e2b__buf_free(&s->out);
+}
+
+/* A stream that starts, has one event and then hangs or is cut. */
+static void watch_say_one(peer *p, const char *name, unsigned flags) {
+  watch_script s;
+  script_begin(&s);
+  script_start(&s);
+  script_event(&s, 1, name, false);
+  script_say(&s, p, false, flags);
+}
+
+static void watch_say_error(peer *p, bool started, const char *code) {
+  char json[200];
+  watch_script s;
+  script_begin(&s);
+  if (started) script_start(&s);
+  snprintf(json, sizeof json, "{\"error\":{\"code\":\"%s\",\"message\":\"what the server says\"}}", code);
+  script_end(&s, json);
+  script_say(&s, p, true, 0);
+}
+
+/* Pulls so many events into the log; the last result. */
+static e2b_err watch_pull(files_bench *b, e2b_watch_handle *handle, watch_log *log, int count) {
+  e2b_fs_event event;
+  e2b_err code = E2B_OK;
+  while (log->count < count && (code = e2b_watch_handle_next(handle, 10000, &event, &b->err)) == E2B_OK)
+    watch_note(log, &event);
+  return code;
+}
+
+/* The bytes of a request, the messages of a stream, and its proper end. */
+static void test_watch_stream(void) {
+  static const char binary[] = "\0\0\0\0\x0a\x0a\x02/d\x10\x01\x18\x01\x20\x01";
+  static const char json[] = "\0\0\0\0\x4c" "{\"path\":\"/d\",\"recursive\":true,\"includeEntry\":true,\"allowNetworkMounts\":true}";
+  files_bench b;
+  e2b_watch_handle *handle = NULL;
+  e2b_watch_opts opts;
+  e2b_fs_event event;
+  watch_script s;
+  watch_log log;
+  unsigned way;
+  const char *request;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (way = 0; way < 6; way++) { /* in both codecs, and after a server refused the first */
+    const char *body = way < 2 ? binary : json;
+    size_t size = way < 2 ? sizeof binary - 1 : sizeof json - 1;
+    peer_clear(&b.peer);
+    b.sandbox->json = way / 2 == 1;
+    if (way / 2 == 2) files_say_text(&b.peer, "415 Unsupported Media Type", "", 0);
+    memset(&opts, 0, sizeof opts);
+    memset(&log, 0, sizeof log);
+    opts.recursive = opts.include_entry = opts.allow_network_mounts = true;
+    opts.user = "bob";
+    script_begin(&s);
+    s.rpc.json = way > 1;
+    script_start(&s);
+    script_event(&s, 1, "a", true);
+    script_keepalive(&s);
+    script_event(&s, 5, "a", false);
+    script_event(&s, 2, "sub/\xc3\xa9", false);
+    script_event(&s, 9, "new", false); /* of a newer server */
+    script_event(&s, 4, "a", false);
+    script_event(&s, 3, ".", false);
+    script_event(&s, 1, "never told", false);
+    script_say(&s, &b.peer, false, PEER_HANG | (way % 2 ? PEER_DRIBBLE : 0));
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_OK);
+    request = peer_asked(&b.peer, way / 2 == 2);
+    CHECK_HAS(request, "POST /filesystem.Filesystem/WatchDir HTTP/1.1\r\n");
+    CHECK_HAS(request, "\r\nauthorization: Basic Ym9iOg==\r\n");
+    CHECK_HAS(request,
+              way < 2 ? "\r\ncontent-type: application/connect+proto\r\n" : "\r\ncontent-type: application/connect+json\r\n");
+    CHECK_HAS(request, "\r\nconnect-protocol-version: 1\r\n");
+    CHECK_HAS(request, "\r\nkeepalive-ping-interval: 50\r\n");
+    CHECK(!strstr(request, "timeout"));
+    CHECK(memcmp(request + b.peer.request_lens[way / 2 == 2] - size, body, size) == 0);
+    CHECK_INT(e2b_watch_handle_next(handle, 10000, &event, &b.err), E2B_OK);
+    CHECK_INT(event.type, E2B_FS_CREATE);
+    CHECK_STR(event.name, "a");
+    CHECK(event.entry && event.entry->size == (int64_t)5 << 32 && strcmp(event.entry->path, "/d/x") == 0 &&
+          !event.entry->mem.ptr);
+    CHECK_INT(watch_pull(&b, handle, &log, 99), E2B_EOF);
+    CHECK_STR(log.text, "CHMOD a\nWRITE sub/\xc3\xa9\n? new\nRENAME a\nREMOVE .\n");
+    CHECK_INT(e2b_watch_handle_next(handle, 0, &event, &b.err), E2B_EOF); /* and again */
+    CHECK_HAS(b.err.message, "removed or renamed");
+    CHECK_INT(b.client->conn_count, b.client->idle_count); /* nothing is left open */
+    e2b_watch_handle_stop(handle);
+  }
+  b.sandbox->json = false;
+  peer_clear(&b.peer); /* the shape of a plain request; nothing there yet; stopping closes the connection */
+  script_begin(&s);
+  script_start(&s);
+  script_say(&s, &b.peer, false, PEER_HANG);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_OK);
+  CHECK(memcmp(peer_asked(&b.peer, 0) + b.peer.request_lens[0] - 9, "\0\0\0\0\x04\x0a\x02/d", 9) == 0);
+  CHECK(!strstr(peer_asked(&b.peer, 0), "authorization"));
+  CHECK_INT(e2b_watch_handle_next(handle, 0, &event, &b.err), E2B_PENDING);
+  CHECK_INT(e2b_watch_handle_next(handle, 20, &event, &b.err), E2B_PENDING);
+  e2b_watch_handle_stop(handle);
+  files_drive(b.client, 0);
+  CHECK_INT(b.client->conn_count, b.client->idle_count);
+  e2b_watch_handle_stop(NULL);
+  files_end(&b);
+}
+
+/* A watch that cannot begin has not begun. */
+static void test_watch_refused(void) {
+  static const struct { const char *code; e2b_err want; } errors[] = { { "not_found", E2B_ERR_NOT_FOUND },
+    { "invalid_argument", E2B_ERR_INVALID_ARGUMENT }, { "unauthenticated", E2B_ERR_UNAUTHENTICATED },
+    { "internal", E2B_ERR_SERVICE },
+    { "unimplemented", E2B_ERR_NOT_BUILT } };
+  files_bench b;
+  e2b_watch_handle *handle = NULL;
+  e2b_watch_opts opts;
+  watch_script s;
+  e2b_op op;
+  size_t i;
+  int done = 0;
+  files_begin(&b);
+  b.config.max_message_bytes = 1000;
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  for (i = 0; i < E2B__COUNT(errors); i++) {
+    watch_say_error(&b.peer, false, errors[i].code);
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), errors[i].want);
+    CHECK_HAS(b.err.message, "what the server says");
+    CHECK(!handle && !b.err.maybe_done);
+  }
+  CHECK_INT(b.sandbox->watches == NULL, 1);
+  files_say_text(&b.peer, "401 Unauthorized", "{\"code\":401,\"message\":\"unauthorized access\"}", 0);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_ERR_UNAUTHENTICATED);
+  files_say_text(&b.peer, "404 Not Found", "404 page not found", 0);
+  CHECK(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err) < 0 && b.err.subject != E2B_SUBJECT_FILE);
+  script_begin(&s);
+  script_event(&s, 1, "early", false);
+  script_say(&s, &b.peer, false, PEER_HANG);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_ERR_PROTOCOL);
+  script_begin(&s);
+  e2b__buf_put(&s.out, "\1\0\0\0\0", 5);
+  script_say(&s, &b.peer, false, PEER_HANG);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_ERR_PROTOCOL);
+  script_begin(&s);
+  e2b__buf_put(&s.out, "\0\0\0\0\1\7", 6);
+  script_say(&s, &b.peer, false, PEER_HANG);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_ERR_PROTOCOL);
+  script_begin(&s);
+  e2b__buf_put(&s.out, "\0\0\0\4\1", 5);
+  script_say(&s, &b.peer, false, PEER_HANG);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_ERR_LIMIT);
+  script_begin(&s);
+  script_end(&s, "{}");
+  script_say(&s, &b.peer, true, 0);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_ERR_TRUNCATED);
+  script_begin(&s);
+  script_say(&s, &b.peer, true, 0);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_ERR_TRUNCATED);
+  script_begin(&s);
+  script_say(&s, &b.peer, false, PEER_CLOSE);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_ERR_TRUNCATED);
+  b.peer.health = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 22\r\n\r\nsandbox not found: sbx";
+  peer_say(&b.peer, "", PEER_RESET);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_ERR_SANDBOX_GONE);
+  b.peer.health = "HTTP/1.1 204 No Content\r\n\r\n";
+  for (i = 0; i < 2; i++) { /* a server that says nothing */
+    opts.polling = i != 0;
+    peer_say(&b.peer, "", PEER_HANG);
+    opts.call.timeout_ms = 50;
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_ERR_TIMEOUT);
+    CHECK_INT(b.err.phase, E2B_PHASE_HEADERS);
+    opts.call.timeout_ms = 0;
+    opts.call.idle_ms = 50;
+    peer_say(&b.peer, "", PEER_HANG);
+    if (!i) CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_ERR_IDLE_TIMEOUT);
+    memset(&opts, 0, sizeof opts);
+    opts.polling = i != 0;
+    opts.call.op = &op; /* canceled, and freed with its sandbox */
+    opts.call.on_done = files_nothing_done;
+    opts.call.user = &done;
+    peer_say(&b.peer, "", PEER_HANG);
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_PENDING);
+    files_drive(b.client, 20);
+    e2b_op_cancel(b.client, op);
+    CHECK(!handle && !b.sandbox->watches && done == 0);
+    CHECK_INT(b.client->op_count, 0);
+    memset(&opts, 0, sizeof opts);
+    peer_clear(&b.peer);
+  }
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "", NULL, &handle, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "a\nb", NULL, &handle, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_files_watch_dir(NULL, "/d", NULL, &handle, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  opts.user = "a:b";
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  opts.user = NULL;
+  opts.poll_interval_ms = -1;
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  opts.poll_interval_ms = 0;
+  opts.on_end = watch_on_end;
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_watch_handle_next(NULL, 0, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
+  files_close(&b);
+  memset(&opts, 0, sizeof opts);
+  opts.recursive = true;
+  files_open(&b, NULL, "0.1.3");
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_ERR_NOT_BUILT);
+  CHECK_INT(b.peer.request_count, 0);
+  files_end(&b);
+}
+
+/* Every way to lose a stream that had begun: it is begun anew after a GAP, or ends, once and not in silence. */
+static void test_watch_lost(void) {
+  files_bench b;
+  e2b_watch_handle *handle = NULL;
+  e2b_watch_opts opts;
+  e2b_fs_event event;
+  watch_script s;
+  watch_log log;
+  int way, pushed;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (way = 0; way < 5; way++) {
+    memset(&opts, 0, sizeof opts);
+    memset(&log, 0, sizeof log);
+    if (way == 0) {
+      watch_say_one(&b.peer, "a", PEER_CLOSE);
+    } else if (way == 1) {
+      watch_say_one(&b.peer, "a", PEER_HANG);
+      opts.call.idle_ms = 100;
+    } else {
+      script_begin(&s);
+      script_start(&s);
+      script_event(&s, 1, "a", false);
+      if (way == 2) script_end(&s, "{\"error\":{\"code\":\"internal\",\"message\":\"watcher error: overflow\"}}");
+      if (way == 3) script_end(&s, "{}");
+      if (way == 4) e2b__buf_put(&s.out, "\0\0\0\0\1\7", 6);
+      script_say(&s, &b.peer, true, 0);
+    }
+    watch_say_one(&b.peer, "b", PEER_HANG);
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_OK);
+    handle->begun_at = 0; /* so long ago that it may be begun anew at once */
+    CHECK_INT(watch_pull(&b, handle, &log, 3), E2B_OK);
+    CHECK_STR(log.text, "CREATE a\nGAP \nCREATE b\n");
+    CHECK_INT(b.peer.request_count, 2);
+    CHECK(b.peer.request_lens[0] == b.peer.request_lens[1] &&
+          memcmp(b.peer.requests[0], b.peer.requests[1], b.peer.request_lens[0]) == 0);
+    e2b_watch_handle_stop(handle);
+    peer_clear(&b.peer);
+  }
+  for (way = 0; way < 6; way++) { /* it cannot be begun anew */
+    static const e2b_err want[] = { E2B_ERR_NOT_FOUND, E2B_ERR_CLOSED, E2B_ERR_SANDBOX_GONE };
+    pushed = way % 2;
+    memset(&opts, 0, sizeof opts);
+    memset(&log, 0, sizeof log);
+    if (pushed) opts.on_event = watch_note;
+    if (pushed) opts.on_end = watch_on_end;
+    opts.event_user = &log;
+    watch_say_one(&b.peer, "a", PEER_CLOSE);
+    if (way / 2 == 0) watch_say_error(&b.peer, false, "not_found");
+    else peer_say(&b.peer, "", PEER_CLOSE);
+    if (way / 2 == 2) b.peer.health = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 22\r\n\r\nsandbox not found: sbx";
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_OK);
+    handle->begun_at = 0; /* so long ago that it may be begun anew at once */
+    if (pushed) {
+      FILES_UNTIL(b.client, log.ends);
+      files_drive(b.client, 20);
+      CHECK_INT(log.ends, 1);
+      CHECK_INT(log.end, want[way / 2]);
+      CHECK_INT(e2b_watch_handle_next(handle, 0, &event, &b.err), E2B_ERR_BAD_STATE);
+    } else {
+      CHECK_INT(watch_pull(&b, handle, &log, 99), want[way / 2]);
+      CHECK_INT(e2b_watch_handle_next(handle, -1, &event, &b.err), want[way / 2]); /* the same again */
+    }
+    CHECK_STR(log.text, "CREATE a\n");
+    e2b_watch_handle_stop(handle);
+    peer_clear(&b.peer);
+    b.peer.health = "HTTP/1.1 204 No Content\r\n\r\n";
+  }
+  CHECK_INT(b.client->conn_count, b.client->idle_count);
+  files_end(&b);
+}
+
+static void watch_say_id(peer *p, const char *id) {
+  e2b__watcher_id answer;
+  answer.watcher_id = e2b__str(id);
+  files_say_message(p, &e2b__msg_watcher_id, &answer);
+}
+
+/* Names of events to create, "" ends them. */
+static void watch_say_polled(peer *p, const char *first, const char *second) {
+  e2b__watcher_events answer;
+  e2b__filesystem_event events[2];
+  memset(&answer, 0, sizeof answer);
+  memset(events, 0, sizeof events);
+  events[0].name = e2b__str(first);
+  events[1].name = e2b__str(second);
+  events[0].type = events[1].type = first[0] == '.' ? 3 : 1;
+  answer.events.items = events;
+  answer.events.count = !first[0] ? 0 : !second[0] ? 1 : 2;
+  files_say_message(p, &e2b__msg_watcher_events, &answer);
+}
+
+static void test_watch_polling(void) {
+  files_bench b;
+  e2b_watch_handle *handle = NULL;
+  e2b_watch_opts opts;
+  e2b_fs_event event;
+  watch_log log;
+  int pushed, before;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  for (pushed = 0; pushed < 2; pushed++) {
+    memset(&opts, 0, sizeof opts);
+    memset(&log, 0, sizeof log);
+    opts.polling = opts.recursive = true;
+    opts.poll_interval_ms = 10;
+    if (pushed) opts.on_event = watch_note;
+    if (pushed) opts.on_end = watch_on_end;
+    opts.event_user = &log;
+    watch_say_id(&b.peer, "w1");
+    watch_say_polled(&b.peer, "a", "b");
+    watch_say_polled(&b.peer, "", "");
+    watch_say_polled(&b.peer, "c", "");
+    peer_say(&b.peer, "", PEER_CLOSE); /* an answer is lost, and perhaps the events in it */
+    watch_say_polled(&b.peer, "d", "");
+    files_say_text(&b.peer, "404 Not Found", "{\"code\":\"not_found\",\"message\":\"watcher with id w1 not found\"}",
+                   0);
+    watch_say_id(&b.peer, "w2");
+    files_say_text(&b.peer, "500 Internal", "{\"code\":\"internal\",\"message\":\"watcher error: overflow\"}", 0);
+    watch_say_id(&b.peer, "w3"); /* its removal, and the new one: either first */
+    watch_say_id(&b.peer, "w3");
+    watch_say_polled(&b.peer, "e", "");
+    watch_say_polled(&b.peer, ".", "");
+    files_say_removed(&b.peer);
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_OK);
+    handle->begun_at = 0; /* so long ago that it may be begun anew at once */
+    if (pushed) {
+      FILES_UNTIL(b.client, log.ends);
+      CHECK_INT(log.end, E2B_EOF);
+    } else {
+      CHECK_INT(watch_pull(&b, handle, &log, 99), E2B_EOF);
+    }
+    CHECK_STR(log.text, "CREATE a\nCREATE b\nCREATE c\nGAP \nCREATE d\nGAP \nGAP \nCREATE e\nREMOVE .\n");
+    CHECK_INT(e2b_client_drain(b.client, 10000), E2B_OK);
+    CHECK_HAS(peer_asked(&b.peer, 0), "POST /filesystem.Filesystem/CreateWatcher HTTP/1.1\r\n");
+    CHECK(memcmp(peer_asked(&b.peer, 0) + b.peer.request_lens[0] - 6, "\x0a\x02/d\x10\x01", 6) == 0);
+    CHECK_HAS(peer_asked(&b.peer, 1), "POST /filesystem.Filesystem/GetWatcherEvents HTTP/1.1\r\n");
+    CHECK_HAS(peer_asked(&b.peer, 1), "\r\n\r\n\x0a\x02w1");
+    CHECK_HAS(peer_asked(&b.peer, b.peer.request_count - 1), "POST /filesystem.Filesystem/RemoveWatcher HTTP/1.1\r\n");
+    CHECK_HAS(peer_asked(&b.peer, b.peer.request_count - 1), "\x0a\x02w3");
+    e2b_watch_handle_stop(handle);
+    CHECK_INT(b.client->op_count, 0);
+    peer_clear(&b.peer);
+  }
+  memset(&opts, 0, sizeof opts); /* the next question waits until the events of the last one are taken */
+  opts.polling = true;
+  opts.poll_interval_ms = 1;
+  watch_say_id(&b.peer, "w1");
+  watch_say_polled(&b.peer, "a", "b");
+  watch_say_polled(&b.peer, "c", "");
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_OK);
+  CHECK_INT(e2b_client_drain(b.client, 1000), E2B_OK); /* which is no operation to wait for */
+  FILES_UNTIL(b.client, handle->events.count);
+  files_drive(b.client, 30);
+  CHECK_INT(peer_asked_count(&b.peer), 2);
+  CHECK_INT(e2b_watch_handle_next(handle, 0, &event, &b.err), E2B_OK);
+  CHECK_INT(e2b_watch_handle_next(handle, 0, &event, &b.err), E2B_OK);
+  CHECK_STR(event.name, "b");
+  CHECK_INT(e2b_watch_handle_next(handle, 10000, &event, &b.err), E2B_OK);
+  CHECK_STR(event.name, "c");
+  before = peer_asked_count(&b.peer); /* opened blocking, so stopping waits for the removal */
+  files_say_removed(&b.peer);
+  e2b_watch_handle_stop(handle);
+  CHECK_INT(peer_asked_count(&b.peer), before + 1);
+  CHECK_HAS(peer_asked(&b.peer, before), "RemoveWatcher");
+  CHECK_INT(b.client->op_count, 0);
+
+  peer_clear(&b.peer); /* refused */
+  files_say_text(&b.peer, "404 Not Found", "{\"code\":\"not_found\",\"message\":\"path /d not found\"}", 0);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(b.err.subject, E2B_SUBJECT_FILE);
+  files_say_text(&b.peer, "404 Not Found", "nginx", 0);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_ERR_SERVICE);
+  watch_say_id(&b.peer, "w1"); /* two losses in a row end it */
+  peer_say(&b.peer, "", PEER_CLOSE);
+  peer_say(&b.peer, "", PEER_CLOSE);
+  memset(&log, 0, sizeof log);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_OK);
+  CHECK_INT(watch_pull(&b, handle, &log, 99), E2B_ERR_CLOSED);
+  CHECK_INT(log.count, 0);
+  files_say_removed(&b.peer);
+  e2b_watch_handle_stop(handle);
+  files_end(&b);
+}
+
+/* What callbacks may do: stop, end by their answer, free the sandbox; and what dies with the client. */
+static void test_watch_callbacks(void) {
+  files_bench b;
+  e2b_watch_handle *handle = NULL;
+  e2b_watch_opts opts;
+  e2b_fs_event event;
+  watch_script s;
+  watch_log log;
+  int way, i;
+  files_begin(&b);
+  for (way = 0; way < 8; way++) {
+    files_open(&b, NULL, NULL);
+    memset(&opts, 0, sizeof opts);
+    memset(&log, 0, sizeof log);
+    opts.polling = (way & 1) != 0;
+    opts.poll_interval_ms = 1;
+    opts.on_event = watch_note;
+    opts.on_end = watch_on_end;
+    opts.event_user = &log;
+    if (opts.polling) {
+      watch_say_id(&b.peer, "w1");
+      watch_say_polled(&b.peer, "a", "b");
+      for (i = 0; i < 5; i++) watch_say_polled(&b.peer, "", ""); /* to whatever follows */
+    } else {
+      script_begin(&s);
+      script_start(&s);
+      script_event(&s, 1, "a", false);
+      script_event(&s, 1, "b", false);
+      script_event(&s, 1, "c", false);
+      script_say(&s, &b.peer, false, PEER_HANG | (way & 2 ? PEER_DRIBBLE : 0));
+    }
+    if (way / 2 == 0) log.stop_after = 1;
+    if (way / 2 == 1) log.cancel_after = 1;
+    if (way / 2 == 2) log.free_after = 1;
+    opts.call.on_done = files_nothing_done;
+    opts.call.user = &i;
+    i = 0;
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &log.handle, &b.err), E2B_PENDING);
+    FILES_UNTIL(b.client, log.count);
+    files_drive(b.client, 10);
+    CHECK_INT(log.count, way / 2 == 3 ? (opts.polling ? 2 : 3) : 1);
+    CHECK_INT(log.ends, way / 2 == 1);
+    if (way / 2 == 1) CHECK_INT(log.end, E2B_ERR_CANCELED);
+    if (way / 2 == 1) e2b_watch_handle_stop(log.handle);
+    if (way / 2 == 0) CHECK_INT(b.sandbox->watches == NULL, 1);
+    files_close(&b); /* in the last round: with the watch open, which says nothing */
+    CHECK_INT(log.ends, way / 2 == 1);
+    peer_clear(&b.peer);
+    memset(&b.heap, 0, sizeof b.heap);
+  }
+  files_open(&b, NULL, NULL); /* inside a callback next does not wait */
+  watch_say_one(&b.peer, "a", PEER_HANG);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_OK);
+  b.client->in_turn = true;
+  CHECK_INT(e2b_watch_handle_next(handle, 5, &event, &b.err), E2B_ERR_BAD_STATE);
+  b.client->in_turn = false;
+  e2b_client_interrupt(b.client);
+  memset(&log, 0, sizeof log);
+  (void)watch_pull(&b, handle, &log, 1);
+  CHECK(b.err.code == E2B_ERR_CANCELED || log.count == 1);
+  CHECK_INT(watch_pull(&b, handle, &log, 1), E2B_OK);
+  e2b_watch_handle_stop(handle);
+  files_end(&b);
+}
+
+static e2b_err watch_try_stream(files_bench *b) {
+  e2b_watch_handle *handle = NULL;
+  e2b_fs_event event;
+  e2b_err code = e2b_files_watch_dir(b->sandbox, "/d", NULL, &handle, &b->err);
+  int seen = 0;
+  while (!code && (code = e2b_watch_handle_next(handle, 5000, &event, &b->err)) == E2B_OK) seen++;
+  CHECK(code != E2B_EOF || seen == 3);
+  e2b_watch_handle_stop(handle);
+  return code == E2B_EOF ? E2B_OK : code;
+}
+
+static e2b_err files_try_part(files_bench *b) {
+  e2b_files_opts opts;
+  e2b_buf buf;
+  e2b_err code;
+  memset(&buf, 0, sizeof buf);
+  memset(&opts, 0, sizeof opts);
+  opts.offset = 5;
+  opts.length = 3;
+  code = e2b_files_read(b->sandbox, "/d", &opts, &buf, &b->err);
+  CHECK(code || (buf.len == 3 && memcmp(buf.data, "567", 3) == 0));
+  e2b_mem_free(&buf.mem);
+  return code;
+}
+
+static e2b_err files_try_compose(files_bench *b) {
+  static const char *const sources[] = { "/a", "/b" };
+  e2b_write_info info;
+  e2b_strs strs;
+  e2b_err code;
+  memset(&info, 0, sizeof info);
+  strs.items = sources;
+  strs.count = 2;
+  code = e2b_files_compose(b->sandbox, strs, "/c", NULL, &info, &b->err);
+  e2b_mem_free(&info.mem);
+  return code;
+}
+
+static e2b_err files_try_url(files_bench *b) {
+  size_t len = e2b_sandbox_download_url(b->sandbox, "/a", "bob", 60, NULL, 0, &b->err);
+  bool exists;
+  CHECK(len || b->err.code == E2B_ERR_NO_MEMORY);
+  return len ? e2b_files_exists(b->sandbox, "/a", NULL, &exists, &b->err) : b->err.code;
+}
+
+/* What is asked depends on which allocation fails; the removal takes any answer. */
+static e2b_err watch_try_polling(files_bench *b) {
+  e2b_watch_handle *handle = NULL;
+  e2b_watch_opts opts;
+  e2b_fs_event event;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.polling = true;
+  opts.poll_interval_ms = 1;
+  peer_wait_live(&b->peer, (int)b->client->conn_count); /* what was given up before may not get these answers */
+  peer_clear(&b->peer);
+  watch_say_id(&b->peer, "w1");
+  watch_say_polled(&b->peer, "a", "");
+  watch_say_polled(&b->peer, ".", "");
+  files_say_removed(&b->peer);
+  files_say_removed(&b->peer);
+  code = e2b_files_watch_dir(b->sandbox, "/d", &opts, &handle, &b->err);
+  while (!code) code = e2b_watch_handle_next(handle, 5000, &event, &b->err);
+  e2b_watch_handle_stop(handle);
+  CHECK_INT(e2b_client_drain(b->client, 5000), E2B_OK);
+  return code == E2B_EOF ? E2B_OK : code;
+}
+
+static void test_watch_no_memory(void) {
+  static const char ignored[] = "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n";
+  static const char content[] = "HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n01234567890123456789";
+  static const char composed[] = "HTTP/1.1 200 OK\r\ncontent-length: 38\r\n\r\n{\"name\":\"c\",\"path\":\"/c\",\"type\":\"file\"}";
+  char answer[1000];
+  watch_script s;
+  int head;
+  script_begin(&s);
+  script_start(&s);
+  script_event(&s, 1, "a", true);
+  script_event(&s, 2, "b", false);
+  script_event(&s, 3, ".", false);
+  head = snprintf(answer, sizeof answer,
+                  "HTTP/1.1 200 OK\r\ncontent-type: application/connect+proto\r\ncontent-length: %lu\r\n\r\n", (unsigned long)s.out.len);
+  memcpy(answer + head, s.out.data, s.out.len);
+  files_each_allocation(NULL, watch_try_stream, answer, (size_t)head + s.out.len);
+  e2b__buf_free(&s.out);
+  files_each_allocation(NULL, watch_try_polling, ignored, sizeof ignored - 1);
+  files_each_allocation(NULL, files_try_part, content, sizeof content - 1);
+  files_each_allocation(NULL, files_try_compose, composed, sizeof composed - 1);
+  files_each_allocation(NULL, files_try_url, ignored, sizeof ignored - 1);
+}
+
+/* A megabyte of events that nobody takes stays with the server, but for a buffer. */
+static void test_watch_held(void) {
+  files_bench b;
+  e2b_watch_handle *handle = NULL;
+  e2b_client_stats stats;
+  e2b_fs_event event;
+  watch_script s;
+  char name[100];
+  int i, count = 20000;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  script_begin(&s);
+  script_start(&s);
+  for (i = 0; i < count; i++) {
+    snprintf(name, sizeof name, "a name that is rather long for a file, with the number %d in it", i);
+    script_event(&s, 2, name, false);
+  }
+  script_event(&s, 4, ".", false);
+  script_say(&s, &b.peer, false, PEER_HANG);
+  CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", NULL, &handle, &b.err), E2B_OK);
+  files_drive(b.client, 50);
+  e2b_client_get_stats(b.client, &stats);
+  CHECK(stats.mem_now < 200000);
+  for (i = 0; i < count; i++) {
+    snprintf(name, sizeof name, "a name that is rather long for a file, with the number %d in it", i);
+    if (!CHECK_INT(e2b_watch_handle_next(handle, 10000, &event, &b.err), E2B_OK) || !CHECK_STR(event.name, name)) break;
+  }
+  CHECK_INT(e2b_watch_handle_next(handle, 10000, &event, &b.err), E2B_OK);
+  CHECK_INT(e2b_watch_handle_next(handle, 10000, &event, &b.err), E2B_EOF);
+  e2b_client_get_stats(b.client, &stats);
+  CHECK(stats.mem_peak < 300000);
+  e2b_watch_handle_stop(handle);
+  files_end(&b);
 }
 
 /* ================================================================================================================== */
@@ -11157,7 +12368,7 @@ static void e2e_pty_backpressure(fixture *f) {
 
 static void e2e_write_and_read(fixture *f) {
   static const char *const names[] = { "plain", "with blank", "gr\xc3\xbc\xc3\x9f", "50%&?=#+;'\"", "sub/dir/deep" };
-  e2b_write_info info = { { 0 }, NULL, NULL, NULL };
+  e2b_write_info info = { { 0 }, NULL, NULL, NULL, { NULL, 0 } };
   e2b_buf buf = { { 0 }, NULL, 0 };
   e2b_error err;
   uint8_t data[5000];
@@ -11644,6 +12855,599 @@ static void e2e_files_aborts(fixture *f) {
 static void e2e_files_bulk(fixture *f) {
   files_bench b = files_on_fixture(f);
   files_on_host_bulk(&b);
+}
+
+/* ---- parts, metadata, atomic writes, joining, URLs --------------------------------------------------------------- */
+
+typedef struct collected {
+  char data[4096];
+  size_t len;
+} collected;
+
+static int collect(void *user, const char *data, size_t len) {
+  collected *c = (collected *)user;
+  if (len > sizeof c->data - c->len) return -1;
+  memcpy(c->data + c->len, data, len);
+  c->len += len;
+  return 0;
+}
+
+static void e2e_files_parts(fixture *f) {
+  static const struct { uint64_t offset, length; } parts[] = {
+    { 0, 0 }, { 0, 1 }, { 0, 1000 }, { 0, 5000 }, { 1, 0 }, { 1, 1 }, { 999, 0 }, { 999, 1 }, { 999, 2 }, { 500, 250 },
+    { 1000, 0 }, { 1000, 1 }, { 5000, 0 }, { INT64_MAX, 0 }, { 7, INT64_MAX - 7 } };
+  uint8_t data[1000];
+  char back[2000];
+  e2b_error err;
+  size_t i;
+  files_pattern(data, 0, sizeof data);
+  CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "f"), data, sizeof data, NULL, NULL, &err));
+  CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "empty"), "", 0, NULL, NULL, &err));
+  for (i = 0; i < E2B__COUNT(parts); i++) {
+    uint64_t from = parts[i].offset < 1000 ? parts[i].offset : 1000, len = 1000 - from;
+    e2b_buf buf = { { 0 }, NULL, 0 };
+    e2b_file_stream *stream = NULL;
+    e2b_files_opts opts;
+    collected c;
+    size_t got, at = 0;
+    if (parts[i].length && parts[i].length < len) len = parts[i].length;
+    memset(&opts, 0, sizeof opts);
+    memset(&c, 0, sizeof c);
+    opts.offset = parts[i].offset;
+    opts.length = parts[i].length;
+    CHECK_OK(e2b_files_read(f->sandbox, in_dir(f, "f"), &opts, &buf, &err));
+    CHECK(buf.len == len && buf.data && memcmp(buf.data, data + from, (size_t)len) == 0 && buf.data[buf.len] == 0);
+    e2b_mem_free(&buf.mem);
+    CHECK_OK(e2b_files_download(f->sandbox, in_dir(f, "f"), collect, &c, &opts, &err));
+    CHECK(c.len == len && memcmp(c.data, data + from, (size_t)len) == 0);
+    CHECK_OK(e2b_files_read_stream(f->sandbox, in_dir(f, "f"), &opts, &stream, &err));
+    CHECK_INT(e2b_file_stream_size(stream), len);
+    while (e2b_file_stream_read(stream, -1, back + at, 77, &got, &err) == E2B_OK) at += got;
+    CHECK_RC(e2b_file_stream_read(stream, 0, back, 1, &got, &err), E2B_EOF);
+    CHECK(at == len && memcmp(back, data + from, at) == 0);
+    e2b_file_stream_free(stream);
+    if (!opts.offset && !opts.length) continue;
+    CHECK_OK(e2b_files_read(f->sandbox, in_dir(f, "empty"), &opts, &buf, &err));
+    CHECK_INT(buf.len, 0);
+    e2b_mem_free(&buf.mem);
+    CHECK_RC(e2b_files_read(f->sandbox, in_dir(f, "none"), &opts, &buf, &err), E2B_ERR_NOT_FOUND);
+  }
+  CHECK_WORKS(f);
+}
+
+static e2b_files_opts with_metadata(const e2b_kv *items, size_t count) {
+  e2b_files_opts opts;
+  memset(&opts, 0, sizeof opts);
+  opts.metadata.items = items;
+  opts.metadata.count = count;
+  return opts;
+}
+
+static const char *value_of(e2b_kvs pairs, const char *key) {
+  size_t i;
+  for (i = 0; i < pairs.count; i++)
+    if (strcmp(pairs.items[i].key, key) == 0) return pairs.items[i].value;
+  return "(none)";
+}
+
+static void e2e_files_metadata(fixture *f) {
+  static const e2b_kv items[] = { { "Author", "ann" }, { "k", "a b=c;d, \"e\" ~" }, { "empty", "" } };
+  e2b_files_opts opts = with_metadata(items, 3);
+  e2b_write_info written = { { 0 }, NULL, NULL, NULL, { NULL, 0 } };
+  e2b_entry_list list = { { 0 }, NULL, 0 };
+  e2b_file_stream *stream = NULL;
+  e2b_entry_info info;
+  e2b_error err;
+  int form;
+  memset(&info, 0, sizeof info);
+  for (form = 0; form < 2; form++) {
+    opts.octet_stream = form ? E2B_NO : E2B_YES;
+    opts.metadata.count = 3;
+    CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "f"), "x", 1, &opts, &written, &err));
+    CHECK_INT(written.metadata.count, 3);
+    CHECK_STR(value_of(written.metadata, "author"), "ann");
+    e2b_mem_free(&written.mem);
+    CHECK_OK(e2b_files_get_info(f->sandbox, in_dir(f, "f"), NULL, &info, &err));
+    CHECK_INT(info.metadata.count, 3);
+    CHECK_STR(value_of(info.metadata, "k"), items[1].value);
+    CHECK_STR(value_of(info.metadata, "empty"), "");
+    e2b_mem_free(&info.mem);
+    CHECK_OK(e2b_files_rename(f->sandbox, in_dir(f, "f"), in_dir(f, "g"), NULL, NULL, &err)); /* goes along */
+    CHECK_OK(e2b_files_list(f->sandbox, f->dir, NULL, &list, &err));
+    if (CHECK_INT(list.count, 1)) CHECK_STR(value_of(list.items[0].metadata, "author"), "ann");
+    e2b_mem_free(&list.mem);
+    opts.metadata.count = 1; /* a new write replaces all of it */
+    CHECK_OK(e2b_files_write_stream(f->sandbox, in_dir(f, "g"), -1, &opts, &stream, &err));
+    CHECK_OK(e2b_file_stream_write(stream, -1, "y", 1, NULL, &err));
+    CHECK_OK(e2b_file_stream_finish(stream, -1, &written, &err));
+    CHECK_INT(written.metadata.count, 1);
+    e2b_mem_free(&written.mem);
+    e2b_file_stream_free(stream);
+    CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "g"), "z", 1, NULL, NULL, &err));
+    CHECK_OK(e2b_files_get_info(f->sandbox, in_dir(f, "g"), NULL, &info, &err));
+    CHECK_INT(info.metadata.count, 0);
+    e2b_mem_free(&info.mem);
+  }
+}
+
+/* What lies in the directory of the test, hidden files too. */
+static const char *all_in_dir(fixture *f) {
+  char command[120];
+  snprintf(command, sizeof command, "cd %s && ls -A", f->dir);
+  return output_of(f, command);
+}
+
+static void check_content_at(fixture *f, const char *name, const char *content, int line) {
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_error err;
+  if (CHECK_OK(e2b_files_read_text(f->sandbox, in_dir(f, name), NULL, &buf, &err)))
+    check_str_at((const char *)buf.data, content, line, name);
+  e2b_mem_free(&buf.mem);
+}
+#define CHECK_CONTENT(f, name, content) check_content_at(f, name, content, __LINE__)
+
+static void e2e_files_atomic(fixture *f) {
+  static const e2b_kv items[] = { { "k", "v" } };
+  files_bench b = files_on_fixture(f);
+  e2b_files_opts opts = with_metadata(items, 1), plain;
+  e2b_write_info written = { { 0 }, NULL, NULL, NULL, { NULL, 0 } };
+  e2b_file_stream *stream = NULL;
+  files_source source;
+  e2b_error err;
+  char command[200];
+  opts.atomic = true;
+  CHECK_OK(e2b_files_write_text(f->sandbox, in_dir(f, "f"), "one", &opts, &written, &err)); /* a new file */
+  CHECK_STR(written.path, in_dir(f, "f"));
+  CHECK_STR(written.name, "f");
+  CHECK_STR(written.type, "file");
+  CHECK_STR(value_of(written.metadata, "k"), "v");
+  e2b_mem_free(&written.mem);
+  CHECK_CONTENT(f, "f", "one");
+  snprintf(command, sizeof command, "ln -s f %s/link && stat -c %%a %s/f", f->dir, f->dir);
+  CHECK_STR(output_of(f, command), "644\n");
+  CHECK_OK(e2b_files_write_text(f->sandbox, in_dir(f, "link"), "two", &opts, NULL, &err)); /* replaces a link itself */
+  CHECK_CONTENT(f, "link", "two");
+  CHECK_CONTENT(f, "f", "one");
+
+  /* the old content until the end */
+  CHECK_OK(e2b_files_write_stream(f->sandbox, in_dir(f, "f"), -1, &opts, &stream, &err));
+  CHECK_OK(e2b_file_stream_write(stream, -1, "three", 5, NULL, &err));
+  CHECK_CONTENT(f, "f", "one");
+  CHECK_OK(e2b_file_stream_finish(stream, -1, &written, &err));
+  CHECK_STR(written.path, in_dir(f, "f"));
+  CHECK_STR(value_of(written.metadata, "k"), "v");
+  e2b_mem_free(&written.mem);
+  e2b_file_stream_free(stream);
+  CHECK_CONTENT(f, "f", "three");
+
+  files_source_init(&source, &b, 3 * MIB, &plain); /* what fails leaves the old content and no trace */
+  source.answer = -1;
+  CHECK_RC(e2b_files_upload(f->sandbox, in_dir(f, "f"), files_give, &source, (int64_t)(3 * MIB), &opts, NULL, &err),
+           E2B_ERR_CANCELED);
+  CHECK(!err.maybe_done);
+  files_source_init(&source, &b, 3 * MIB, &plain);
+  CHECK_RC(e2b_files_upload(f->sandbox, in_dir(f, "f"), files_give, &source, (int64_t)(4 * MIB), &opts, NULL, &err),
+           E2B_ERR_INVALID_ARGUMENT);
+  CHECK_OK(e2b_files_write_stream(f->sandbox, in_dir(f, "f"), -1, &opts, &stream, &err));
+  CHECK_OK(e2b_file_stream_write(stream, -1, "four", 4, NULL, &err));
+  FILES_UNTIL(f->client, stream->req.sent);
+  e2b_file_stream_free(stream);
+  CHECK_OK(e2b_client_drain(f->client, 10000));
+  CHECK_CONTENT(f, "f", "three");
+  CHECK_STR(all_in_dir(f), "f\nlink\n");
+  CHECK(e2b_files_write_text(f->sandbox, f->dir, "x", &opts, NULL, &err) < 0); /* over a directory */
+  snprintf(command, sizeof command, "cd %s/.. && ls -A | grep -c ^.e2b-", f->dir);
+  {
+    e2b_command_result result = { 0 };
+    CHECK_RC(e2b_commands_run(f->sandbox, command, NULL, &result, &err), E2B_COMMAND_EXIT);
+    CHECK_STR(result.stdout_data.ptr, "0\n");
+    e2b_mem_free(&result.mem);
+  }
+  files_source_init(&source, &b, 3 * MIB, &plain);
+  CHECK_OK(e2b_files_upload(f->sandbox, in_dir(f, "new/big"), files_give, &source, -1, &opts, NULL, &err));
+  snprintf(command, sizeof command, "stat -c %%s %s/new/*", f->dir);
+  CHECK_STR(output_of(f, command), "3145728\n");
+  opts.octet_stream = E2B_NO;
+  CHECK_OK(e2b_files_write_text(f->sandbox, in_dir(f, "form"), "as a form", &opts, NULL, &err));
+  CHECK_CONTENT(f, "form", "as a form");
+  CHECK_STR(all_in_dir(f), "f\nform\nlink\nnew\n");
+  CHECK_WORKS(f);
+}
+
+static void e2e_files_compose(fixture *f) {
+  char names[3][200];
+  const char *sources[3];
+  e2b_strs strs;
+  e2b_write_info written = { { 0 }, NULL, NULL, NULL, { NULL, 0 } };
+  e2b_error err;
+  int i;
+  for (i = 0; i < 3; i++) {
+    snprintf(names[i], sizeof names[i], "%s/part \"%d\"", f->dir, i);
+    sources[i] = names[i];
+    CHECK_OK(e2b_files_write(f->sandbox, names[i], "a\0b", 3, NULL, NULL, &err));
+  }
+  strs.items = sources;
+  strs.count = 3;
+  CHECK_OK(e2b_files_compose(f->sandbox, strs, in_dir(f, "sub/all"), NULL, &written, &err));
+  CHECK_STR(written.path, in_dir(f, "sub/all"));
+  CHECK_STR(written.name, "all");
+  CHECK_STR(written.type, "file");
+  e2b_mem_free(&written.mem);
+  CHECK_STR(all_in_dir(f), "sub\n"); /* the parts are gone */
+  CHECK_OK(e2b_files_write(f->sandbox, names[0], "!", 1, NULL, NULL, &err));
+  CHECK_RC(e2b_files_compose(f->sandbox, strs, in_dir(f, "sub/all"), NULL, NULL, &err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, E2B_SUBJECT_FILE);
+  strs.count = 1;
+  CHECK_RC(e2b_files_compose(f->sandbox, strs, names[0], NULL, NULL, &err), E2B_ERR_INVALID_ARGUMENT);
+  sources[0] = f->dir;
+  CHECK_RC(e2b_files_compose(f->sandbox, strs, in_dir(f, "x"), NULL, NULL, &err), E2B_ERR_INVALID_ARGUMENT);
+  {
+    char command[120];
+    snprintf(command, sizeof command, "cd %s && od -An -c sub/all && ls -A", f->dir);
+    CHECK_STR(output_of(f, command), "   a  \\0   b   a  \\0   b   a  \\0   b\npart \"0\"\nsub\n");
+  }
+}
+
+/* A plain HTTP client: what a browser or curl would send, without any header of ours. */
+typedef struct plain_http {
+  e2b__req req;
+  bool done;
+  e2b_error err;
+} plain_http;
+
+static void plain_on_end(e2b__req *req, const e2b_error *err) {
+  plain_http *p = (plain_http *)(void *)((uint8_t *)req - offsetof(plain_http, req));
+  p->done = true;
+  p->err = *err;
+}
+
+/* Returns the status; the body is in `out`. `token`: in the header, NULL = none. */
+static int plain_request(fixture *f, const char *method, const char *url, const char *body, const char *token,
+                         char *out, size_t cap) {
+  static const e2b__req_events events = { NULL, NULL, NULL, plain_on_end };
+  plain_http p;
+  e2b__url parts;
+  char origin[600];
+  const char *path = strchr(strstr(url, "://") + 3, '/');
+  int status;
+  memset(&p, 0, sizeof p);
+  e2b__req_init(&p.req, f->client, &events);
+  snprintf(origin, sizeof origin, "%.*s", (int)(path - url), url);
+  if (!CHECK(e2b__url_parse(origin, &parts))) return 0;
+  e2b__req_target(&p.req, &parts);
+  p.req.path.len = 0;
+  e2b__buf_text(&p.req.path, path);
+  p.req.method = method;
+  if (token) e2b__headers_set(&p.req.headers, "x-access-token", e2b__str(token));
+  if (body) {
+    e2b__headers_set(&p.req.headers, "content-type", e2b__str("application/octet-stream"));
+    e2b__buf_text(&p.req.body, body);
+    p.req.body_len = (int64_t)p.req.body.len;
+  }
+  f->client->now = e2b__now_ms(f->client);
+  CHECK_INT(e2b__req_submit(&p.req), E2B_OK);
+  FILES_UNTIL(f->client, p.done);
+  CHECK_INT(p.err.code, E2B_OK);
+  status = p.req.status;
+  snprintf(out, cap, "%.*s", (int)p.req.rx.len, p.req.rx.len ? (const char *)p.req.rx.data : "");
+  e2b__req_free(&p.req);
+  return status;
+}
+
+static e2b_sandbox *direct_sandbox(fixture *f) {
+  e2b_attach_opts attach;
+  e2b_sandbox *direct = NULL;
+  e2b_error err;
+  char base[300];
+  memset(&attach, 0, sizeof attach);
+  snprintf(base, sizeof base, "%s/kruise/%s/49983", the_host->url, e2b_sandbox_id(f->sandbox));
+  attach.base_url = the_host->control_plane ? base : the_host->url;
+  attach.access_token = e2b_sandbox_access_token(f->sandbox);
+  CHECK_OK(e2b_sandbox_attach(f->client, e2b_sandbox_id(f->sandbox), &attach, &direct, &err));
+  return direct;
+}
+
+static void e2e_files_urls(fixture *f) {
+  e2b_sandbox *direct = direct_sandbox(f); /* reached without routing headers */
+  bool secure = e2b_sandbox_access_token(f->sandbox)[0] != 0;
+  int32_t never = E2B_TIMEOUT_NONE, expires = secure ? 3600 : never;
+  char url[1000], reply[300], *at;
+  const char *user = the_host->control_plane ? NULL : "root";
+  e2b_error err;
+  size_t len;
+  char path[200];
+  snprintf(path, sizeof path, "%s/a b+c&d=\"e\" %%41 \xc3\xa9", f->dir);
+  if (!direct) return;
+  len = e2b_sandbox_upload_url(direct, path, user, expires, url, sizeof url, &err);
+  CHECK(len == strlen(url) && len > 50);
+  CHECK_INT(strncmp(url, e2b_sandbox_runtime_url(direct), strlen(e2b_sandbox_runtime_url(direct))), 0);
+  CHECK_INT(e2b_sandbox_upload_url(direct, path, user, expires, NULL, 0, &err), len);
+  CHECK_INT(plain_request(f, "POST", url, "by url", NULL, reply, sizeof reply), 200);
+  CHECK_HAS(reply, "\"type\":\"file\"");
+  if (secure) /* signed for the other direction */
+    CHECK_INT(plain_request(f, "GET", url, NULL, NULL, reply, sizeof reply), 401);
+  CHECK(e2b_sandbox_download_url(direct, path, user, never, url, sizeof url, &err) > 0);
+  CHECK_INT(plain_request(f, "GET", url, NULL, NULL, reply, sizeof reply), 200);
+  CHECK_STR(reply, "by url");
+  CHECK(e2b_sandbox_download_url(direct, path, user, expires, url, sizeof url, &err) > 0);
+  CHECK_INT(plain_request(f, "GET", url, NULL, NULL, reply, sizeof reply), 200);
+  CHECK_STR(reply, "by url");
+  CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "other"), "other", 5, NULL, NULL, &err));
+  if (!secure) {
+    CHECK_INT(e2b_sandbox_download_url(direct, path, user, 60, url, sizeof url, &err), 0);
+    CHECK_INT(err.code, E2B_ERR_INVALID_ARGUMENT);
+    CHECK(strstr(e2b_sandbox_download_url(direct, path, user, never, url, sizeof url, &err) ? url : "",
+                 "signature") == NULL);
+  } else {
+    CHECK_HAS(url, "signature=v1_");
+    at = strstr(url, "signature_expiration=") + 21; /* one second more than was signed */
+    at[strlen(at) - 1] = at[strlen(at) - 1] == '9' ? '8' : (char)(at[strlen(at) - 1] + 1);
+    CHECK_INT(plain_request(f, "GET", url, NULL, NULL, reply, sizeof reply), 401);
+    CHECK_HAS(reply, "invalid signature");
+    *strstr(url, "&signature_expiration=") = 0;
+    CHECK_INT(plain_request(f, "GET", url, NULL, NULL, reply, sizeof reply), 401);
+    CHECK(e2b_sandbox_download_url(direct, in_dir(f, "other"), user, never, url, sizeof url, &err) > 0);
+    CHECK_INT(plain_request(f, "GET", url, NULL, NULL, reply, sizeof reply), 200);
+    at = strstr(url, "other"); /* another path than was signed */
+    memcpy(at, "othe2", 5);
+    CHECK_INT(plain_request(f, "GET", url, NULL, NULL, reply, sizeof reply), 401);
+    *strstr(url, "&signature=") = 0;
+    CHECK_INT(plain_request(f, "GET", url, NULL, NULL, reply, sizeof reply), 401);
+    CHECK_HAS(reply, "missing signature");
+    CHECK(e2b_sandbox_download_url(direct, path, user, 0, url, sizeof url, &err) > 0); /* expires with this second */
+    while (plain_request(f, "GET", url, NULL, NULL, reply, sizeof reply) == 200) sleep_ms(50);
+    CHECK_HAS(reply, "expired");
+    at = (char *)e2b_sandbox_access_token(f->sandbox); /* a token decides first */
+    CHECK_INT(plain_request(f, "GET", url, NULL, at, reply, sizeof reply), 200);
+  }
+  e2b_sandbox_free(direct);
+}
+
+/* ---- watching ---------------------------------------------------------------------------------------------------- */
+
+/* Pulls or drives until the log has that line, or the watch ends. Returns how the last call ended. */
+static e2b_err watch_until(fixture *f, e2b_watch_handle *handle, bool pushed, watch_log *log, const char *line) {
+  uint64_t end = now_ms() + 20000;
+  e2b_err code = E2B_OK;
+  e2b_fs_event event;
+  e2b_error err;
+  memset(&err, 0, sizeof err);
+  while (!strstr(log->text, line) && now_ms() < end) {
+    if (pushed) {
+      (void)e2b_client_poll(f->client, 50);
+      if (log->ends) return log->end;
+      continue;
+    }
+    code = e2b_watch_handle_next(handle, 50, &event, &err);
+    if (code == E2B_OK) watch_note(log, &event);
+    if (code != E2B_OK && code != E2B_PENDING) return code;
+  }
+  if (!CHECK(strstr(log->text, line) != NULL)) printf("  no \"%s\" in: %s\n", line, log->text);
+  return code;
+}
+
+/* All there is to see, in the four ways of seeing it. */
+static void e2e_watch(fixture *f) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    bool pushed = (way & 1) != 0;
+    e2b_watch_handle *handle = NULL;
+    e2b_watch_opts opts;
+    watch_log log;
+    e2b_error err;
+    e2b_err code;
+    char command[400], dir[120];
+    memset(&log, 0, sizeof log);
+    memset(&opts, 0, sizeof opts);
+    snprintf(dir, sizeof dir, "%s/watched%d", f->dir, way);
+    CHECK_OK(e2b_files_make_dir(f->sandbox, dir, NULL, NULL, &err));
+    opts.polling = (way & 2) != 0;
+    opts.poll_interval_ms = 20;
+    opts.recursive = true;
+    opts.include_entry = true;
+    if (pushed) opts.on_event = watch_note;
+    if (pushed) opts.on_end = watch_on_end;
+    opts.event_user = &log;
+    if (!CHECK_OK(e2b_files_watch_dir(f->sandbox, dir, &opts, &handle, &err))) return;
+    snprintf(command, sizeof command,
+             "cd %s && echo x >f && chmod 600 f && mv f g && mkdir -p new && sleep 0.2 && echo y >new/h", dir);
+    (void)output_of(f, command);
+    (void)watch_until(f, handle, pushed, &log, "WRITE new/h entry\n");
+    CHECK_HAS(log.text, "CREATE f");
+    CHECK_HAS(log.text, "WRITE f");
+    CHECK_HAS(log.text, "CHMOD f");
+    CHECK_HAS(log.text, "RENAME f\n");
+    CHECK_HAS(log.text, "CREATE g entry\n");
+    CHECK_HAS(log.text, "CREATE new entry\n");
+    CHECK_HAS(log.text, "CREATE new/h entry\n");
+    CHECK_OK(e2b_files_remove(f->sandbox, dir, NULL, &err)); /* and the end of it, told once */
+    code = watch_until(f, handle, pushed, &log, "never");
+    CHECK_INT(code, E2B_EOF);
+    CHECK_HAS(log.text, "REMOVE g\n");
+    CHECK_HAS(log.text, "REMOVE .\n");
+    CHECK(!strstr(log.text, "GAP"));
+    if (pushed) {
+      files_drive(f->client, 100);
+      CHECK_INT(log.ends, 1);
+    } else {
+      e2b_fs_event event;
+      CHECK_RC(e2b_watch_handle_next(handle, 0, &event, &err), E2B_EOF);
+    }
+    e2b_watch_handle_stop(handle);
+  }
+  CHECK_WORKS(f);
+}
+
+static void e2e_watch_refused(fixture *f) {
+  e2b_watch_handle *handle = NULL;
+  e2b_watch_opts opts;
+  e2b_error err;
+  int polling;
+  memset(&opts, 0, sizeof opts);
+  CHECK_OK(e2b_files_write_text(f->sandbox, in_dir(f, "file"), "x", NULL, NULL, &err));
+  for (polling = 0; polling < 2; polling++) {
+    opts.polling = polling != 0;
+    opts.user = NULL;
+    CHECK_RC(e2b_files_watch_dir(f->sandbox, in_dir(f, "none"), &opts, &handle, &err), E2B_ERR_NOT_FOUND);
+    CHECK_INT(err.subject, E2B_SUBJECT_FILE);
+    CHECK_RC(e2b_files_watch_dir(f->sandbox, in_dir(f, "file"), &opts, &handle, &err), E2B_ERR_INVALID_ARGUMENT);
+    opts.user = "no-such-user";
+    CHECK_RC(e2b_files_watch_dir(f->sandbox, f->dir, &opts, &handle, &err), E2B_ERR_UNAUTHENTICATED);
+    CHECK(!handle && !f->sandbox->watches);
+  }
+  CHECK_WORKS(f);
+}
+
+/* Not recursive: nothing from below. A directory that is renamed ends it. Stopped and started without blocking. */
+static void e2e_watch_control(fixture *f) {
+  e2b_watch_handle *handle = NULL, *second = NULL;
+  e2b_watch_opts opts;
+  e2b_fs_event event;
+  e2b_error err;
+  watch_log log;
+  done d;
+  int way, fds;
+  char command[300];
+  CHECK_OK(e2b_files_make_dir(f->sandbox, in_dir(f, "a/below"), NULL, NULL, &err));
+  fds = open_fds();
+  for (way = 0; way < 4; way++) {
+    memset(&opts, 0, sizeof opts);
+    memset(&log, 0, sizeof log);
+    memset(&d, 0, sizeof d);
+    opts.polling = (way & 1) != 0;
+    opts.poll_interval_ms = 20;
+    opts.call.on_done = on_done;
+    opts.call.user = &d;
+    handle = second = NULL;
+    CHECK_RC(e2b_files_watch_dir(f->sandbox, in_dir(f, "a"), &opts, &handle, &err), E2B_PENDING);
+    FILES_UNTIL(f->client, d.count);
+    CHECK_INT(d.err.code, E2B_OK);
+    if (!CHECK(handle != NULL)) return;
+    memset(&opts.call, 0, sizeof opts.call);
+    CHECK_OK(e2b_files_watch_dir(f->sandbox, in_dir(f, "a"), &opts, &second, &err)); /* two of the same */
+    CHECK_RC(e2b_watch_handle_next(handle, 0, &event, &err), E2B_PENDING);
+    snprintf(command, sizeof command, "cd %s && echo x >a/below/deep && echo y >a/top && rm a/top a/below/deep",
+             f->dir);
+    (void)output_of(f, command);
+    (void)watch_until(f, handle, false, &log, "REMOVE top\n");
+    CHECK(strstr(log.text, "CREATE top\n") && !strstr(log.text, "deep") && !strstr(log.text, "entry"));
+    e2b_watch_handle_stop(handle);
+    memset(&log, 0, sizeof log);
+    (void)watch_until(f, second, false, &log, "REMOVE top\n");
+    if (way & 2) {
+      CHECK_OK(e2b_files_rename(f->sandbox, in_dir(f, "a"), in_dir(f, "b"), NULL, NULL, &err));
+      CHECK_INT(watch_until(f, second, false, &log, "never"), E2B_EOF);
+      CHECK_HAS(log.text, "RENAME .\n");
+      CHECK_OK(e2b_files_rename(f->sandbox, in_dir(f, "b"), in_dir(f, "a"), NULL, NULL, &err));
+    }
+    e2b_watch_handle_stop(second);
+    CHECK_OK(e2b_client_drain(f->client, 10000));
+  }
+  memset(&opts, 0, sizeof opts); /* stopped from inside, and by a callback's answer */
+  memset(&log, 0, sizeof log);
+  opts.on_event = watch_note;
+  opts.on_end = watch_on_end;
+  opts.event_user = &log;
+  log.stop_after = 1;
+  CHECK_OK(e2b_files_watch_dir(f->sandbox, in_dir(f, "a"), &opts, &handle, &err));
+  log.handle = handle;
+  CHECK_OK(e2b_files_write_text(f->sandbox, in_dir(f, "a/x"), "x", NULL, NULL, &err));
+  FILES_UNTIL(f->client, log.count == 1);
+  files_drive(f->client, 50);
+  CHECK(log.count == 1 && log.ends == 0 && !f->sandbox->watches);
+  CHECK(open_fds() <= fds + 3);
+  CHECK_OK(e2b_files_watch_dir(f->sandbox, f->dir, NULL, &handle, &err)); /* this one is left to the sandbox */
+  CHECK_WORKS(f);
+}
+
+/* Nobody takes the events: nothing grows without bound here, and nothing is lost. */
+static void e2e_watch_held(fixture *f) {
+  const int files = quick ? 300 : 3000;
+  e2b_watch_handle *handle = NULL;
+  e2b_client_stats stats;
+  e2b_fs_event event;
+  e2b_error err;
+  char command[200], last[40];
+  int created = 0;
+  CHECK_OK(e2b_files_watch_dir(f->sandbox, f->dir, NULL, &handle, &err));
+  snprintf(command, sizeof command, "cd %s && for i in $(seq %d); do : >a-rather-long-file-name-$i; done", f->dir,
+           files);
+  (void)output_of(f, command);
+  files_drive(f->client, 200);
+  e2b_client_get_stats(f->client, &stats);
+  CHECK(stats.mem_now < 400000);
+  snprintf(last, sizeof last, "a-rather-long-file-name-%d", files);
+  while (CHECK_OK(e2b_watch_handle_next(handle, 20000, &event, &err))) {
+    if (event.type == E2B_FS_GAP) break;
+    if (event.type == E2B_FS_CREATE) created++;
+    if (event.type == E2B_FS_CREATE && strcmp(event.name, last) == 0) break;
+  }
+  CHECK(event.type == E2B_FS_CREATE);
+  CHECK_INT(created, files);
+  e2b_watch_handle_stop(handle);
+}
+
+/* A sandbox that is paused takes its watches along, and they say so. */
+static void e2e_watch_paused(fixture *f) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    bool pushed = (way & 1) != 0;
+    e2b_watch_handle *handle = NULL;
+    e2b_sandbox *again = NULL;
+    e2b_watch_opts opts;
+    watch_log log;
+    e2b_error err;
+    memset(&opts, 0, sizeof opts);
+    memset(&log, 0, sizeof log);
+    opts.polling = (way & 2) != 0;
+    opts.poll_interval_ms = 20;
+    if (pushed) opts.on_event = watch_note;
+    if (pushed) opts.on_end = watch_on_end;
+    opts.event_user = &log;
+    CHECK_OK(e2b_files_watch_dir(f->sandbox, f->dir, &opts, &handle, &err));
+    CHECK_OK(e2b_sandbox_pause(f->sandbox, NULL, &err));
+    CHECK_INT(watch_until(f, handle, pushed, &log, "never"), E2B_ERR_SANDBOX_PAUSED);
+    CHECK_OK(e2b_sandbox_connect(f->client, e2b_sandbox_id(f->sandbox), NULL, &again, &err));
+    e2b_sandbox_free(again);
+    e2b_watch_handle_stop(handle);
+  }
+  CHECK_WORKS(f);
+}
+
+/* An atomic write, whose every allocation fails in turn. */
+static e2b_err atomic_without_memory(fixture *f, bool streamed, e2b_error *err) {
+  e2b_file_stream *stream = NULL;
+  e2b_files_opts opts;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.atomic = true;
+  if (!streamed) return e2b_files_write(f->sandbox, in_dir(f, "f"), "abc", 3, &opts, NULL, err);
+  code = e2b_files_write_stream(f->sandbox, in_dir(f, "f"), 3, &opts, &stream, err);
+  if (!code) code = e2b_file_stream_write(stream, -1, "abc", 3, NULL, err);
+  if (!code) code = e2b_file_stream_finish(stream, -1, NULL, err);
+  e2b_file_stream_free(stream);
+  return code;
+}
+
+static void e2e_files_no_memory(fixture *f) {
+  e2b_error err;
+  size_t n;
+  int form;
+  for (form = 0; form < 2; form++) {
+    bool reached = true;
+    for (n = 1; reached && n < 1000; n++) {
+      e2b_err rc;
+      f->memory.fail_at = f->memory.calls + n;
+      rc = atomic_without_memory(f, form != 0, &err);
+      reached = f->memory.calls >= f->memory.fail_at;
+      f->memory.fail_at = 0;
+      CHECK_OK(e2b_client_drain(f->client, 10000));
+      if (rc != E2B_OK && !CHECK_RC(rc, E2B_ERR_NO_MEMORY)) break; /* some can be done without */
+      CHECK(reached || rc == E2B_OK);
+    }
+    CHECK(n > 10 && n < 1000);
+  }
+  CHECK_CONTENT(f, "f", "abc");
 }
 
 /* ---- without blocking -------------------------------------------------------------------------------------------- */
@@ -16123,6 +17927,9 @@ static void test_unreachable(void) {
 /* Every public function with nothing at all, and with an object but nothing else. No I/O happens. */
 static void test_null_arguments(void) {
   e2b_client_config config;
+  e2b_strs strs = { NULL, 0 };
+  e2b_watch_handle *watch = NULL;
+  e2b_fs_event change;
   e2b_client *client;
   e2b_sandbox *sandbox = NULL, *out = NULL;
   e2b_command_handle *handle = NULL;
@@ -16302,6 +18109,17 @@ static void test_null_arguments(void) {
   REFUSED(e2b_file_stream_read(NULL, 0, text, sizeof text, &got, &err));
   REFUSED(e2b_file_stream_write(NULL, 0, text, sizeof text, &got, &err));
   REFUSED(e2b_file_stream_finish(NULL, 0, NULL, &err));
+  REFUSED(e2b_files_compose(NULL, strs, "/x", NULL, NULL, &err));
+  REFUSED(e2b_files_compose(sandbox, strs, "/x", NULL, NULL, &err));
+  strs.count = 1;
+  REFUSED(e2b_files_compose(sandbox, strs, "/x", NULL, NULL, &err));
+  CHECK_INT(e2b_sandbox_download_url(NULL, "/x", NULL, E2B_TIMEOUT_NONE, text, sizeof text, &err), 0);
+  CHECK_INT(e2b_sandbox_upload_url(NULL, "/x", NULL, E2B_TIMEOUT_NONE, NULL, 0, NULL), 0);
+  REFUSED(e2b_files_watch_dir(NULL, "/", NULL, &watch, &err));
+  REFUSED(e2b_files_watch_dir(sandbox, NULL, NULL, &watch, &err));
+  REFUSED(e2b_files_watch_dir(sandbox, "/", NULL, NULL, &err));
+  REFUSED(e2b_watch_handle_next(NULL, 0, &change, &err));
+  e2b_watch_handle_stop(NULL);
   CHECK(!out && !handle && !stream && !result.mem.ptr && !buf.mem.ptr);
   e2b_client_get_stats(client, &stats);
   CHECK_INT(stats.ops_active + stats.connections_made, 0);
@@ -16349,6 +18167,9 @@ static void test_injection(void) {
     e2b_files_opts files = { 0 };
     e2b_list_opts list = { 0 };
     uint32_t pid;
+    e2b_watch_opts watch = { 0 };
+    e2b_watch_handle *watched = NULL;
+    e2b_strs strs = { NULL, 0 };
     pair.key = "X-Header";
     pair.value = evil[i];
     call.headers.items = &pair;
@@ -16414,6 +18235,21 @@ static void test_injection(void) {
     REFUSED(e2b_files_get_info(sandbox, "/a", &files, &entry, &err));
     REFUSED(e2b_files_read(sandbox, "/a", &files, &buf, &err));
     REFUSED(e2b_files_write_stream(sandbox, "/a", 1, &files, &stream, &err));
+    memset(&files, 0, sizeof files);
+    files.metadata.items = &pair;
+    files.metadata.count = 1;
+    REFUSED(e2b_files_write(sandbox, "/a", "x", 1, &files, NULL, &err));
+    watch.user = evil[i];
+    REFUSED(e2b_files_watch_dir(sandbox, "/a", &watch, &watched, &err));
+    watch.user = NULL;
+    watch.call = call;
+    REFUSED(e2b_files_watch_dir(sandbox, "/a", &watch, &watched, &err));
+    REFUSED(e2b_files_watch_dir(sandbox, evil[i], NULL, &watched, &err));
+    strs.items = &evil[i];
+    strs.count = 1;
+    REFUSED(e2b_files_compose(sandbox, strs, "/a", NULL, NULL, &err));
+    CHECK_INT(e2b_sandbox_upload_url(sandbox, evil[i], NULL, E2B_TIMEOUT_NONE, NULL, 0, &err), 0);
+    CHECK_INT(e2b_sandbox_upload_url(sandbox, "/a", evil[i], E2B_TIMEOUT_NONE, NULL, 0, &err), 0);
   }
   e2b_client_get_stats(client, &stats);
   CHECK_INT(stats.ops_active + stats.connections_made, 0);
@@ -17820,6 +19656,9 @@ static const test tests[] = {
   UNIT(many_one_request), UNIT(many_halves), UNIT(many_unconfirmed), UNIT(many_losses), UNIT(many_max_ops),
   UNIT(many_ends), UNIT(many_reads), UNIT(many_arguments), UNIT(many_no_memory),
   UNIT(tree_names), UNIT(tree_lies), UNIT(tree_limits), UNIT(tree_broken_downloads), UNIT(tree_odd_uploads),
+  UNIT(files_parts), UNIT(files_metadata), UNIT(files_atomic), UNIT(files_compose), UNIT(files_urls),
+  UNIT(watch_stream), UNIT(watch_refused), UNIT(watch_lost), UNIT(watch_polling), UNIT(watch_callbacks),
+  UNIT(watch_held), UNIT(watch_no_memory),
   UNIT(bad_answers), UNIT(endless_answers), UNIT(unreachable), UNIT(null_arguments), UNIT(injection),
 
   UNIT(sha256),
@@ -17841,9 +19680,13 @@ static const test tests[] = {
   HOST(streams_given_up), CONTENT(files_content), CONTENT(files_content_as_form), CONTENT(files_streams),
   HOST(files_aborts), CONTENT(files_bulk),
   CONTENT(write_many), CONTENT(write_many_alone), HOST(trees),
+  HOST(files_aborts), CONTENT(files_bulk), CONTENT(files_parts), HOST(files_metadata), HOST(files_atomic),
+  CONTENT(files_compose), CONTENT(files_urls),
+  HOST(watch), HOST(watch_refused), HOST(watch_control), HOST(watch_held), HOST(files_no_memory),
   HOST(op_poll), HOST(drive_by_poll), HOST(drive_by_pump), HOST(drive_by_own_loop), HOST(parallel_commands), HOST(cancel),
   HOST(wake_and_interrupt), HOST(inside_callbacks), HOST(free_with_things_open), HOST(two_clients),
   SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),
+  SERVER(watch_paused),
   SERVER(api_by_id), SERVER(refused_by_the_api), SERVER(wrong_access_token), SERVER(routes), SERVER(many_sandboxes), SERVER(many_streams),
   SERVER(no_memory), SERVER(certificates),
   HOST(proxy), HOST(fixed_heap), HOST(reads_on),

@@ -42,6 +42,7 @@
 #include <pwd.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
@@ -51,6 +52,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <time.h>
@@ -106,6 +108,7 @@ typedef struct node {
 
 typedef struct timer timer;
 typedef struct watch watch;
+typedef struct watcher watcher;
 typedef struct conn conn;
 typedef struct exchange exchange;
 typedef struct sandbox sandbox;
@@ -1291,6 +1294,7 @@ struct sandbox {
   bool used;       /* has ever started a process */
   node processes;  /* oldest first */
   node contexts;   /* of the code interpreter, oldest first */
+  node watchers;
   node exchanges;
   char *snapshot;  /* the id of the one it was made from, or NULL */
   char *network, *allow_internet; /* JSON as last set, or NULL; nothing here enforces it */
@@ -1401,6 +1405,7 @@ struct rpc {
   int64_t keepalive_ms;
   /* SendInput, StreamInput, CloseStdin: */
   struct input *input; /* waits for room in the process's pipe */
+  watcher *watcher;    /* WatchDir: whose events it sends */
   pid_t selected;      /* StreamInput: where it goes */
 };
 
@@ -2760,6 +2765,302 @@ static void run_list_dir(rpc *r, const void *message) {
   e2b__arena_free(&arena);
 }
 
+/* ---- what happens in directories: inotify ---- */
+
+/* A directory of a watcher: the inotify descriptor, and what its events are called. */
+typedef struct watched_dir {
+  int number;
+  char *path; /* absolute; `rel` of it is what clients see */
+} watched_dir;
+
+/* What one WatchDir, or one CreateWatcher, looks at. */
+struct watcher {
+  node in_sandbox;
+  watch watch;
+  rpc *rpc;         /* the stream its events go to; NULL = they are kept until somebody asks */
+  char id[24];
+  char *root;
+  bool recursive, include_entry;
+  watched_dir *dirs;
+  size_t count, cap;
+  uint32_t cookie;  /* of the last directory that was moved away */
+  e2b__arena arena; /* of what is kept */
+  e2b__list events; /* e2b__filesystem_event */
+  char failure[80]; /* "" = none */
+};
+
+static void watcher_free(watcher *w) {
+  list_remove(&w->in_sandbox);
+  watch_close(&w->watch);
+  while (w->count) free(w->dirs[--w->count].path);
+  free(w->dirs);
+  free(w->root);
+  e2b__arena_free(&w->arena);
+  free(w);
+}
+
+/* The watch is of no use any more: the stream ends, or whoever asks next is told. */
+static void watcher_fail(watcher *w, const char *why) {
+  (void)snprintf(w->failure, sizeof w->failure, "watcher error: %s", why);
+  (void)watch_want(&w->watch, 0);
+  if (w->rpc) rpc_fail(w->rpc, E2B_CONNECT_INTERNAL, "%s", w->failure);
+}
+
+static void watch_keepalive(timer *t);
+
+/* False when the watcher has ended with this, and may be gone. */
+static bool watcher_emit(watcher *w, const char *path, int32_t type) {
+  size_t root = strlen(w->root);
+  bool wants_entry = w->include_entry && type != E2B__EVENT_TYPE_REMOVE && type != E2B__EVENT_TYPE_RENAME;
+  e2b__filesystem_event event, *kept;
+  e2b__watch_dir_response response;
+  e2b__arena arena;
+  rpc *r = w->rpc;
+  memset(&event, 0, sizeof event);
+  e2b__arena_init(&arena, &server.mem, BODY_MAX);
+  event.type = type;
+  event.name = e2b__str(!path[root] ? "." : path + root + (strcmp(w->root, "/") != 0));
+  if (wants_entry) event.has_entry = entry_read(path, r ? &arena : &w->arena, &event.entry) == 0;
+  if (r) {
+    memset(&response, 0, sizeof response);
+    response.has_filesystem = true;
+    response.filesystem = event;
+    rpc_send(r, &e2b__msg_watch_dir_response, &response);
+    timer_set(&r->keepalive, now_ms() + r->keepalive_ms, watch_keepalive);
+  } else {
+    event.name = e2b__str(arena_text(&w->arena, event.name));
+    kept = (e2b__filesystem_event *)e2b__list_add(&w->events, sizeof *kept, &w->arena);
+    if (kept) *kept = event;
+    else watcher_fail(w, "too many events");
+  }
+  e2b__arena_free(&arena);
+  return r ? !r->ended : !w->failure[0];
+}
+
+static void watch_keepalive(timer *t) {
+  rpc *r = OWNER(t, rpc, keepalive);
+  e2b__watch_dir_response response;
+  memset(&response, 0, sizeof response);
+  response.has_keepalive = true;
+  rpc_send(r, &e2b__msg_watch_dir_response, &response);
+  timer_set(&r->keepalive, now_ms() + r->keepalive_ms, watch_keepalive);
+}
+
+/* Adds a directory and, of a recursive watcher, those in it. `tell`: what lies in it is news. 0 or an errno; *open is false
+ * when the watcher has ended meanwhile. */
+static int watcher_add(watcher *w, const char *path, bool tell, bool *open) {
+  const uint32_t mask = IN_CREATE | IN_MODIFY | IN_DELETE | IN_DELETE_SELF | IN_MOVED_TO | IN_MOVED_FROM | IN_MOVE_SELF | IN_ATTRIB;
+  int number = inotify_add_watch(w->watch.fd, path, mask), i, count;
+  struct dirent **names = NULL;
+  char child[PATH_MAX];
+  struct stat info;
+  size_t at;
+  if (number < 0) return errno;
+  for (at = 0; at < w->count && w->dirs[at].number != number; at++) {}
+  if (at == w->cap) {
+    w->cap = w->cap * 2 + 4;
+    w->dirs = (watched_dir *)realloc(w->dirs, w->cap * sizeof *w->dirs);
+    if (!w->dirs) die("out of memory");
+  }
+  if (at < w->count) free(w->dirs[at].path);
+  else w->count++;
+  w->dirs[at].number = number;
+  w->dirs[at].path = xdup(path);
+  if (!w->recursive) return 0;
+  count = scandir(path, &names, not_dots, by_name);
+  for (i = 0; i < count; i++) {
+    (void)snprintf(child, sizeof child, "%s", path);
+    if (*open && path_append(child, names[i]->d_name) && lstat(child, &info) == 0) {
+      if (tell) *open = watcher_emit(w, child, E2B__EVENT_TYPE_CREATE);
+      if (*open && S_ISDIR(info.st_mode)) (void)watcher_add(w, child, tell, open);
+    }
+    free(names[i]);
+  }
+  free(names);
+  return 0;
+}
+
+/* Forgets a directory that moved away, and all below it. */
+static void watcher_forget(watcher *w, const char *path) {
+  size_t i = 0, len = strlen(path);
+  while (i < w->count) {
+    char *other = w->dirs[i].path;
+    if (strncmp(other, path, len) != 0 || (other[len] && other[len] != '/')) {
+      i++;
+      continue;
+    }
+    (void)inotify_rm_watch(w->watch.fd, w->dirs[i].number);
+    free(other);
+    w->dirs[i] = w->dirs[--w->count];
+  }
+}
+
+/* False when the watcher has ended. */
+static bool watcher_event(watcher *w, const struct inotify_event *e) {
+  static const struct { uint32_t bits; int32_t type; } kinds[] = {
+    { IN_CREATE | IN_MOVED_TO, E2B__EVENT_TYPE_CREATE }, { IN_MOVED_FROM | IN_MOVE_SELF, E2B__EVENT_TYPE_RENAME },
+    { IN_ATTRIB, E2B__EVENT_TYPE_CHMOD }, { IN_MODIFY, E2B__EVENT_TYPE_WRITE },
+    { IN_DELETE | IN_DELETE_SELF, E2B__EVENT_TYPE_REMOVE } };
+  char path[PATH_MAX];
+  bool open = true, self, dir = (e->mask & IN_ISDIR) != 0;
+  size_t i, at;
+  if (e->mask & IN_Q_OVERFLOW) {
+    watcher_fail(w, "fsnotify: queue or buffer overflow");
+    return false;
+  }
+  for (at = 0; at < w->count && w->dirs[at].number != e->wd; at++) {}
+  if (at == w->count) return true;
+  (void)snprintf(path, sizeof path, "%s", w->dirs[at].path);
+  self = strcmp(path, w->root) == 0;
+  if (e->mask & (IN_IGNORED | IN_DELETE_SELF)) {
+    free(w->dirs[at].path);
+    w->dirs[at] = w->dirs[--w->count];
+  }
+  if (e->mask & IN_IGNORED || (e->mask & (IN_DELETE_SELF | IN_MOVE_SELF) && !self)) return true; /* the parent tells */
+  if (e->mask & IN_MOVE_SELF) watcher_forget(w, path);
+  if (e->len && !path_append(path, e->name)) return true;
+  for (i = 0; open && i < E2B__COUNT(kinds); i++)
+    if (e->mask & kinds[i].bits) open = watcher_emit(w, path, kinds[i].type);
+  if (!open || !dir || !w->recursive) return open;
+  if (e->mask & IN_MOVED_FROM) {
+    watcher_forget(w, path);
+    w->cookie = e->cookie;
+  }
+  if (e->mask & (IN_CREATE | IN_MOVED_TO)) (void)watcher_add(w, path, !e->cookie || e->cookie != w->cookie, &open);
+  return open;
+}
+
+static void watcher_read(watcher *w) {
+  static union { struct inotify_event first; char bytes[65536]; } chunk;
+  ssize_t n, at;
+  while (!w->rpc || exchange_has_room(w->rpc->x)) {
+    n = read(w->watch.fd, chunk.bytes, sizeof chunk.bytes);
+    if (n <= 0) {
+      (void)watch_want(&w->watch, EPOLLIN);
+      return;
+    }
+    for (at = 0; at < n; ) {
+      const struct inotify_event *e = (const struct inotify_event *)(const void *)(chunk.bytes + at);
+      if (!watcher_event(w, e)) return;
+      at += (ssize_t)(sizeof *e + e->len);
+    }
+  }
+  (void)watch_want(&w->watch, 0); /* until there is room */
+}
+
+static void watcher_ready(watch *ready, uint32_t events) {
+  E2B__UNUSED(events);
+  watcher_read(OWNER(ready, watcher, watch));
+}
+
+/* NFS, SMB and FUSE do not report what others do to them. */
+static bool is_network_mount(const char *path) {
+  static const unsigned long kinds[] = { 0x6969, 0xff534d42, 0x517b, 0xfe534d42, 0x65735546 };
+  struct statfs info;
+  size_t i;
+  if (statfs(path, &info) != 0) return false;
+  for (i = 0; i < E2B__COUNT(kinds); i++)
+    if (((unsigned long)info.f_type & 0xffffffffu) == kinds[i]) return true;
+  return false;
+}
+
+/* The watcher a request describes. NULL: failed, and answered. */
+static watcher *watcher_new(rpc *r, const e2b__watch_request *request) {
+  char path[PATH_MAX];
+  struct stat info;
+  bool open = true;
+  watcher *w;
+  int failure;
+  if (!rpc_path(r, request->path, path)) return NULL;
+  if (stat(path, &info) != 0) {
+    rpc_fail(r, errno == ENOENT ? E2B_CONNECT_NOT_FOUND : E2B_CONNECT_INTERNAL, "path %s not found: stat %s: %s",
+             path, path, errno_text(errno));
+    return NULL;
+  }
+  if (!S_ISDIR(info.st_mode) || (!request->allow_network_mounts && is_network_mount(path))) {
+    if (!S_ISDIR(info.st_mode)) rpc_fail(r, E2B_CONNECT_INVALID_ARGUMENT, "path %s not a directory", path);
+    else rpc_fail(r, E2B_CONNECT_INVALID_ARGUMENT, "cannot watch path on network filesystem: %s", path);
+    return NULL;
+  }
+  path_clean(path);
+  w = (watcher *)xalloc(sizeof *w);
+  list_push(&r->x->sandbox->watchers, &w->in_sandbox);
+  watch_init(&w->watch, inotify_init1(IN_NONBLOCK | IN_CLOEXEC), watcher_ready);
+  w->root = xdup(path);
+  w->recursive = request->recursive;
+  w->include_entry = request->include_entry;
+  e2b__arena_init(&w->arena, &server.mem, OUTPUT_MAX);
+  failure = w->watch.fd < 0 ? errno : watcher_add(w, path, false, &open);
+  if (!failure && watch_want(&w->watch, EPOLLIN)) return w;
+  rpc_fail(r, E2B_CONNECT_INTERNAL, "error adding path %s to watcher: %s", path, errno_text(failure));
+  watcher_free(w);
+  return NULL;
+}
+
+static void run_watch_dir(rpc *r, const void *message) {
+  e2b__watch_dir_response response;
+  watcher *w = watcher_new(r, (const e2b__watch_request *)message);
+  if (!w) return;
+  w->rpc = r;
+  r->watcher = w;
+  memset(&response, 0, sizeof response);
+  response.has_start = true;
+  rpc_send(r, &e2b__msg_watch_dir_response, &response);
+  timer_set(&r->keepalive, now_ms() + r->keepalive_ms, watch_keepalive);
+}
+
+static void watch_dir_drain(rpc *r) {
+  if (r->watcher && !r->watcher->watch.events) watcher_read(r->watcher);
+}
+
+static void watch_dir_gone(rpc *r) {
+  if (r->watcher) watcher_free(r->watcher);
+  r->watcher = NULL;
+}
+
+static void run_create_watcher(rpc *r, const void *message) {
+  watcher *w = watcher_new(r, (const e2b__watch_request *)message);
+  e2b__watcher_id answer;
+  if (!w) return;
+  w->id[0] = 'w';
+  random_name(w->id + 1, 20);
+  answer.watcher_id = e2b__str(w->id);
+  rpc_reply(r, &e2b__msg_watcher_id, &answer);
+}
+
+/* NULL: failed, and answered. */
+static watcher *watcher_find(rpc *r, e2b_str id) {
+  node *n, *all = &r->x->sandbox->watchers;
+  for (n = all->next; n != all; n = n->next) {
+    watcher *w = OWNER(n, watcher, in_sandbox);
+    if (w->id[0] && e2b__str_eq(id, w->id)) return w;
+  }
+  rpc_fail(r, E2B_CONNECT_NOT_FOUND, "watcher with id %.*s not found", (int)id.len, id.ptr);
+  return NULL;
+}
+
+static void run_get_watcher_events(rpc *r, const void *message) {
+  watcher *w = watcher_find(r, ((const e2b__watcher_id *)message)->watcher_id);
+  e2b__watcher_events answer;
+  if (!w) return;
+  if (!w->failure[0]) watcher_read(w); /* what the loop has not come to yet */
+  if (w->failure[0]) {
+    rpc_fail(r, E2B_CONNECT_INTERNAL, "%s", w->failure);
+    return;
+  }
+  answer.events = w->events;
+  rpc_reply(r, &e2b__msg_watcher_events, &answer);
+  memset(&w->events, 0, sizeof w->events);
+  e2b__arena_free(&w->arena);
+}
+
+static void run_remove_watcher(rpc *r, const void *message) {
+  watcher *w = watcher_find(r, ((const e2b__watcher_id *)message)->watcher_id);
+  if (!w) return;
+  watcher_free(w);
+  rpc_reply_empty(r);
+}
+
 static const rpc_method rpc_methods[] = {
   { "/process.Process/Start", RPC_SERVER_STREAM, &e2b__msg_start_request, run_start, stream_drain, stream_gone },
   { "/process.Process/Connect", RPC_SERVER_STREAM, &e2b__msg_selector_request, run_connect, stream_drain, stream_gone },
@@ -2775,6 +3076,11 @@ static const rpc_method rpc_methods[] = {
   { "/filesystem.Filesystem/MakeDir", RPC_UNARY, &e2b__msg_path_request, run_make_dir, NULL, NULL },
   { "/filesystem.Filesystem/Move", RPC_UNARY, &e2b__msg_move_request, run_move, NULL, NULL },
   { "/filesystem.Filesystem/Remove", RPC_UNARY, &e2b__msg_path_request, run_remove, NULL, NULL },
+  { "/filesystem.Filesystem/WatchDir", RPC_SERVER_STREAM, &e2b__msg_watch_request, run_watch_dir, watch_dir_drain,
+    watch_dir_gone },
+  { "/filesystem.Filesystem/CreateWatcher", RPC_UNARY, &e2b__msg_watch_request, run_create_watcher, NULL, NULL },
+  { "/filesystem.Filesystem/GetWatcherEvents", RPC_UNARY, &e2b__msg_watcher_id, run_get_watcher_events, NULL, NULL },
+  { "/filesystem.Filesystem/RemoveWatcher", RPC_UNARY, &e2b__msg_watcher_id, run_remove_watcher, NULL, NULL },
 };
 
 static const rpc_method *rpc_find(const char *path) {
@@ -3330,6 +3636,133 @@ static void files_post(exchange *x) {
   (void)upload_begin(u);
 }
 
+/* ---- joining files ---- */
+
+typedef struct compose_request {
+  e2b__list sources; /* e2b_str */
+  e2b_str destination, username;
+  bool has_username;
+} compose_request;
+static const e2b__field fields_compose_request[] = {
+  E2B__FIELD_LIST(compose_request, sources, "source_paths", 0, STR, NULL),
+  E2B__FIELD(compose_request, destination, "destination", 0, STR),
+  E2B__FIELD_HAS(compose_request, username, "username", 0, STR, 0, NULL),
+};
+static const e2b__message msg_compose_request = E2B__MESSAGE(compose_request, fields_compose_request);
+
+/* The paths of the sources, each NUL-terminated. False: failed, and answered. */
+static bool compose_sources(exchange *x, const account *who, const compose_request *request, const char *to,
+                            e2b__buf *out) {
+  const e2b_str *sources = (const e2b_str *)request->sources.items;
+  char path[PATH_MAX], why[256];
+  struct stat info;
+  size_t i;
+  for (i = 0; i < request->sources.count; i++) {
+    int len = (int)sources[i].len;
+    if (!path_resolve(who, x->sandbox->workdir, sources[i], path, why))
+      reply_error(x, 400, "error resolving source path \"%.*s\": %s", len, sources[i].ptr, why);
+    else if (strcmp(path, to) == 0)
+      reply_error(x, 400, "source path \"%.*s\" cannot be the same as destination", len, sources[i].ptr);
+    else if (stat(path, &info) != 0)
+      reply_error(x, 404, "source file not found: %.*s", len, sources[i].ptr);
+    else if (!S_ISREG(info.st_mode))
+      reply_error(x, 400, "source path is not a regular file: %.*s", len, sources[i].ptr);
+    else
+      e2b__buf_put(out, path, strlen(path) + 1);
+    if (x->answered) return false;
+  }
+  return !out->err;
+}
+
+/* Appends a file. 0 or an errno. */
+static int compose_append(int to, const char *path) {
+  int from = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), failure = 0;
+  ssize_t n;
+  if (from < 0) return errno;
+  while ((n = sendfile(to, from, NULL, (size_t)1 << 30)) > 0) {}
+  if (n < 0) failure = errno;
+  (void)close(from);
+  return failure;
+}
+
+/* Joins the sources in a file beside the destination, then puts it there. 0 or an errno. */
+static int compose_join(const e2b__buf *sources, const char *to, const account *who) {
+  char temp[PATH_MAX + 40], name[20];
+  size_t at;
+  int fd, failure = 0;
+  random_name(name, sizeof name - 1);
+  name[sizeof name - 1] = 0;
+  (void)snprintf(temp, sizeof temp, "%s.e2b-compose.%s.tmp", to, name);
+  fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return errno;
+  if (fchown(fd, who->uid, who->gid) != 0 && geteuid() == 0) failure = errno;
+  for (at = 0; !failure && at < sources->len; at += strlen((const char *)sources->data + at) + 1)
+    failure = compose_append(fd, (const char *)sources->data + at);
+  if (close(fd) != 0 && !failure) failure = errno;
+  if (!failure && rename(temp, to) != 0) failure = errno;
+  if (failure) (void)unlink(temp);
+  for (at = 0; !failure && at < sources->len; at += strlen((const char *)sources->data + at) + 1)
+    (void)unlink((const char *)sources->data + at);
+  return failure;
+}
+
+static void compose_reply(exchange *x, const char *to) {
+  e2b__buf body;
+  e2b__json_writer w;
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  w.out = &body;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  e2b__json_key(&w, "name");
+  e2b__json_str(&w, e2b__str(path_name(to)));
+  e2b__json_key(&w, "path");
+  e2b__json_str(&w, e2b__str(to));
+  e2b__json_key(&w, "type");
+  e2b__json_str(&w, e2b__str("file"));
+  e2b__json_end(&w, '}');
+  e2b__buf_byte(&body, '\n');
+  reply_buf(x, 200, "application/json", &body);
+}
+
+static void files_compose(exchange *x) {
+  char to[PATH_MAX], parent[PATH_MAX], why[256];
+  compose_request request;
+  e2b__arena arena;
+  e2b__buf sources;
+  account who;
+  const char *name;
+  int failure;
+  memset(&request, 0, sizeof request);
+  e2b__arena_init(&arena, &server.mem, BODY_MAX);
+  e2b__buf_init(&sources, &server.mem, BODY_MAX);
+  if (!x->body.len || e2b__json_decode(&msg_compose_request, (char *)x->body.data, x->body.len, &arena,
+                                       &request) != E2B_OK)
+    reply_error(x, 400, "invalid request body: it is malformed");
+  else if (!request.sources.count)
+    reply_error(x, 400, "source_paths must not be empty");
+  else if (!request.destination.len)
+    reply_error(x, 400, "destination is required");
+  name = request.has_username ? arena_text(&arena, request.username) : NULL;
+  if (!x->answered && !sandbox_user(x->sandbox, name, &who))
+    reply_error(x, 401, "error looking up user '%s': user: unknown user %s", name ? name : "default",
+                name ? name : "default");
+  if (!x->answered && !path_resolve(&who, x->sandbox->workdir, request.destination, to, why))
+    reply_error(x, 400, "error resolving destination path: %s", why);
+  if (!x->answered && compose_sources(x, &who, &request, to, &sources)) {
+    path_parent(to, parent);
+    if (!make_dirs(parent, &who, why)) {
+      reply_error(x, 500, "error ensuring directories: %s", why);
+    } else if ((failure = compose_join(&sources, to, &who)) != 0) {
+      reply_error(x, failure == ENOSPC ? 507 : 500, "%s",
+                  failure == ENOSPC ? "not enough disk space available" : errno_text(failure));
+    } else {
+      compose_reply(x, to);
+    }
+  }
+  e2b__buf_free(&sources);
+  e2b__arena_free(&arena);
+}
+
 /* ================================================================================================================== */
 /* >>>> envd */
 /* ================================================================================================================== */
@@ -3506,6 +3939,7 @@ static const envd_route envd_routes[] = {
   { "GET", "/health", true, envd_health, false },
   { "GET", "/files", true, files_get, false },
   { "POST", "/files", true, files_post, true },
+  { "POST", "/files/compose", false, files_compose, false },
   { "POST", "/init", true, envd_init, false },
   { "GET", "/metrics", false, envd_metrics, false },
   { "GET", "/envs", false, envd_envs, false },
@@ -4320,6 +4754,7 @@ static void sandbox_kill(sandbox *s) {
   for (tries = 0; tries < 4 && sandbox_signal(s, SIGKILL); tries++) processes_reap();
   while (!list_empty(&s->processes)) process_free(OWNER(s->processes.next, process, in_sandbox));
   while (!list_empty(&s->contexts)) context_free(OWNER(s->contexts.next, context, in_sandbox));
+  while (!list_empty(&s->watchers)) watcher_free(OWNER(s->watchers.next, watcher, in_sandbox));
   timer_stop(&s->life);
   list_remove(&s->in_all);
   bury_dir(s->home);
@@ -4398,6 +4833,7 @@ static sandbox *sandbox_create(const char *template_id, int64_t seconds) {
   s->started = wall_clock();
   list_init(&s->processes);
   list_init(&s->contexts);
+  list_init(&s->watchers);
   list_init(&s->exchanges);
   list_init(&s->logs);
   if (list_empty(&server.sandboxes)) timer_set(server.metrics_timer, now_ms() + METRICS_EVERY_MS, metrics_tick);

@@ -1244,9 +1244,6 @@ group('files', {}, () => {
   })
 })
 
-// Still to come, each a group of its own: watch, metadata, signed URLs, pause and resume, metrics,
-// snapshots, code interpreter.
-// Still to come, each a group of its own: pty, watch, metadata, signed URLs, code interpreter.
 // ---- code interpreter: port 49999 ---------------------------------------------------------------
 
 group('code', { control: true }, () => {
@@ -1521,8 +1518,196 @@ Chart()`)
   })
 })
 
-// Still to come, each a group of its own: pty, watch, metadata, signed URLs, pause and resume, metrics,
-// snapshots.
+// ---- watching directories -----------------------------------------------------------------------
+
+group('watch', {}, () => {
+  let count = 0
+  const fresh = async () => { const path = `${dir}/w${++count}`; await sbx.files.makeDir(path); return path }
+  // Starts a watch; `lines` collects "type name", `exits` what ended it.
+  async function watch(path, options = {}) {
+    const seen = { lines: [], events: [], exits: [] }
+    seen.handle = await sbx.files.watchDir(path, event => { seen.events.push(event); seen.lines.push(`${event.type} ${event.name}`) },
+      { timeoutMs: 60_000, onExit: error => { seen.exits.push(error) }, ...options })
+    seen.has = line => until(line, () => seen.lines.includes(line))
+    return seen
+  }
+
+  check('create, write, chmod, rename, remove', async () => {
+    const path = await fresh()
+    const seen = await watch(path)
+    await sbx.files.write(`${path}/a`, 'x')
+    await seen.has('write a')
+    await sbx.commands.run(`chmod 600 ${path}/a`)
+    await seen.has('chmod a')
+    await sbx.files.rename(`${path}/a`, `${path}/b`)
+    await seen.has('create b')
+    await sbx.files.remove(`${path}/b`)
+    await seen.has('remove b')
+    const order = ['create a', 'write a', 'rename a', 'create b', 'remove b'].map(line => seen.lines.indexOf(line))
+    assert.ok(order.every((at, i) => at >= 0 && (i === 0 || at > order[i - 1])), seen.lines.join(', '))
+    assert.ok(seen.events.every(event => event.entry === undefined))
+    await seen.handle.stop()
+  })
+  check('stop: no more events', async () => {
+    const path = await fresh()
+    const seen = await watch(path)
+    await seen.handle.stop()
+    await sbx.files.write(`${path}/late`, 'x')
+    await sleep(200)
+    assert.deepEqual(seen.lines, [])
+  })
+  check('not recursive', async () => {
+    const path = await fresh()
+    await sbx.files.makeDir(`${path}/sub`)
+    const seen = await watch(path)
+    await sbx.files.write(`${path}/sub/deep`, 'x')
+    await sbx.files.write(`${path}/top`, 'x')
+    await seen.has('create top')
+    assert.ok(!seen.lines.some(line => line.includes('deep')), seen.lines.join(', '))
+    await seen.handle.stop()
+  })
+  check('recursive, with directories that come and go', async () => {
+    const path = await fresh()
+    await sbx.files.makeDir(`${path}/old`)
+    const seen = await watch(path, { recursive: true })
+    await sbx.files.write(`${path}/old/a`, 'x')
+    await seen.has('write old/a')
+    await sbx.files.makeDir(`${path}/new`)
+    await seen.has('create new')
+    await until('a new directory is watched', async () => {
+      await sbx.files.write(`${path}/new/b`, 'x')
+      return seen.lines.includes('write new/b')
+    })
+    await sbx.files.rename(`${path}/new`, `${path}/renamed`)
+    await seen.has('create renamed')
+    await sbx.files.write(`${path}/renamed/c`, 'x')
+    await seen.has('create renamed/c')
+    await sbx.files.remove(`${path}/renamed`)
+    await seen.has('remove renamed')
+    await seen.handle.stop()
+  })
+  check('entry', async () => {
+    const path = await fresh()
+    const seen = await watch(path, { includeEntry: true })
+    await sbx.files.write(`${path}/a`, 'hello')
+    await seen.has('write a')
+    const { entry } = seen.events.find(event => event.type === 'write')
+    assert.deepEqual([entry.name, entry.path, entry.type, entry.size], ['a', `${path}/a`, FileType.FILE, 5])
+    await sbx.files.remove(`${path}/a`)
+    await seen.has('remove a')
+    assert.equal(seen.events.find(event => event.type === 'remove').entry, undefined)
+    await seen.handle.stop()
+  })
+  check('the directory itself is removed', async () => {
+    const path = await fresh()
+    const seen = await watch(path)
+    await sbx.files.remove(path)
+    await seen.has('remove .')
+    await seen.handle.stop()
+  })
+  check('two watches of one directory', async () => {
+    const path = await fresh()
+    const [one, two] = [await watch(path), await watch(path)]
+    await one.handle.stop()
+    await sbx.files.write(`${path}/a`, 'x')
+    await two.has('write a')
+    assert.deepEqual(one.lines, [])
+    await two.handle.stop()
+  })
+  check('time limit', async () => {
+    const seen = await watch(await fresh(), { timeoutMs: 300 })
+    await until('the end', () => seen.exits.length)
+    assert.ok(seen.exits[0] instanceof TimeoutError, String(seen.exits[0]))
+  })
+  check('missing', () => rejects(sbx.files.watchDir(`${dir}/missing`, () => {}), FileNotFoundError))
+  check('a file', async () => {
+    await sbx.files.write(`${dir}/plain`, 'x')
+    await rejects(sbx.files.watchDir(`${dir}/plain`, () => {}), InvalidArgumentError)
+  })
+})
+
+// ---- metadata of files --------------------------------------------------------------------------
+
+group('metadata', {}, () => {
+  const path = `${dir}/with-metadata`
+  const metadata = { author: 'ann', k: 'a b=c;d ~' }
+  check('write, getInfo, list, rename', async () => {
+    assert.deepEqual((await sbx.files.write(path, 'x', { metadata })).metadata, metadata)
+    assert.deepEqual((await sbx.files.getInfo(path)).metadata, metadata)
+    const found = (await sbx.files.list(dir)).find(one => one.path === path)
+    assert.deepEqual(found.metadata, metadata)
+    assert.deepEqual((await sbx.files.rename(path, `${path}2`)).metadata, metadata)
+  })
+  check('a new write replaces it', async () => {
+    await sbx.files.write(path, 'x', { metadata })
+    assert.deepEqual((await sbx.files.write(path, 'y', { metadata: { n: '1' } })).metadata, { n: '1' })
+    await sbx.files.write(path, 'z')
+    assert.equal((await sbx.files.getInfo(path)).metadata, undefined)
+  })
+  check('in an event', async () => {
+    const events = []
+    const handle = await sbx.files.watchDir(dir, event => { events.push(event) }, { includeEntry: true, timeoutMs: 60_000 })
+    await sbx.files.write(`${dir}/seen`, 'x', { metadata })
+    await until('the metadata', () => events.some(event => event.name === 'seen' && event.entry?.metadata?.author === 'ann'))
+    await handle.stop()
+  })
+})
+
+// ---- URLs for plain HTTP clients ----------------------------------------------------------------
+
+group('urls', {}, () => {
+  // The URL names no sandbox where all of them share one; the routing headers do.
+  const headers = envdUrl ? {} : { 'E2b-Sandbox-Id': '', 'E2b-Sandbox-Port': '49983' }
+  const plain = (url, options = {}) => {
+    if (!envdUrl) headers['E2b-Sandbox-Id'] = sbx.sandboxId
+    return fetch(url, { ...options, headers: { ...headers, ...options.headers } })
+  }
+  const secure = () => { if (envdUrl && !env.CONFORMANCE_ENVD_TOKEN) skip('needs an access token') }
+  const form = (text, name = 'f') => { const body = new FormData(); body.append('file', new Blob([text]), name); return body }
+  const path = `${dir}/by url +&%41 é`
+
+  check('upload and download', async () => {
+    const posted = await plain(await sbx.uploadUrl(path), { method: 'POST', body: form('by form') })
+    assert.equal(posted.status, 200)
+    assert.equal((await posted.json())[0].path, path)
+    assert.equal(await (await plain(await sbx.downloadUrl(path))).text(), 'by form')
+    const raw = { method: 'POST', body: 'as it is', headers: { 'Content-Type': 'application/octet-stream' } }
+    assert.equal((await plain(await sbx.uploadUrl(path), raw)).status, 200)
+    assert.equal(await sbx.files.read(path), 'as it is')
+  })
+  check('upload without a path', async () => {
+    const response = await plain(await sbx.uploadUrl(), { method: 'POST', body: form('x', `${dir}/named`) })
+    assert.equal(response.status, 200)
+    assert.equal(await sbx.files.read(`${dir}/named`), 'x')
+  })
+  check('a range', async () => {
+    await sbx.files.write(path, '0123456789')
+    const response = await plain(await sbx.downloadUrl(path), { headers: { Range: 'bytes=2-4' } })
+    assert.deepEqual([response.status, response.headers.get('content-range'), await response.text()], [206, 'bytes 2-4/10', '234'])
+    assert.equal((await plain(await sbx.downloadUrl(path), { headers: { Range: 'bytes=10-' } })).status, 416)
+  })
+  check('with a user and a time limit', async () => {
+    secure()
+    const url = await sbx.downloadUrl(path, { useSignatureExpiration: 60, user: 'root' })
+    assert.equal((await plain(url)).status, 200)
+  })
+  check('expired', async () => {
+    secure()
+    const url = await sbx.downloadUrl(path, { useSignatureExpiration: -5 })
+    const response = await plain(url)
+    assert.equal(response.status, 401)
+    assert.match((await response.json()).message, /expired/)
+  })
+  check('tampered', async () => {
+    secure()
+    const url = new URL(await sbx.downloadUrl(path, { useSignatureExpiration: 60 }))
+    url.searchParams.set('path', `${dir}/other`)
+    assert.equal((await plain(url)).status, 401)
+    assert.equal((await plain(await sbx.uploadUrl(path), { method: 'GET' })).status, 401)
+    url.searchParams.delete('signature')
+    assert.equal((await plain(url)).status, 401)
+  })
+})
 
 // ---- main ---------------------------------------------------------------------------------------
 
