@@ -37,11 +37,11 @@
                       | >>>> json          | >>>> protobuf      | >>>> messages      | >>>> url
                       | >>>> http1         | >>>> sockets       | >>>> dns           | >>>> tls
                       | >>>> proxy         | >>>> link          | >>>> requests      | >>>> connections
-                      | >>>> operations    | >>>> loop          | >>>> answers       | >>>> rpc
-                      | >>>> client        | >>>> heartbeat     | >>>> sandbox       | >>>> api
-                      | >>>> raw           | >>>> commands      | >>>> pty           | >>>> files
-                      | >>>> code          | >>>> bulk          | >>>> local         | >>>> trees
-                      | >>>> watch
+                      | >>>> operations    | >>>> loop          | >>>> answers       | >>>> traffic
+                      | >>>> rpc           | >>>> client        | >>>> heartbeat     | >>>> sandbox
+                      | >>>> api           | >>>> raw           | >>>> commands      | >>>> pty
+                      | >>>> files         | >>>> code          | >>>> bulk          | >>>> local
+                      | >>>> trees         | >>>> watch
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
@@ -80,6 +80,7 @@
      E2B_NO_PTY               leaves out e2b_pty_*
      E2B_NO_LOCAL_FILES       no e2b_files_upload_tree and _download_tree: no file of this machine is touched but the CA
                               bundle
+     E2B_NO_TRAFFIC_TOKEN     no traffic tokens (OpenKruise's JWT mode)
      E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
      E2B_NO_METRICS           without metrics and logs                    E2B_NO_SNAPSHOTS     without snapshots
      E2B_NO_CODE_INTERPRETER  leaves the code interpreter out             E2B_NO_WATCH         without e2b_files_watch_dir
@@ -216,7 +217,11 @@ typedef enum e2b_err {
   E2B_ERR_UNAVAILABLE = -57,     /* 502, 503, 504 and nothing more is known                                             */
   E2B_ERR_SANDBOX_GONE = -58,    /* checked: the sandbox does not run any more                                          */
   E2B_ERR_SANDBOX_PAUSED = -59,  /* checked: it is paused; e2b_sandbox_connect resumes it                               */
-  E2B_ERR_SERVICE = -60          /* any other answer that is not success                                                */
+  E2B_ERR_SERVICE = -60,         /* any other answer that is not success                                                */
+  E2B_ERR_TRAFFIC_TOKEN_EXPIRED = -80, /* nothing was sent: the sandbox's traffic token has expired and no new one is to
+                                    be had; the message says why, http_status and retry_after_ms are the refresh's      */
+  E2B_ERR_TRAFFIC_TOKEN_REFRESH = -81  /* no new traffic token: refused (http_status, retry_after_ms) or unusable; or
+                                    traffic_token_provider failed (sys_code: what it returned)                          */
 } e2b_err;
 
 /* The Connect protocol's codes as the server sent them, 0 = none. */
@@ -422,6 +427,11 @@ typedef enum e2b_protocol {
   #define E2B_DEFAULT_DOMAIN "e2b.app"
 #endif
 
+/* Gives the traffic token for one request to a sandbox: writes at most cap bytes (4096) without a final NUL and returns how
+ * many, 0 = none is needed, < 0 = there is none: the call ends with E2B_ERR_TRAFFIC_TOKEN_REFRESH. Must not block, and must
+ * not call this library. */
+typedef int (*e2b_traffic_token_fn)(void *user, const char *sandbox_id, char *token, size_t cap);
+
 /* A member that is set wins over the environment, the environment over the default; an empty variable is as good as none. */
 typedef struct e2b_client_config {
   /* the service */
@@ -447,6 +457,11 @@ typedef struct e2b_client_config {
   bool debug;                   /* kill and set_timeout succeed without a request; env E2B_DEBUG "true"                 */
   const char *default_user;     /* Unix user for commands and files; NULL: none for envd >= 0.4.0, "user" for older ones,
                                    with the private protocol what the Go client sends ("root", and "node" for content)  */
+  const char *auth_header;      /* Authorization of data-plane requests ("Basic cm9vdDo="), for calls that name no user;
+                                   NULL = the user above                                                                */
+  e2b_traffic_token_fn traffic_token_provider; /* for all sandboxes; NULL = each one's own token, refreshed when it is a
+                                   JWT (see e2b_sandbox_refresh_traffic_access_token)                                   */
+  void *traffic_token_user;     /* for traffic_token_provider                                                           */
   bool send_api_key_to_sandbox; /* X-API-Key on data-plane requests too, as the Go client does; a sandbox runs untrusted
                                    code, so: off                                                                        */
   const char *user_agent;       /* NULL = "e2b.h/<version>"                                                             */
@@ -474,8 +489,9 @@ typedef struct e2b_client_config {
                                      the same host and port are tried in their order; copied                            */
   size_t host_count;
   uint64_t (*now_ms_fn)(void *user); /* monotonic clock; NULL = the system's                                            */
+  int64_t (*unix_time_fn)(void *user); /* wall clock, seconds: the expiry of traffic tokens; NULL = the system's        */
   void (*yield_fn)(void *user);      /* called once per turn of a blocking call: feed a watchdog, yield to an RTOS      */
-  void *platform_user;               /* for now_ms_fn and yield_fn                                                      */
+  void *platform_user;               /* for now_ms_fn, unix_time_fn and yield_fn                                        */
 
   /* limits; 0 = default */
   uint32_t max_ops;                  /* operations under way or not yet collected with e2b_op_poll: 65536               */
@@ -608,7 +624,7 @@ typedef struct e2b_sandbox_opts {
   const e2b_network *network;    /* create */
   const char *mcp_json;          /* create: a JSON object                                                               */
   const e2b_volume_mount *volume_mounts; size_t volume_mount_count; /* create                                           */
-  const char *traffic_access_token; /* instead of the server's                                                          */
+  const char *traffic_access_token; /* instead of the server's; a JWT is refreshed when it expires                      */
   const char *extra_json;        /* create: a JSON object whose members are added to the request                        */
 } e2b_sandbox_opts;
 
@@ -648,8 +664,13 @@ typedef struct e2b_attach_opts {
   const char *code_interpreter_base_url; /* the same of the code interpreter; NULL = base_url, else by the rules        */
   uint16_t code_interpreter_port;   /* 0 = the client's                                                                 */
   const char *domain;               /* NULL = the client's                                                              */
+  const char *scheme;               /* "https" or "http"; NULL = the client's                                           */
+  uint16_t runtime_port;            /* envd's port inside the sandbox; 0 = the client's                                 */
   const char *envd_version;         /* NULL = a current one                                                             */
-  const char *traffic_access_token;
+  const char *traffic_access_token; /* a JWT is refreshed when it expires                                               */
+  const char *auth_header;          /* as in the configuration; NULL = the client's                                     */
+  e2b_kvs headers;                  /* added to every request to this sandbox; they replace the client's, and those of a
+                                       call replace them                                                                */
   const char *template_id;          /* only for e2b_sandbox_template_id                                                 */
 } e2b_attach_opts;
 E2B_API e2b_err e2b_sandbox_attach(e2b_client *client, const char *sandbox_id, const e2b_attach_opts *opts, e2b_sandbox **out, e2b_error *err);
@@ -664,7 +685,8 @@ E2B_API const char *e2b_sandbox_id(const e2b_sandbox *sandbox);
 E2B_API const char *e2b_sandbox_template_id(const e2b_sandbox *sandbox);
 E2B_API const char *e2b_sandbox_envd_version(const e2b_sandbox *sandbox);
 E2B_API const char *e2b_sandbox_access_token(const e2b_sandbox *sandbox);         /* "" = none                            */
-E2B_API const char *e2b_sandbox_traffic_access_token(const e2b_sandbox *sandbox); /* "" = none                            */
+/* "" = none. May change whenever the client is driven: refreshed. */
+E2B_API const char *e2b_sandbox_traffic_access_token(const e2b_sandbox *sandbox);
 E2B_API const char *e2b_sandbox_runtime_url(const e2b_sandbox *sandbox);
 /* Host (and path, with the private protocol) under which a port of the sandbox is reached, without scheme. As
  * e2b_client_api_url. */
@@ -690,20 +712,46 @@ E2B_API e2b_err e2b_sandbox_is_running(e2b_sandbox *sandbox, const e2b_call *cal
  * Errors: INVALID_ARGUMENT, NO_MEMORY. */
 E2B_API e2b_err e2b_sandbox_keep_alive(e2b_sandbox *sandbox, int32_t timeout_s, e2b_done_fn on_lost, void *user, e2b_error *err);
 
+/* OpenKruise's JWT mode. A sandbox created with the metadata { E2B_JWT_AUTH_METADATA_KEY, "true" } takes requests only with
+ * a token that expires. The handle keeps one and sends it with every request; it asks for another in good time, once for
+ * all calls that need it. While that fails the old one is used until it expires, then calls end with
+ * E2B_ERR_TRAFFIC_TOKEN_EXPIRED and are not sent. A token that is not a JWT is neither refreshed nor sent to envd. */
+#define E2B_JWT_AUTH_METADATA_KEY "security.agents.kruise.io/enable-jwt-auth"
+#define E2B_TRAFFIC_TOKEN_HEADER "e2b-traffic-access-token"
+
+#ifndef E2B_NO_TRAFFIC_TOKEN
+/* Gets a new token now, or shares in the refresh that is under way. token (optional) is valid until the next refresh. On
+ * failure the old one stays. Errors: BAD_STATE (the sandbox has no token that can be refreshed),
+ * E2B_ERR_TRAFFIC_TOKEN_REFRESH (refused), the network's. */
+E2B_API e2b_err e2b_sandbox_refresh_traffic_access_token(e2b_sandbox *sandbox, const e2b_call *call, const char **token, e2b_error *err);
+#endif
+
+/* The form of an OpenKruise API key that E2B's own clients accept ("e2b_<hex>"). Returns its length; writes at most cap
+ * bytes, always terminated when cap > 0. It is as secret as the key. 0 = the key is longer than 1024 bytes. */
+E2B_API size_t e2b_encode_for_e2b_sdk(const char *raw_key, char *out, size_t cap);
+
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* public: api - the control plane by id, without a handle */
 /* ------------------------------------------------------------------------------------------------------------------ */
 
+/* OpenKruise knows metadata, states and limit; template_id and started_after_ms are then applied to the page that came, which
+ * may be left with fewer entries than the limit, or none. */
 typedef struct e2b_list_opts {
   e2b_call call;
-  e2b_kvs metadata;         /* all must match                                                                           */
+  e2b_kvs metadata;         /* all must match. OpenKruise: no '&', no '=' in keys, neither can be asked for there       */
   uint32_t states;          /* E2B_STATE_RUNNING | E2B_STATE_PAUSED; 0 = the server's default, both                     */
+  const char *template_id;  /* id or alias                                                                              */
+  int64_t started_after_ms; /* Unix time, inclusive; 0 = any                                                            */
+  bool oldest_first;        /* instead of newest first; OpenKruise always lists the oldest first                        */
   const char *next_token;   /* of the page before                                                                       */
-  int32_t limit;            /* 1..100; 0 = the server's default                                                         */
-  const char *template_id;  /* only those of this template (id or alias); not with E2B_PROTOCOL_PRIVATE                 */
-  int64_t started_after_ms; /* only those started then or later, Unix time; 0 = all; not with E2B_PROTOCOL_PRIVATE      */
-  bool oldest_first;        /* instead of newest first; the private protocol always lists the oldest first              */
+  int32_t limit;            /* of a page, 1..100; 0 = the server's default                                              */
 } e2b_list_opts;
+
+/* One sandbox of a list; valid during the call. Return 0 to go on, > 0 for enough (the call ends with E2B_OK), < 0 to
+ * cancel. */
+typedef int (*e2b_sandbox_fn)(void *user, const e2b_sandbox_info *info);
+
+typedef struct e2b_traffic_token { e2b_mem mem; const char *token; int64_t expires_at_ms; } e2b_traffic_token;
 
 typedef struct e2b_create_response {
   e2b_mem mem;
@@ -711,6 +759,10 @@ typedef struct e2b_create_response {
 } e2b_create_response;
 
 E2B_API e2b_err e2b_api_list(e2b_client *client, const e2b_list_opts *opts, e2b_sandbox_list *out, e2b_error *err);
+/* All pages, from opts->next_token on, one after the other. call.timeout_ms: all of them together, the default is
+ * request_timeout_ms for each. Errors: as e2b_api_list; PROTOCOL when the server gives a page token twice, which would never
+ * end. */
+E2B_API e2b_err e2b_api_list_all(e2b_client *client, const e2b_list_opts *opts, e2b_sandbox_fn on_sandbox, void *user, e2b_error *err);
 E2B_API e2b_err e2b_api_get_info(e2b_client *client, const char *sandbox_id, const e2b_call *call, e2b_sandbox_info *out, e2b_error *err);
 E2B_API e2b_err e2b_api_kill(e2b_client *client, const char *sandbox_id, const e2b_call *call, bool *killed, e2b_error *err);
 E2B_API e2b_err e2b_api_set_timeout(e2b_client *client, const char *sandbox_id, int32_t timeout_s, const e2b_call *call, e2b_error *err);
@@ -718,6 +770,11 @@ E2B_API e2b_err e2b_api_pause(e2b_client *client, const char *sandbox_id, const 
 E2B_API e2b_err e2b_api_create_sandbox(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts, e2b_create_response *out, e2b_error *err);
 /* timeout_s <= 0 = 300 */
 E2B_API e2b_err e2b_api_connect_sandbox(e2b_client *client, const char *sandbox_id, int32_t timeout_s, const e2b_call *call, e2b_create_response *out, e2b_error *err);
+#ifndef E2B_NO_TRAFFIC_TOKEN
+/* POST /sandboxes/{id}/traffic-access-token. Errors: E2B_ERR_TRAFFIC_TOKEN_REFRESH with http_status and retry_after_ms when
+ * the server refuses or what it gives is no token; the network's. */
+E2B_API e2b_err e2b_api_refresh_traffic_access_token(e2b_client *client, const char *sandbox_id, const e2b_call *call, e2b_traffic_token *out, e2b_error *err);
+#endif
 
 /* The sandbox a create made whose answer was lost. nonce: err.nonce of that create. NOT_FOUND (subject SANDBOX): there is
  * none; for as long as the create may still be at work (its timeout is a good measure), ask again before you believe it. */
@@ -914,6 +971,7 @@ E2B_API e2b_err e2b_commands_stop(e2b_sandbox *sandbox, uint32_t pid, int32_t gr
 E2B_API e2b_err e2b_commands_send_stdin(e2b_sandbox *sandbox, uint32_t pid, const void *data, size_t len, const e2b_call *call, e2b_error *err);
 /* The same, of what source gives until its end; in constant memory. E2B_PAUSE needs call.op and e2b_op_resume. */
 E2B_API e2b_err e2b_commands_send_stdin_from(e2b_sandbox *sandbox, uint32_t pid, e2b_source_fn source, void *user, const e2b_call *call, e2b_error *err);
+/* NOT_BUILT: an envd before 0.5.2 (OpenKruise's) cannot. */
 E2B_API e2b_err e2b_commands_close_stdin(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, e2b_error *err);
 
 typedef enum e2b_event_kind { E2B_EVENT_NONE = 0, E2B_EVENT_STDOUT, E2B_EVENT_STDERR, E2B_EVENT_PTY, E2B_EVENT_EXIT } e2b_event_kind;
@@ -3333,7 +3391,7 @@ static const e2b__message e2b__msg_rest_snapshot = E2B__MESSAGE(e2b__rest_snapsh
 
 /* Error bodies of the control plane, of unary RPC and of proxies: `code` is a name for some and a number for others. */
 typedef struct e2b__rest_error {
-  e2b_str code, message, error_code, sandbox_id, port;
+  e2b_str code, message, error_code, sandbox_id, port, request_id;
   e2b_str details; /* JSON text */
 } e2b__rest_error;
 static const e2b__field e2b__fields_rest_error[] = {
@@ -3342,6 +3400,7 @@ static const e2b__field e2b__fields_rest_error[] = {
   E2B__FIELD(e2b__rest_error, error_code, "error_code", 0, STR),
   E2B__FIELD(e2b__rest_error, sandbox_id, "sandboxId", 0, STR),
   E2B__FIELD(e2b__rest_error, port, "port", 0, TEXT),
+  E2B__FIELD(e2b__rest_error, request_id, "request_id", 0, STR), /* OpenKruise: no header has it in errors */
   E2B__FIELD(e2b__rest_error, details, "details", 0, RAW),
 };
 static const e2b__message e2b__msg_rest_error = E2B__MESSAGE(e2b__rest_error, e2b__fields_rest_error);
@@ -3721,10 +3780,11 @@ static const char *e2b__headers_get(const e2b__headers *headers, const char *nam
   return NULL;
 }
 
-/* Replaces all fields of that name, in any case, by one. */
-static void e2b__headers_set(e2b__headers *headers, const char *name, e2b_str value) {
+/* Removes all fields of that name, in any case. True when there were some. */
+static bool e2b__headers_remove(e2b__headers *headers, const char *name) {
   e2b_str field, old;
   size_t from = 0, to = 0;
+  uint32_t count = headers->count;
   while (e2b__headers_next(headers, &to, &field, &old)) {
     if (e2b__str_eq_nocase(field, name)) {
       memmove(headers->text.data + from, headers->text.data + to, headers->text.len - to);
@@ -3734,6 +3794,12 @@ static void e2b__headers_set(e2b__headers *headers, const char *name, e2b_str va
     }
     from = to;
   }
+  return headers->count != count;
+}
+
+/* Replaces all fields of that name, in any case, by one. */
+static void e2b__headers_set(e2b__headers *headers, const char *name, e2b_str value) {
+  (void)e2b__headers_remove(headers, name);
   e2b__headers_add(headers, e2b__str(name), value);
 }
 
@@ -7202,6 +7268,9 @@ struct e2b__req {
   bool idempotent;             /* may be sent again when a reused connection turns out to be dead */
   bool fresh;                  /* is being sent again: do not trust idle connections */
   bool sent;                   /* a byte of it was given to the network */
+  /* Optional: asked before it leaves the queue; may add headers. E2B_PENDING: not yet, client->work says when to ask again. */
+  e2b_err (*gate)(e2b__req *req, e2b_error *err);
+  void *gate_user;
 
   /* the answer */
   int status;                  /* 0 until the head is complete */
@@ -7311,7 +7380,7 @@ static void e2b__req_end(e2b__req *req, const e2b_error *err) {
   const char *id = e2b__headers_get(&req->answer_headers, "x-request-id");
   req->conn = NULL;
   req->end = *err;
-  if (req->status) req->end.http_status = req->status; /* without an answer it may be the proxy's */
+  if (req->status) req->end.http_status = req->status; /* else it may be the proxy's, or that of what kept it in the queue */
   if (id) (void)snprintf(req->end.request_id, sizeof req->end.request_id, "%s", id);
   if (err->code) req->end.maybe_done = req->sent && !req->idempotent;
   e2b__req_set_state(req, E2B__REQ_ENDED);
@@ -7357,6 +7426,19 @@ static void e2b__req_target(e2b__req *req, const e2b__url *base) {
   req->host = e2b__mem_dup(&req->client->mem, base->host.ptr, base->host.len);
   req->path.len = 0;
   e2b__buf_str(&req->path, base->path);
+}
+
+/* Headers every request carries. Ours first; those of the configuration and of the call replace them. */
+static void e2b__req_common_headers(e2b__req *req, const e2b_call *call) {
+  const e2b_client_config *config = &req->client->config;
+  size_t i;
+  e2b__headers_set(&req->headers, "user-agent", e2b__str(config->user_agent));
+  e2b__headers_set(&req->headers, "accept", e2b__str("application/json"));
+  e2b__headers_set(&req->headers, "accept-encoding", e2b__str("identity"));
+  for (i = 0; i < config->headers.count; i++)
+    e2b__headers_set(&req->headers, config->headers.items[i].key, e2b__str(config->headers.items[i].value));
+  for (i = 0; call && i < call->headers.count; i++)
+    e2b__headers_set(&req->headers, call->headers.items[i].key, e2b__str(call->headers.items[i].value));
 }
 
 /* ================================================================================================================== */
@@ -8218,6 +8300,18 @@ static int e2b__wait_ms(const e2b_client *client, int timeout_ms) {
   return timeout_ms < 0 ? (int)wait : (int)E2B__MIN((uint64_t)timeout_ms, wait);
 }
 
+/* Whether a queued request may go. When it may never, it ends. */
+static bool e2b__req_may_go(e2b__req *req) {
+  e2b_error err;
+  e2b_err code = E2B_OK;
+  memset(&err, 0, sizeof err);
+  if (req->gate) code = req->gate(req, &err);
+  if (!code && req->headers.text.err) code = e2b__no_memory(&err);
+  if (code == E2B_PENDING) return false;
+  if (code) e2b__req_end(req, &err);
+  return code == E2B_OK;
+}
+
 /* Flushes resumed streams and gives queued requests their connections. */
 static void e2b__requests_start(e2b_client *client) {
   e2b__req *req;
@@ -8230,7 +8324,7 @@ static void e2b__requests_start(e2b_client *client) {
     e2b__req *next = req->next;
     if (req->state == E2B__REQ_QUEUED && client->now >= req->not_before) {
       if (client->conn_count >= client->config.max_connections && client->idle_count == 0) return;
-      e2b__req_dispatch(req);
+      if (e2b__req_may_go(req)) e2b__req_dispatch(req);
       if (req->state == E2B__REQ_NEW) next = client->reqs; /* it ended, and the list may be another one */
     }
     req = next;
@@ -8630,7 +8724,7 @@ static e2b_err e2b__error_say(e2b_error *err, e2b_err code, const char *format, 
 
 /* Reads {"code","message"} or {"error":{...}} leniently from an answer that is not success; *message is a slice of the body, or a
  * cleaned excerpt of it in `excerpt` when it is not such JSON (a gateway's HTML, plain text). Changes req->rx in place. */
-static const char *e2b__answer_message(e2b__req *req, char *excerpt, size_t cap, e2b_connect_code *connect_code) {
+static const char *e2b__answer_message(e2b__req *req, char *excerpt, size_t cap, e2b_error *err) {
   e2b__rest_error body;
   e2b__arena arena;
   e2b_err code;
@@ -8638,7 +8732,9 @@ static const char *e2b__answer_message(e2b__req *req, char *excerpt, size_t cap,
   e2b__arena_init(&arena, &req->client->mem, 4096);
   code = e2b__json_decode(&e2b__msg_rest_error, (char *)req->rx.data, req->rx.len, &arena, &body);
   if (code == E2B_OK) {
-    *connect_code = e2b__connect_code(body.code);
+    err->connect_code = e2b__connect_code(body.code);
+    if (body.request_id.len && !err->request_id[0])
+      e2b__error_excerpt(err->request_id, sizeof err->request_id, (const uint8_t *)body.request_id.ptr, body.request_id.len);
     if (body.message.len) e2b__error_excerpt(excerpt, cap, (const uint8_t *)body.message.ptr, body.message.len);
   }
   e2b__arena_free(&arena);
@@ -8648,12 +8744,10 @@ static const char *e2b__answer_message(e2b__req *req, char *excerpt, size_t cap,
 /* Turns a complete answer that is not success into an error. `subject`: what a 404 is about. `hint`: the next step for a 401. */
 static e2b_err e2b__answer_error(e2b__req *req, e2b_subject subject, const char *hint, e2b_error *err) {
   char excerpt[200];
-  e2b_connect_code connect = E2B_CONNECT_NONE;
   const char *retry = e2b__headers_get(&req->answer_headers, "retry-after");
-  const char *message = e2b__answer_message(req, excerpt, sizeof excerpt, &connect);
-  e2b_err code = connect ? e2b__code_of_connect(connect) : e2b__code_of_status(req->status);
+  const char *message = e2b__answer_message(req, excerpt, sizeof excerpt, err);
+  e2b_err code = err->connect_code ? e2b__code_of_connect(err->connect_code) : e2b__code_of_status(req->status);
   err->phase = E2B_PHASE_BODY;
-  err->connect_code = connect;
   if (code == E2B_ERR_NOT_FOUND) err->subject = subject;
   if (retry) err->retry_after_ms = e2b__http_retry_after_ms(retry);
   if (req->status >= 300 && req->status < 400)
@@ -8665,6 +8759,290 @@ static e2b_err e2b__answer_error(e2b__req *req, e2b_subject subject, const char 
     return e2b__error_say(err, code, "%s (HTTP %d): try again later", message[0] ? message : "too many requests", req->status);
   return e2b__error_say(err, code, "%s (HTTP %d)", message[0] ? message : "the server gave no reason", req->status);
 }
+
+/* ================================================================================================================== */
+/* >>>> traffic */
+/* ================================================================================================================== */
+
+#ifndef E2B_NO_TRAFFIC_TOKEN
+
+#define E2B__TRAFFIC_BACKOFF_MAX_S 30u
+#define E2B__TRAFFIC_SPARE_S 10 /* a token that lives less is not used while another one is on its way */
+#define E2B__TRAFFIC_TOKEN_MAX 4096u
+
+static int64_t e2b__now_unix_s(const e2b_client *client) {
+  if (client->config.unix_time_fn) return client->config.unix_time_fn(client->config.platform_user);
+  return (int64_t)time(NULL);
+}
+
+/* The claims of a JWT that matter here, as JSON text. */
+typedef struct e2b__jwt {
+  e2b_str expires, issued;
+} e2b__jwt;
+static const e2b__field e2b__fields_jwt[] = {
+  E2B__FIELD(e2b__jwt, expires, "exp", 0, RAW),
+  E2B__FIELD(e2b__jwt, issued, "iat", 0, RAW),
+};
+static const e2b__message e2b__msg_jwt = E2B__MESSAGE(e2b__jwt, e2b__fields_jwt);
+
+/* A NumericDate: a number, perhaps with a fraction. */
+static bool e2b__jwt_seconds(e2b_str json, int64_t *out) {
+  const char *dot = json.len ? (const char *)memchr(json.ptr, '.', json.len) : NULL;
+  if (!json.len || !e2b__is_digit(json.ptr[0])) return false;
+  return e2b__json_to_i64(e2b__str_n(json.ptr, dot ? (size_t)(dot - json.ptr) : json.len), out);
+}
+
+/* When a token expires and when it was issued (`now` when it does not say). The signature is the gateway's business.
+ * E2B_ERR_PROTOCOL: it is not a JWT. */
+static e2b_err e2b__jwt_read(e2b__mem *mem, e2b_str token, int64_t now, int64_t *issued, int64_t *expires) {
+  const char *first = token.len ? (const char *)memchr(token.ptr, '.', token.len) : NULL, *payload, *end;
+  size_t left, len;
+  e2b__arena arena;
+  e2b__jwt jwt;
+  char *text;
+  e2b_err code = E2B_ERR_PROTOCOL;
+  if (!first) return code;
+  payload = first + 1;
+  left = token.len - (size_t)(payload - token.ptr);
+  end = (const char *)memchr(payload, '.', left);
+  len = end ? (size_t)(end - payload) : left;
+  e2b__arena_init(&arena, mem, 65536);
+  text = (char *)e2b__arena_alloc(&arena, len + 1);
+  if (!text) code = arena.err;
+  else memcpy(text, payload, len);
+  if (text && e2b__base64_decode_in_place(text, len, &len)) {
+    code = e2b__json_decode(&e2b__msg_jwt, text, len, &arena, &jwt);
+    if (!code && !e2b__jwt_seconds(jwt.expires, expires)) code = E2B_ERR_PROTOCOL;
+    if (!code && !e2b__jwt_seconds(jwt.issued, issued)) *issued = now;
+  }
+  e2b__arena_free(&arena);
+  return code == E2B_OK || code == E2B_ERR_NO_MEMORY ? code : E2B_ERR_PROTOCOL;
+}
+
+/* Reads the answer to POST /sandboxes/<id>/traffic-access-token. Nothing of its body goes into a message. */
+static e2b_err e2b__traffic_read(e2b__req *req, e2b__arena *arena, e2b_str *token, int64_t *expires, e2b_error *err) {
+  e2b__mem *mem = &req->client->mem;
+  const char *retry = e2b__headers_get(&req->answer_headers, "retry-after");
+  int64_t now = e2b__now_unix_s(req->client), claimed = 0, issued = 0;
+  e2b__rest_sandbox answer;
+  e2b__timestamp until;
+  e2b_err code;
+  e2b__arena_init(arena, mem, (size_t)req->client->config.max_message_bytes * 4);
+  err->phase = E2B_PHASE_BODY;
+  if (retry) err->retry_after_ms = e2b__http_retry_after_ms(retry);
+  if (req->status < 200 || req->status >= 300) {
+    err->subject = E2B_SUBJECT_SANDBOX;
+    return e2b__error_say(err, E2B_ERR_TRAFFIC_TOKEN_REFRESH, "no new traffic token (HTTP %d): %s", req->status,
+                          req->status == 401 || req->status == 403 ? "check api_key"
+                          : req->status == 404 ? "there is no such sandbox, or it is not yours"
+                          : req->status == 409 ? "the sandbox is not in JWT mode, or does not run"
+                                               : "the control plane cannot issue one now");
+  }
+  err->phase = E2B_PHASE_DECODE;
+  code = e2b__json_decode(&e2b__msg_rest_sandbox, (char *)req->rx.data, req->rx.len, arena, &answer);
+  if (!code) {
+    *token = answer.traffic_access_token;
+    if (!token->len || !e2b__header_value_ok(*token)) code = E2B_ERR_PROTOCOL;
+    else code = e2b__jwt_read(mem, *token, now, &issued, &claimed);
+  }
+  if (code == E2B_ERR_NO_MEMORY) return e2b__error_say(err, code, "no memory for the traffic token");
+  if (code || !e2b__time_parse(answer.traffic_access_token_expiration, &until) || until.seconds - claimed > 5 ||
+      claimed - until.seconds > 5)
+    return e2b__error_say(err, E2B_ERR_TRAFFIC_TOKEN_REFRESH, "the answer (HTTP %d) is not a traffic token and its expiry",
+                          req->status);
+  *expires = until.seconds;
+  if (until.seconds > now) return E2B_OK;
+  return e2b__error_say(err, E2B_ERR_TRAFFIC_TOKEN_REFRESH, "the new traffic token has expired already: is the clock right?");
+}
+
+typedef struct e2b__traffic e2b__traffic;
+
+/* A call that asked for a refresh. */
+typedef struct e2b__traffic_op e2b__traffic_op;
+struct e2b__traffic_op {
+  e2b__op op;
+  e2b__traffic *traffic;
+  e2b__traffic_op *next;
+  const char **out;
+};
+
+/* The token of a sandbox in JWT mode. */
+struct e2b__traffic {
+  e2b__object object;
+  e2b_client *client;
+  const char *sandbox_id;   /* the handle's */
+  char *token;              /* NULL = none yet */
+  int64_t expires, refresh; /* Unix seconds: no use any more; time for another */
+  uint32_t backoff_s;       /* after the next failure */
+  uint64_t next_try;        /* monotonic milliseconds; calls do not refresh before */
+  bool refreshing;
+  e2b__req req;
+  e2b_error failure;        /* of the last refresh; code 0 = it was a success, or there was none */
+  e2b__traffic_op *waiting;
+};
+
+/* Takes a token over. A refresh is due a fifth of its life before the end, within 60 to 300 s and the second half of it, and
+ * a little earlier so that not all clients come at once. */
+static bool e2b__traffic_set(e2b__traffic *traffic, e2b_str token, int64_t issued, int64_t expires) {
+  char *copy = e2b__mem_dup(&traffic->client->mem, token.ptr, token.len);
+  int64_t life = E2B__MAX(expires - issued, (int64_t)0), ahead = E2B__MIN(E2B__MAX(life / 5, (int64_t)60), (int64_t)300);
+  uint8_t jitter = 0;
+  if (!copy) return false;
+  (void)e2b__net_random(&jitter, sizeof jitter);
+  ahead = E2B__MIN(ahead + ahead * jitter / 2560, life / 2);
+  e2b__mem_free_str(&traffic->client->mem, traffic->token);
+  traffic->token = copy;
+  traffic->expires = expires;
+  traffic->refresh = expires - ahead;
+  traffic->backoff_s = 1;
+  traffic->next_try = 0;
+  memset(&traffic->failure, 0, sizeof traffic->failure);
+  return true;
+}
+
+static void e2b__traffic_failed(e2b__traffic *traffic, const e2b_error *err) {
+  uint64_t wait_ms = E2B__MAX(traffic->backoff_s * 1000u, err->retry_after_ms);
+  traffic->failure = *err;
+  traffic->next_try = traffic->client->now + wait_ms;
+  traffic->backoff_s = E2B__MIN(traffic->backoff_s * 2u, E2B__TRAFFIC_BACKOFF_MAX_S);
+}
+
+static void e2b__traffic_on_end(e2b__req *req, const e2b_error *end) {
+  e2b__traffic *traffic = (e2b__traffic *)(void *)((uint8_t *)req - offsetof(e2b__traffic, req));
+  e2b_error err = *end;
+  e2b__arena arena;
+  e2b_str token;
+  int64_t expires = 0;
+  if (!err.code) {
+    err.code = e2b__traffic_read(req, &arena, &token, &expires, &err);
+    if (!err.code && !e2b__traffic_set(traffic, token, e2b__now_unix_s(traffic->client), expires)) e2b__no_memory(&err);
+    e2b__arena_free(&arena);
+  }
+  if (err.code) e2b__traffic_failed(traffic, &err);
+  e2b__req_free(req);
+  traffic->refreshing = false;
+  traffic->client->work = true; /* requests wait for it in the queue */
+  while (traffic->waiting) {
+    e2b__traffic_op *op = traffic->waiting;
+    traffic->waiting = op->next;
+    op->traffic = NULL;
+    if (!err.code) memset(&err, 0, sizeof err);
+    if (!err.code && op->out) *op->out = traffic->token;
+    e2b__op_finish(&op->op, &err);
+  }
+}
+
+static const e2b__req_events e2b__traffic_events = { NULL, NULL, NULL, e2b__traffic_on_end };
+
+/* The request that gets a token: POST without a body. */
+static void e2b__traffic_address(e2b__req *req, const char *sandbox_id, const e2b_call *call) {
+  const e2b_client_config *config = &req->client->config;
+  e2b__url api;
+  req->method = "POST";
+  req->body_len = 0;
+  req->idempotent = true;
+  e2b__req_common_headers(req, call);
+  if (e2b__given(config->api_key)) e2b__headers_set(&req->headers, "x-api-key", e2b__str(config->api_key));
+  e2b__headers_set(&req->headers, "content-type", e2b__str("application/json"));
+  (void)e2b__url_parse(config->api_url, &api); /* checked by e2b_client_create */
+  e2b__req_target(req, &api);
+  e2b__buf_text(&req->path, "/sandboxes/");
+  e2b__url_escape(&req->path, e2b__str(sandbox_id));
+  e2b__buf_text(&req->path, "/traffic-access-token");
+}
+
+/* Starts a refresh. It belongs to no call: whoever waits for it may give up, it goes on. */
+static void e2b__traffic_refresh(e2b__traffic *traffic) {
+  e2b_client *client = traffic->client;
+  int32_t timeout = client->config.request_timeout_ms;
+  e2b_error err;
+  e2b__req_init(&traffic->req, client, &e2b__traffic_events);
+  traffic->req.deadline = e2b__deadline(client->now, timeout > 0 ? timeout : 60000);
+  traffic->req.idle_ms = client->config.idle_ms;
+  e2b__traffic_address(&traffic->req, traffic->sandbox_id, NULL);
+  traffic->refreshing = e2b__req_submit(&traffic->req) == E2B_OK;
+  if (traffic->refreshing) return;
+  e2b__req_free(&traffic->req);
+  (void)e2b__no_memory(&err);
+  e2b__traffic_failed(traffic, &err);
+}
+
+/* The header for a request that is about to go. E2B_PENDING: it has to wait for a refresh. */
+static e2b_err e2b__traffic_header(e2b__traffic *traffic, e2b__req *req, e2b_error *err) {
+  e2b_client *client = traffic->client;
+  int64_t now = e2b__now_unix_s(client);
+  bool alive = traffic->token && now < traffic->expires, due = !traffic->token || now >= traffic->refresh;
+  if (due && !traffic->refreshing && client->now >= traffic->next_try) e2b__traffic_refresh(traffic);
+  if (traffic->refreshing && !(alive && now + E2B__TRAFFIC_SPARE_S < traffic->expires)) return E2B_PENDING;
+  if (!alive) {
+    *err = traffic->failure;
+    err->phase = E2B_PHASE_QUEUE;
+    return e2b__error_say(err, E2B_ERR_TRAFFIC_TOKEN_EXPIRED, "nothing was sent: the sandbox's traffic token %s, and %.150s",
+                          traffic->token ? "has expired" : "is missing", traffic->failure.message);
+  }
+  e2b__headers_set(&req->headers, E2B_TRAFFIC_TOKEN_HEADER, e2b__str(traffic->token));
+  return E2B_OK;
+}
+
+/* The header from the application. */
+static e2b_err e2b__traffic_ask(const char *sandbox_id, e2b__req *req, e2b_error *err) {
+  const e2b_client_config *config = &req->client->config;
+  char token[E2B__TRAFFIC_TOKEN_MAX];
+  int n = config->traffic_token_provider(config->traffic_token_user, sandbox_id, token, sizeof token);
+  e2b_err code = E2B_OK;
+  if (n < 0) {
+    e2b__error_set(err, E2B_ERR_TRAFFIC_TOKEN_REFRESH, E2B_PHASE_QUEUE, "nothing was sent: traffic_token_provider returned %d", n);
+    err->sys_code = n;
+    code = err->code;
+  } else if ((size_t)n > sizeof token || !e2b__header_value_ok(e2b__str_n(token, (size_t)n))) {
+    e2b__error_set(err, E2B_ERR_TRAFFIC_TOKEN_REFRESH, E2B_PHASE_QUEUE,
+                   "nothing was sent: what traffic_token_provider gave is too long, or no header value");
+    code = err->code;
+  } else if (n > 0) {
+    e2b__headers_set(&req->headers, E2B_TRAFFIC_TOKEN_HEADER, e2b__str_n(token, (size_t)n));
+  }
+  e2b__mem_wipe(token, sizeof token);
+  return code;
+}
+
+static void e2b__traffic_op_cancel(e2b__op *base) {
+  e2b__traffic_op *op = (e2b__traffic_op *)base, **at;
+  if (!op->traffic) return;
+  for (at = &op->traffic->waiting; *at != op; at = &(*at)->next) {}
+  *at = op->next;
+  op->traffic = NULL;
+}
+
+static const e2b__op_type e2b__traffic_op_type = { e2b__traffic_op_cancel, e2b__traffic_op_cancel, NULL, NULL, NULL };
+
+/* What a handle needs for its token: nothing (*out stays NULL) unless the token is a JWT or `empty`, which means that one has
+ * to be fetched. */
+static e2b_err e2b__traffic_new(e2b_client *client, const char *sandbox_id, const char *token, bool empty, e2b__traffic **out,
+                                e2b_error *err) {
+  int64_t now = e2b__now_unix_s(client), issued = 0, expires = 0;
+  e2b_err code = e2b__given(token) ? e2b__jwt_read(&client->mem, e2b__str(token), now, &issued, &expires)
+                 : empty           ? E2B_OK
+                                   : E2B_ERR_PROTOCOL;
+  e2b__traffic *traffic;
+  if (code == E2B_ERR_PROTOCOL || client->config.debug) return E2B_OK;
+  traffic = code ? NULL : (e2b__traffic *)e2b__object_new(client, sizeof *traffic);
+  if (!traffic) return e2b__no_memory(err);
+  traffic->client = client;
+  traffic->sandbox_id = sandbox_id;
+  traffic->backoff_s = 1;
+  *out = traffic;
+  return !e2b__given(token) || e2b__traffic_set(traffic, e2b__str(token), issued, expires) ? E2B_OK : e2b__no_memory(err);
+}
+
+static void e2b__traffic_free(e2b__traffic *traffic) {
+  if (!traffic) return;
+  e2b__req_abort(&traffic->req);
+  e2b__req_free(&traffic->req);
+  e2b__mem_free_str(&traffic->client->mem, traffic->token);
+  e2b__object_free(traffic->client, traffic);
+}
+
+#endif
 
 /* ================================================================================================================== */
 /* >>>> rpc */
@@ -8694,20 +9072,13 @@ struct e2b_sandbox {
   bool files_as_form; /* its envd takes uploads as forms only */
   bool json;          /* RPC in JSON: asked for, or its envd refused protobuf */
   bool closing;       /* being freed: nothing new is started */
+  uint16_t runtime_port;
+  char *auth_header;  /* "" = none */
+  e2b_kvs headers;    /* ours */
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  e2b__traffic *traffic; /* in JWT mode; traffic_token is then empty */
+#endif
 };
-
-/* Headers every request carries. Ours first; those of the configuration and of the call replace them. */
-static void e2b__req_common_headers(e2b__req *req, const e2b_call *call) {
-  const e2b_client_config *config = &req->client->config;
-  size_t i;
-  e2b__headers_set(&req->headers, "user-agent", e2b__str(config->user_agent));
-  e2b__headers_set(&req->headers, "accept", e2b__str("application/json"));
-  e2b__headers_set(&req->headers, "accept-encoding", e2b__str("identity"));
-  for (i = 0; i < config->headers.count; i++)
-    e2b__headers_set(&req->headers, config->headers.items[i].key, e2b__str(config->headers.items[i].value));
-  for (i = 0; call && i < call->headers.count; i++)
-    e2b__headers_set(&req->headers, call->headers.items[i].key, e2b__str(call->headers.items[i].value));
-}
 
 /* Checks the headers a caller gave; they go on the wire as they are. */
 static e2b_err e2b__headers_check(e2b_kvs headers, const char *name, e2b_error *err) {
@@ -8731,6 +9102,7 @@ static e2b_err e2b__call_check(const e2b_call *call, e2b_error *err) {
 static const char *e2b__user(const e2b_sandbox *sandbox, const char *user, bool content) {
   const e2b_client_config *config = &sandbox->client->config;
   if (e2b__given(user)) return user;
+  if (e2b__given(sandbox->auth_header) && !content) return NULL; /* it names one */
   if (e2b__given(config->default_user)) return config->default_user;
   if (config->protocol == E2B_PROTOCOL_PRIVATE) return content ? "node" : "root";
   return e2b__version_compare(sandbox->envd_version, "0.4.0") < 0 ? "user" : NULL;
@@ -8741,17 +9113,53 @@ static e2b_err e2b__user_check(const char *user, e2b_error *err) {
   return E2B_OK;
 }
 
+#ifndef E2B_NO_TRAFFIC_TOKEN
+/* Adds the traffic token when the request goes: it may be another one by then. One that is not a JWT is what E2B's edge asks
+ * for in front of all ports but envd's. */
+static e2b_err e2b__data_gate(e2b__req *req, e2b_error *err) {
+  const e2b_sandbox *sandbox = (const e2b_sandbox *)req->gate_user;
+  const char *port = e2b__headers_get(&req->headers, "e2b-sandbox-port");
+  char envd[8];
+  (void)snprintf(envd, sizeof envd, "%u", (unsigned)sandbox->runtime_port);
+  if (req->client->config.traffic_token_provider) return e2b__traffic_ask(sandbox->id, req, err);
+  if (sandbox->traffic) return e2b__traffic_header(sandbox->traffic, req, err);
+  if (port && strcmp(port, envd) != 0)
+    e2b__headers_set(&req->headers, E2B_TRAFFIC_TOKEN_HEADER, e2b__str(sandbox->traffic_token));
+  return E2B_OK;
+}
+#endif
+
+/* Has a request to a port of the sandbox wait for its traffic token, unless the caller gave one. */
+static void e2b__data_traffic(e2b__req *req, const e2b_sandbox *sandbox) {
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  if ((!req->client->config.traffic_token_provider && !sandbox->traffic && !e2b__given(sandbox->traffic_token)) ||
+      e2b__headers_get(&req->headers, E2B_TRAFFIC_TOKEN_HEADER))
+    return;
+  req->gate = e2b__data_gate;
+  req->gate_user = (void *)(uintptr_t)sandbox;
+#else
+  E2B__UNUSED(req);
+  E2B__UNUSED(sandbox);
+#endif
+}
+
 /* Headers of a request to envd: routing, tokens and, unless NULL, the user. */
 static void e2b__data_headers(e2b__req *req, const e2b_sandbox *sandbox, const char *user, const e2b_call *call) {
   const e2b_client_config *config = &sandbox->client->config;
   char port[8];
-  (void)snprintf(port, sizeof port, "%u", (unsigned)config->runtime_port);
-  e2b__req_common_headers(req, call);
+  size_t i;
+  (void)snprintf(port, sizeof port, "%u", (unsigned)sandbox->runtime_port);
+  e2b__req_common_headers(req, NULL);
+  for (i = 0; i < sandbox->headers.count; i++)
+    e2b__headers_set(&req->headers, sandbox->headers.items[i].key, e2b__str(sandbox->headers.items[i].value));
+  for (i = 0; call && i < call->headers.count; i++)
+    e2b__headers_set(&req->headers, call->headers.items[i].key, e2b__str(call->headers.items[i].value));
   e2b__headers_set(&req->headers, "e2b-sandbox-id", e2b__str(sandbox->id));
   e2b__headers_set(&req->headers, "e2b-sandbox-port", e2b__str(port));
   if (e2b__given(sandbox->access_token)) e2b__headers_set(&req->headers, "x-access-token", e2b__str(sandbox->access_token));
-  if (e2b__given(sandbox->traffic_token)) e2b__headers_set(&req->headers, "e2b-traffic-access-token", e2b__str(sandbox->traffic_token));
+  e2b__data_traffic(req, sandbox);
   if (config->send_api_key_to_sandbox && e2b__given(config->api_key)) e2b__headers_set(&req->headers, "x-api-key", e2b__str(config->api_key));
+  if (!user && e2b__given(sandbox->auth_header)) e2b__headers_set(&req->headers, "authorization", e2b__str(sandbox->auth_header));
   if (user) {
     e2b__buf basic;
     e2b__buf_init(&basic, &req->client->mem, 4096);
@@ -8830,6 +9238,7 @@ static bool e2b__probe_ask_control_plane(e2b__probe *probe) {
   e2b__url api;
   if (probe->asked_control_plane || !e2b__given(client->config.api_key) || !e2b__url_parse(client->config.api_url, &api)) return false;
   probe->asked_control_plane = true;
+  probe->req.gate = NULL;
   e2b__headers_free(&probe->req.headers);
   e2b__req_common_headers(&probe->req, NULL);
   e2b__headers_set(&probe->req.headers, "x-api-key", e2b__str(client->config.api_key));
@@ -8849,17 +9258,19 @@ static e2b__verdict e2b__probe_read_info(e2b__req *req) {
   if (e2b__json_decode(&e2b__msg_rest_sandbox, (char *)req->rx.data, req->rx.len, &arena, &info) == E2B_OK) {
     if (e2b__str_eq(info.state, "paused")) verdict = E2B__VERDICT_PAUSED;
     if (e2b__str_eq(info.state, "running")) verdict = E2B__VERDICT_ALIVE;
+    if (e2b__str_eq(info.state, "dead")) verdict = E2B__VERDICT_GONE; /* OpenKruise shows them for a while */
   }
   e2b__arena_free(&arena);
   return verdict;
 }
 
 /* True for an edge's own words that no such sandbox runs: {"sandboxId","message":"The sandbox was not found","code":502}, or the
- * OpenKruise gateway's "sandbox not found: <id>". A 502 of any other proxy proves nothing. */
+ * OpenKruise gateway's "sandbox not found: <id>" and the like. A 502 of any other proxy proves nothing. */
 static bool e2b__says_not_found(const e2b__req *req) {
   char text[160];
   e2b__error_excerpt(text, sizeof text, req->rx.data, req->rx.len);
-  return req->status == 502 && (strstr(text, "sandbox was not found") || strstr(text, "sandbox not found"));
+  return req->status == 502 &&
+         (strstr(text, "sandbox was not found") || strstr(text, "sandbox not found") || strstr(text, "API Error: healthy sandbox"));
 }
 
 static void e2b__probe_on_end(e2b__req *req, const e2b_error *err) {
@@ -9269,6 +9680,8 @@ E2B_API const char *e2b_err_name(e2b_err code) {
     E2B__NAME(E2B_ERR_SANDBOX_GONE);
     E2B__NAME(E2B_ERR_SANDBOX_PAUSED);
     E2B__NAME(E2B_ERR_SERVICE);
+    E2B__NAME(E2B_ERR_TRAFFIC_TOKEN_EXPIRED);
+    E2B__NAME(E2B_ERR_TRAFFIC_TOKEN_REFRESH);
   }
 #undef E2B__NAME
   return "unknown";
@@ -9319,6 +9732,7 @@ static void e2b__config_resolve_service(e2b_client_config *config) {
   if (debug && e2b__str_eq_nocase(e2b__str(debug), "true")) config->debug = true;
   if (!e2b__given(config->code_interpreter_base_url)) config->code_interpreter_base_url = NULL;
   if (!e2b__given(config->default_user)) config->default_user = NULL;
+  if (!e2b__given(config->auth_header)) config->auth_header = NULL;
   if (!e2b__given(config->user_agent)) config->user_agent = "e2b.h/" E2B_VERSION;
 }
 
@@ -9418,6 +9832,7 @@ static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_er
   if ((code = e2b__config_check_value(config->api_key, "api_key (or E2B_API_KEY, X_API_KEY)", err)) != E2B_OK ||
       (code = e2b__config_check_value(config->access_token, "access_token (or X_ACCESS_TOKEN)", err)) != E2B_OK ||
       (code = e2b__config_check_value(config->user_agent, "user_agent", err)) != E2B_OK ||
+      (code = e2b__config_check_value(config->auth_header, "auth_header", err)) != E2B_OK ||
       (code = e2b__config_check_url(config->api_url, "api_url (or E2B_API_URL)", err)) != E2B_OK ||
       (code = e2b__config_check_url(config->sandbox_base_url, "sandbox_base_url", err)) != E2B_OK ||
       (code = e2b__config_check_url(config->sandbox_url, "sandbox_url (or E2B_SANDBOX_URL)", err)) != E2B_OK ||
@@ -9432,6 +9847,10 @@ static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_er
     return e2b__invalid(err, "codec", "is not one of e2b_codec");
   if (strcmp(config->scheme, "https") != 0 && strcmp(config->scheme, "http") != 0)
     return e2b__invalid(err, "scheme (or SCHEME)", "must be \"https\" or \"http\"");
+#ifdef E2B_NO_TRAFFIC_TOKEN
+  if (config->traffic_token_provider)
+    return e2b__fail(err, E2B_ERR_NOT_BUILT, "traffic_token_provider is set, but this build has E2B_NO_TRAFFIC_TOKEN");
+#endif
   if (!e2b__domain_ok(config->domain))
     return e2b__invalid(err, "domain (or E2B_DOMAIN)", "is not a host or host:port, without scheme and path");
   if (!config->api_url && config->protocol == E2B_PROTOCOL_NATIVE && e2b__domain_is_ip(config->domain))
@@ -9556,11 +9975,22 @@ static const size_t e2b__config_texts[] = {
   offsetof(e2b_client_config, scheme),       offsetof(e2b_client_config, default_user),
   offsetof(e2b_client_config, user_agent),   offsetof(e2b_client_config, tls) + offsetof(e2b_tls_config, ca_file),
   offsetof(e2b_client_config, tls) + offsetof(e2b_tls_config, ca_path),
+  offsetof(e2b_client_config, auth_header),
 };
 #define E2B__CONFIG_URLS 4 /* the first of them; kept without a final slash, for paths are appended to them */
 
 static const char **e2b__config_text_at(e2b_client_config *config, size_t i) {
   return (const char **)(void *)((uint8_t *)config + e2b__config_texts[i]);
+}
+
+static void e2b__headers_free_copy(e2b__mem *mem, e2b_kvs *copy) {
+  e2b_kv *headers = (e2b_kv *)copy->items;
+  size_t i;
+  for (i = 0; headers && i < copy->count; i++) {
+    e2b__mem_free_str(mem, (char *)headers[i].key);
+    e2b__mem_free_str(mem, (char *)headers[i].value);
+  }
+  e2b__mem_free(mem, headers, copy->count * sizeof *headers);
 }
 
 /* Frees a copy of bytes, wiped: one is a private key. */
@@ -9570,21 +10000,16 @@ static void e2b__config_free_bytes(e2b__mem *mem, const void *data, size_t len) 
 }
 
 static void e2b__config_free(e2b__mem *mem, e2b_client_config *config) {
-  e2b_kv *headers = (e2b_kv *)config->headers.items;
   size_t i;
   for (i = 0; i < E2B__COUNT(e2b__config_texts); i++) e2b__mem_free_str(mem, (char *)*e2b__config_text_at(config, i));
-  for (i = 0; headers && i < config->headers.count; i++) {
-    e2b__mem_free_str(mem, (char *)headers[i].key);
-    e2b__mem_free_str(mem, (char *)headers[i].value);
-  }
-  e2b__mem_free(mem, headers, config->headers.count * sizeof *headers);
+  e2b__headers_free_copy(mem, &config->headers);
   e2b__config_free_bytes(mem, config->tls.ca_pem, config->tls.ca_pem_len);
   e2b__config_free_bytes(mem, config->tls.client_cert_pem, config->tls.client_cert_pem_len);
   e2b__config_free_bytes(mem, config->tls.client_key_pem, config->tls.client_key_pem_len);
   e2b__config_free_bytes(mem, config->tls.pin_sha256, config->tls.pin_count * E2B__TLS_PIN_LEN);
 }
 
-static bool e2b__config_copy_headers(e2b__mem *mem, e2b_kvs *out) {
+static bool e2b__headers_copy(e2b__mem *mem, e2b_kvs *out) {
   const e2b_kv *from = out->items;
   e2b_kv *to = out->count ? (e2b_kv *)e2b__mem_alloc(mem, out->count * sizeof *to) : NULL;
   size_t i;
@@ -9623,7 +10048,7 @@ static bool e2b__config_copy(e2b__mem *mem, e2b_client_config *config) {
     if (!*text) ok = false;
   }
   if (!e2b__config_copy_tls(mem, &config->tls)) ok = false;
-  if (!e2b__config_copy_headers(mem, &config->headers)) ok = false;
+  if (!e2b__headers_copy(mem, &config->headers)) ok = false;
   return ok;
 }
 
@@ -9636,6 +10061,12 @@ static bool e2b__config_derive_api_url(e2b__mem *mem, e2b_client_config *config)
                  private_protocol ? "/kruise/api" : "");
   config->api_url = e2b__mem_dup(mem, url, strlen(url));
   return config->api_url != NULL;
+}
+
+/* Whether the control plane is OpenKruise's, whose lists are asked for in another way. */
+static bool e2b__config_is_kruise(const e2b_client_config *config) {
+  size_t len = strlen(config->api_url);
+  return config->protocol == E2B_PROTOCOL_PRIVATE || (len >= 11 && strcmp(config->api_url + len - 11, "/kruise/api") == 0);
 }
 
 /* ---- the client itself ---- */
@@ -9986,6 +10417,10 @@ typedef struct e2b__sandbox_parts {
   e2b_str base_url; /* empty = by the rules of the client */
   e2b_str code_url; /* the same, of the code interpreter */
   uint16_t code_port; /* 0 = the client's */
+  const char *scheme, *auth_header; /* NULL = the client's */
+  uint16_t runtime_port;            /* 0 = the client's */
+  e2b_kvs headers;
+  bool jwt_mode;                    /* a traffic token has to be fetched when there is none */
 } e2b__sandbox_parts;
 
 static char *e2b__sandbox_text(e2b__mem *mem, e2b_str text) {
@@ -10003,7 +10438,27 @@ static void e2b__sandbox_destroy(e2b_sandbox *sandbox) {
   e2b__mem_free_str(mem, sandbox->domain);
   e2b__mem_free_str(mem, sandbox->runtime_url);
   e2b__mem_free_str(mem, sandbox->code_url);
+  e2b__mem_free_str(mem, sandbox->auth_header);
+  e2b__headers_free_copy(mem, &sandbox->headers);
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  e2b__traffic_free(sandbox->traffic);
+#endif
   e2b__object_free(sandbox->client, sandbox);
+}
+
+/* The traffic token, or what looks after it. */
+static e2b_err e2b__sandbox_fill_traffic(e2b_sandbox *sandbox, const e2b__sandbox_parts *parts, e2b_error *err) {
+  e2b__mem *mem = &sandbox->client->mem;
+  sandbox->traffic_token = e2b__sandbox_text(mem, parts->traffic_token);
+  if (!sandbox->traffic_token) return e2b__no_memory(err);
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  if (e2b__traffic_new(sandbox->client, sandbox->id, sandbox->traffic_token, parts->jwt_mode, &sandbox->traffic, err))
+    return E2B_ERR_NO_MEMORY;
+  if (!sandbox->traffic) return E2B_OK;
+  e2b__mem_free_str(mem, sandbox->traffic_token);
+  sandbox->traffic_token = e2b__mem_dup(mem, "", 0);
+#endif
+  return sandbox->traffic_token ? E2B_OK : e2b__no_memory(err);
 }
 
 /* The URL of the code interpreter, when one was given. */
@@ -10019,27 +10474,33 @@ static e2b_err e2b__sandbox_fill_code_url(e2b_sandbox *sandbox, e2b_str url, e2b
 
 /* Copies the parts and works out the URL of envd. */
 static e2b_err e2b__sandbox_fill(e2b_sandbox *sandbox, const e2b__sandbox_parts *parts, e2b_error *err) {
-  const e2b_client_config *config = &sandbox->client->config;
+  e2b_client_config config = sandbox->client->config;
   e2b__mem *mem = &sandbox->client->mem;
   e2b__buf url;
   sandbox->id = e2b__sandbox_text(mem, parts->id);
   sandbox->template_id = e2b__sandbox_text(mem, parts->template_id);
   sandbox->envd_version = e2b__sandbox_text(mem, parts->envd_version);
   sandbox->access_token =
-      e2b__sandbox_text(mem, parts->access_token.len ? parts->access_token : e2b__str(config->access_token));
-  sandbox->traffic_token = e2b__sandbox_text(mem, parts->traffic_token);
-  sandbox->code_port = parts->code_port ? parts->code_port : config->code_interpreter_port;
-  sandbox->domain = e2b__sandbox_text(mem, parts->domain.len ? parts->domain : e2b__str(config->domain));
-  if (!sandbox->id || !sandbox->template_id || !sandbox->envd_version || !sandbox->access_token ||
-      !sandbox->traffic_token || !sandbox->domain)
+      e2b__sandbox_text(mem, parts->access_token.len ? parts->access_token : e2b__str(config.access_token));
+  sandbox->domain = e2b__sandbox_text(mem, parts->domain.len ? parts->domain : e2b__str(config.domain));
+  sandbox->code_port = parts->code_port ? parts->code_port : config.code_interpreter_port;
+  sandbox->auth_header =
+      e2b__sandbox_text(mem, e2b__str(e2b__given(parts->auth_header) ? parts->auth_header : config.auth_header));
+  sandbox->headers = parts->headers;
+  if (!e2b__headers_copy(mem, &sandbox->headers) || !sandbox->id || !sandbox->template_id || !sandbox->envd_version ||
+      !sandbox->access_token || !sandbox->domain || !sandbox->auth_header)
     return e2b__no_memory(err);
+  if (e2b__given(parts->scheme)) config.scheme = strcmp(parts->scheme, "http") == 0 ? "http" : "https";
+  if (parts->runtime_port) config.runtime_port = parts->runtime_port;
+  sandbox->runtime_port = config.runtime_port;
+  if (e2b__sandbox_fill_traffic(sandbox, parts, err)) return E2B_ERR_NO_MEMORY;
   if (!e2b__domain_ok(sandbox->domain))
     return e2b__invalid(err, "domain", "is not a host or host:port, without scheme and path");
   e2b__buf_init(&url, mem, 65536);
   if (parts->base_url.len)
     e2b__buf_str(&url, parts->base_url);
   else
-    e2b__put_runtime_url(&url, config, sandbox->id, sandbox->domain);
+    e2b__put_runtime_url(&url, &config, sandbox->id, sandbox->domain);
   while (url.len && url.data[url.len - 1] == '/') url.len--;
   sandbox->runtime_url = url.err ? NULL : e2b__mem_dup(mem, (const char *)url.data, url.len);
   e2b__buf_free(&url);
@@ -10060,6 +10521,11 @@ static e2b_err e2b__sandbox_new(e2b_client *client, const e2b__sandbox_parts *pa
     return e2b__invalid(err, "access_token", "has a control or non-ASCII character");
   if (!e2b__header_value_ok(parts->traffic_token))
     return e2b__invalid(err, "traffic_access_token", "has a control or non-ASCII character");
+  if (!e2b__header_value_ok(e2b__str(parts->auth_header)))
+    return e2b__invalid(err, "auth_header", "has a control or non-ASCII character");
+  if (e2b__given(parts->scheme) && strcmp(parts->scheme, "https") != 0 && strcmp(parts->scheme, "http") != 0)
+    return e2b__invalid(err, "scheme", "must be \"https\" or \"http\"");
+  if (e2b__headers_check(parts->headers, "headers", err)) return E2B_ERR_INVALID_ARGUMENT;
   sandbox = (e2b_sandbox *)e2b__object_new(client, sizeof *sandbox);
   if (!sandbox) return e2b__no_memory(err);
   sandbox->client = client;
@@ -10111,11 +10577,23 @@ static e2b_err e2b__sandbox_id_check(const char *id, e2b_error *err) {
   return E2B_OK;
 }
 
+/* One that this build would never send is refused. */
+static e2b_err e2b__traffic_token_check(const char *token, e2b_error *err) {
+#ifdef E2B_NO_TRAFFIC_TOKEN
+  if (e2b__given(token))
+    return e2b__fail(err, E2B_ERR_NOT_BUILT, "traffic_access_token is set, but this build has E2B_NO_TRAFFIC_TOKEN");
+#endif
+  if (e2b__header_value_ok(e2b__str(token))) return E2B_OK;
+  return e2b__invalid(err, "traffic_access_token", "has a control or non-ASCII character");
+}
+
 E2B_API e2b_err e2b_sandbox_attach(e2b_client *client, const char *sandbox_id, const e2b_attach_opts *opts,
                                    e2b_sandbox **out, e2b_error *err) {
   e2b__sandbox_parts parts;
-  if (err) memset(err, 0, sizeof *err);
+  e2b_err code = e2b__traffic_token_check(opts ? opts->traffic_access_token : NULL, err);
   if (out) *out = NULL;
+  if (code) return code;
+  if (err) memset(err, 0, sizeof *err);
   if (!client) return e2b__invalid(err, "client", "is NULL");
   if (!out) return e2b__invalid(err, "out", "is NULL");
   if (client->closing) return e2b__fail(err, E2B_ERR_BAD_STATE, "the client is being freed");
@@ -10131,6 +10609,10 @@ E2B_API e2b_err e2b_sandbox_attach(e2b_client *client, const char *sandbox_id, c
     parts.base_url = e2b__str(opts->base_url);
     parts.code_url = e2b__str(e2b__given(opts->code_interpreter_base_url) ? opts->code_interpreter_base_url : opts->base_url);
     parts.code_port = opts->code_interpreter_port;
+    parts.scheme = opts->scheme;
+    parts.auth_header = opts->auth_header;
+    parts.runtime_port = opts->runtime_port;
+    parts.headers = opts->headers;
   }
   return e2b__sandbox_new(client, &parts, out, err);
 }
@@ -10156,6 +10638,9 @@ E2B_API const char *e2b_sandbox_access_token(const e2b_sandbox *sandbox) {
 }
 
 E2B_API const char *e2b_sandbox_traffic_access_token(const e2b_sandbox *sandbox) {
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  if (sandbox && sandbox->traffic) return sandbox->traffic->token ? sandbox->traffic->token : "";
+#endif
   return sandbox ? sandbox->traffic_token : "";
 }
 
@@ -10173,7 +10658,7 @@ E2B_API size_t e2b_sandbox_host(const e2b_sandbox *sandbox, uint16_t port, char 
   if (config->sandbox_base_url)
     e2b__buf_text(&host, strstr(sandbox->runtime_url, "://") + 3); /* the header names the port */
   else
-    e2b__put_sandbox_host(&host, config, sandbox->id, sandbox->domain, port ? port : config->runtime_port);
+    e2b__put_sandbox_host(&host, config, sandbox->id, sandbox->domain, port ? port : sandbox->runtime_port);
   return e2b__text_out(&host, out, cap);
 }
 
@@ -10181,8 +10666,10 @@ E2B_API size_t e2b_sandbox_host(const e2b_sandbox *sandbox, uint16_t port, char 
 
 typedef struct e2b__rest_task {
   e2b__task task;
-  char *traffic_token; /* create and connect: instead of the server's; NULL = the server's */
-  char nonce[33];      /* create: what is sent, "" = nothing of ours */
+  char *traffic_token;  /* create and connect: instead of the server's; NULL = the server's */
+  char nonce[33];       /* create: what is sent, "" = nothing of ours */
+  e2b_sandbox *sandbox; /* connect: made, but not handed out yet; NULL = none */
+  bool connects;
 } e2b__rest_task;
 
 static void e2b__rest_release(e2b__op *op) {
@@ -10190,11 +10677,21 @@ static void e2b__rest_release(e2b__op *op) {
   e2b__task_release(op);
 }
 
-static const e2b__op_type e2b__rest_type = { e2b__task_cancel, e2b__rest_release, e2b__task_resume, e2b__task_phase, NULL };
+static void e2b__rest_drop_sandbox(e2b__rest_task *rest) {
+  e2b_sandbox_free(rest->sandbox);
+  rest->sandbox = NULL;
+}
 
-/* Makes the task for <api_url><path>; a body goes into its req.body. e2b__rest_run or e2b__op_release end it. */
-static e2b_err e2b__rest_new(e2b_client *client, const char *method, const char *path, const e2b_call *call,
-                             e2b__rest_task **out, e2b_error *err) {
+static void e2b__rest_cancel(e2b__op *op) {
+  e2b__rest_drop_sandbox((e2b__rest_task *)op);
+  e2b__task_cancel(op);
+}
+
+static const e2b__op_type e2b__rest_type = { e2b__rest_cancel, e2b__rest_release, e2b__task_resume, e2b__task_phase, NULL };
+
+/* Makes the task (a struct of `size` bytes that starts with an e2b__rest_task) for <api_url><path>; a body goes into its req.body. e2b__rest_run or e2b__op_release end it. */
+static e2b_err e2b__rest_new_sized(e2b_client *client, const char *method, const char *path, const e2b_call *call,
+                                   const e2b__op_type *type, size_t size, e2b__rest_task **out, e2b_error *err) {
   const e2b_client_config *config;
   e2b__rest_task *rest;
   e2b__url api;
@@ -10202,8 +10699,7 @@ static e2b_err e2b__rest_new(e2b_client *client, const char *method, const char 
   if (!client) return e2b__invalid(err, "the client or sandbox", "is NULL");
   if (e2b__call_check(call, err)) return E2B_ERR_INVALID_ARGUMENT;
   config = &client->config;
-  rest =
-      (e2b__rest_task *)e2b__op_new(client, call, &e2b__rest_type, sizeof *rest, config->request_timeout_ms, &failed);
+  rest = (e2b__rest_task *)e2b__op_new(client, call, type, size, config->request_timeout_ms, &failed);
   if (!rest) {
     if (err) *err = failed;
     return failed.code;
@@ -10218,6 +10714,11 @@ static e2b_err e2b__rest_new(e2b_client *client, const char *method, const char 
   e2b__buf_text(&rest->task.req.path, path);
   *out = rest;
   return E2B_OK;
+}
+
+static e2b_err e2b__rest_new(e2b_client *client, const char *method, const char *path, const e2b_call *call,
+                             e2b__rest_task **out, e2b_error *err) {
+  return e2b__rest_new_sized(client, method, path, call, &e2b__rest_type, sizeof **out, out, err);
 }
 
 static e2b_err e2b__rest_run(e2b__rest_task *rest, const e2b_call *call, e2b_error *err) {
@@ -10456,13 +10957,75 @@ static e2b_err e2b__created_response(e2b__task *task, e2b_error *err) {
   return code;
 }
 
+/* Whether the sandbox was created in OpenKruise's JWT mode, as far as an answer shows. */
+static bool e2b__rest_in_jwt_mode(const e2b__rest_sandbox *rest) {
+  const e2b__pair *pairs = (const e2b__pair *)rest->metadata.items;
+  size_t i;
+  for (i = 0; i < rest->metadata.count; i++)
+    if (e2b__str_eq(pairs[i].key, E2B_JWT_AUTH_METADATA_KEY)) return e2b__str_eq(pairs[i].value, "true");
+  return false;
+}
+
+#ifndef E2B_NO_TRAFFIC_TOKEN
+/* The end of a connect that asked a second time. `jwt_mode`: a traffic token has to be fetched. */
+static e2b_err e2b__connected(e2b__task *task, bool jwt_mode, e2b_error *err) {
+  e2b__rest_task *rest = (e2b__rest_task *)task;
+  e2b_sandbox *sandbox = rest->sandbox;
+  e2b_err code = err->code == E2B_ERR_NO_MEMORY ? err->code : E2B_OK;
+  if (!code && jwt_mode) code = e2b__traffic_new(task->op.client, sandbox->id, NULL, true, &sandbox->traffic, err);
+  if (!code) {
+    rest->sandbox = NULL;
+    *(e2b_sandbox **)task->out = sandbox;
+  }
+  e2b__rest_drop_sandbox(rest);
+  return code;
+}
+
+/* Only a success says that it has to. */
+static e2b_err e2b__connected_info(e2b__task *task, e2b_error *err) {
+  e2b__rest_sandbox info;
+  e2b__arena arena;
+  bool jwt_mode = e2b__rest_read(task, false, &arena, &info, err) == E2B_OK && e2b__rest_in_jwt_mode(&info);
+  e2b__arena_free(&arena);
+  return e2b__connected(task, jwt_mode, err);
+}
+
+static e2b_err e2b__connected_loss(e2b__task *task, e2b_error *err) {
+  return e2b__connected(task, false, err);
+}
+
+/* OpenKruise gives a token with create only. Its connect shows whether one is needed; older ones only with get. */
+static e2b_err e2b__connected_ask(e2b__rest_task *rest, e2b_error *err) {
+  e2b__task *task = &rest->task;
+  e2b_err code;
+  e2b__url api;
+  (void)e2b__url_parse(task->op.client->config.api_url, &api);
+  rest->sandbox = *(e2b_sandbox **)task->out;
+  *(e2b_sandbox **)task->out = NULL;
+  task->req.method = "GET";
+  task->req.body.len = 0;
+  task->req.body_len = E2B__BODY_NONE;
+  (void)e2b__headers_remove(&task->req.headers, "content-type");
+  e2b__req_target(&task->req, &api);
+  e2b__buf_text(&task->req.path, "/sandboxes/");
+  e2b__url_escape(&task->req.path, e2b__str(rest->sandbox->id));
+  task->on_answer = e2b__connected_info;
+  task->on_loss = e2b__connected_loss;
+  code = e2b__task_again(task, err);
+  if (code != E2B_PENDING) e2b__rest_drop_sandbox(rest);
+  return code;
+}
+#endif
+
 /* Into a handle. */
 static e2b_err e2b__created_handle(e2b__task *task, e2b_error *err) {
-  const char *traffic_token = ((e2b__rest_task *)task)->traffic_token;
+  e2b__rest_task *created = (e2b__rest_task *)task;
+  const e2b_client_config *config = &task->op.client->config;
   e2b__sandbox_parts parts;
   e2b__rest_sandbox rest;
   e2b__arena arena;
   e2b_error failed;
+  bool ask = false;
   e2b_err code = e2b__created_read(task, &arena, &rest, err);
   if (!code) {
     memset(&parts, 0, sizeof parts);
@@ -10470,8 +11033,11 @@ static e2b_err e2b__created_handle(e2b__task *task, e2b_error *err) {
     parts.template_id = rest.template_id;
     parts.envd_version = rest.envd_version;
     parts.access_token = rest.envd_access_token;
-    parts.traffic_token = traffic_token ? e2b__str(traffic_token) : rest.traffic_access_token;
-    if (task->op.client->config.protocol == E2B_PROTOCOL_NATIVE) parts.domain = rest.domain;
+    parts.traffic_token = created->traffic_token ? e2b__str(created->traffic_token) : rest.traffic_access_token;
+    parts.jwt_mode = e2b__rest_in_jwt_mode(&rest);
+    if (config->protocol == E2B_PROTOCOL_NATIVE) parts.domain = rest.domain;
+    ask = created->connects && !parts.traffic_token.len && !rest.metadata.count && !config->debug &&
+          e2b__config_is_kruise(config);
     code = e2b__sandbox_new(task->op.client, &parts, (e2b_sandbox **)task->out, &failed);
     if (code == E2B_ERR_INVALID_ARGUMENT) code = E2B_ERR_PROTOCOL; /* it was the server's */
     if (code) {
@@ -10481,6 +11047,10 @@ static e2b_err e2b__created_handle(e2b__task *task, e2b_error *err) {
     }
   }
   e2b__arena_free(&arena);
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  if (ask && !code) return e2b__connected_ask(created, err);
+#endif
+  E2B__UNUSED(ask);
   return code;
 }
 
@@ -10536,6 +11106,7 @@ static e2b_err e2b__create_check(const char *template_id, const e2b_sandbox_opts
   if ((code = e2b__pairs_check(opts->metadata, "metadata", err)) != E2B_OK ||
       (code = e2b__pairs_check(opts->env_vars, "env_vars", err)) != E2B_OK)
     return code;
+  if ((code = e2b__traffic_token_check(opts->traffic_access_token, err)) != E2B_OK) return code;
   if (opts->network && (code = e2b__network_check(opts->network, err)) != E2B_OK) return code;
   for (i = 0; i < opts->volume_mount_count; i++)
     if (!e2b__given(opts->volume_mounts[i].name) || !e2b__given(opts->volume_mounts[i].path))
@@ -10758,13 +11329,15 @@ static e2b_err e2b__connect(e2b_client *client, const char *sandbox_id, int32_t 
   e2b__rest_task *rest;
   e2b_err code;
   if (!out) return e2b__invalid(err, "out", "is NULL");
-  code = e2b__rest_new_for(e2b__target_id(client, sandbox_id), "POST", "/connect", call, &rest, err);
+  code = e2b__traffic_token_check(opts ? opts->traffic_access_token : NULL, err);
+  if (!code) code = e2b__rest_new_for(e2b__target_id(client, sandbox_id), "POST", "/connect", call, &rest, err);
   if (code) return code;
   e2b__rest_put_timeout(rest, timeout_s > 0 ? timeout_s : E2B__DEFAULT_LIFE_S);
   if (!e2b__rest_keep_traffic_token(rest, opts)) {
     e2b__op_release(&rest->task.op);
     return e2b__no_memory(err);
   }
+  rest->connects = true;
   rest->task.on_answer = on_answer;
   rest->task.out = out;
   return e2b__rest_run(rest, call, err);
@@ -10927,42 +11500,134 @@ E2B_API e2b_err e2b_api_pause(e2b_client *client, const char *sandbox_id, const 
   return e2b__pause(e2b__target_id(client, sandbox_id), call, err);
 }
 
-static e2b_err e2b__list_answered(e2b__task *task, e2b_error *err) {
+/* ---- lists ---- */
+
+/* A page, or with on_sandbox all of them. */
+typedef struct e2b__list_task {
+  e2b__rest_task rest;
+  char *template_id;        /* applied here, where the server cannot; NULL = by the server */
+  int64_t started_after_ms; /* as well; 0 = by the server */
+  size_t query_len;         /* of the path, without the token of the page */
+  e2b__buf tokens;          /* that were used already, each ended by NUL */
+  e2b_sandbox_fn on_sandbox;
+  int32_t page_ms;          /* what each page adds to the deadline, 0 = nothing */
+  uint64_t seen;
+} e2b__list_task;
+
+static void e2b__list_release(e2b__op *op) {
+  e2b__list_task *list = (e2b__list_task *)op;
+  e2b__mem_free_str(&op->client->mem, list->template_id);
+  e2b__buf_free(&list->tokens);
+  e2b__rest_release(op);
+}
+
+static const e2b__op_type e2b__list_type = { e2b__rest_cancel, e2b__list_release, e2b__task_resume, e2b__task_phase, NULL };
+
+/* Drops from a page what the server could not be asked to leave out. */
+static void e2b__list_filter(const e2b__list_task *list, e2b__list *sandboxes) {
+  e2b__rest_sandbox *all = (e2b__rest_sandbox *)sandboxes->items;
+  size_t i, kept = 0;
+  for (i = 0; i < sandboxes->count; i++) {
+    if (list->template_id && !e2b__str_eq(all[i].template_id, list->template_id) &&
+        !e2b__str_eq(all[i].alias, list->template_id))
+      continue;
+    if (list->started_after_ms && e2b__to_unix_ms(all[i].started_at) < list->started_after_ms) continue;
+    all[kept++] = all[i];
+  }
+  sandboxes->count = kept;
+}
+
+/* Reads a page and hands it out in *out. */
+static e2b_err e2b__list_read(e2b__list_task *list, e2b_sandbox_list *out, e2b_error *err) {
+  e2b__task *task = &list->rest.task;
   e2b__rest_page page;
   e2b__arena arena;
   e2b_err code = e2b__rest_read(task, true, &arena, &page.sandboxes, err);
   page.next_token = e2b__headers_get(&task->req.answer_headers, "x-next-token");
-  if (!code) code = e2b__rest_give(task, e2b__fill_page, &page, sizeof(e2b_sandbox_list), err);
+  if (!code) {
+    e2b__list_filter(list, &page.sandboxes);
+    task->out = out;
+    code = e2b__rest_give(task, e2b__fill_page, &page, sizeof *out, err);
+  }
   e2b__arena_free(&arena);
   return code;
 }
 
-static e2b_err e2b__list_check(const e2b_list_opts *opts, bool private_protocol, e2b_error *err) {
+static e2b_err e2b__list_answered(e2b__task *task, e2b_error *err) {
+  return e2b__list_read((e2b__list_task *)task, (e2b_sandbox_list *)task->out, err);
+}
+
+/* Asks for the page of a token, which must not have been used before. */
+static e2b_err e2b__list_turn_page(e2b__list_task *list, const char *token, e2b_error *err) {
+  e2b__task *task = &list->rest.task;
+  const char *at = (const char *)list->tokens.data, *end = at + list->tokens.len;
+  for (; at != end; at += strlen(at) + 1) {
+    if (strcmp(at, token) != 0) continue;
+    return e2b__error_say(err, E2B_ERR_PROTOCOL, "after %llu sandboxes the server gave the token of a page it had given before",
+                          (unsigned long long)list->seen);
+  }
+  e2b__buf_put(&list->tokens, token, strlen(token) + 1);
+  if (list->tokens.err) return e2b__error_say(err, list->tokens.err, "no memory for the tokens of the pages");
+  task->req.path.len = list->query_len;
+  e2b__url_query(&task->req.path, "nextToken", e2b__str(token));
+  task->waited = false;
+  if (list->page_ms > 0) task->op.deadline = e2b__deadline(task->op.client->now, list->page_ms);
+  return e2b__task_again(task, err);
+}
+
+/* Hands a page to on_sandbox and asks for the next one. The callback may cancel the operation. */
+static e2b_err e2b__list_page_answered(e2b__task *task, e2b_error *err) {
+  e2b__list_task *list = (e2b__list_task *)task;
+  e2b_client *client = task->op.client;
+  e2b_sandbox_list page;
+  e2b_op handle;
+  size_t i;
+  int said = 0;
+  e2b_err code;
+  handle.id = task->op.id;
+  memset(&page, 0, sizeof page);
+  code = e2b__list_read(list, &page, err);
+  for (i = 0; !code && !said && i < page.count; i++) {
+    list->seen++;
+    said = list->on_sandbox(task->user, &page.items[i]);
+    if (!e2b__op_find(client, handle)) code = E2B_PENDING; /* and gone */
+  }
+  if (!code && said < 0) code = e2b__error_say(err, E2B_ERR_CANCELED, "on_sandbox returned %d", said);
+  if (!code && !said && page.next_token) code = e2b__list_turn_page(list, page.next_token, err);
+  e2b_mem_free(&page.mem);
+  return code;
+}
+
+static e2b_err e2b__list_check(const e2b_client *client, const e2b_list_opts *opts, e2b_error *err) {
+  bool kruise = client && e2b__config_is_kruise(&client->config);
+  size_t i;
   e2b_err code;
   if (!opts) return E2B_OK;
   if ((code = e2b__pairs_check(opts->metadata, "metadata", err)) != E2B_OK) return code;
+  for (i = 0; kruise && i < opts->metadata.count; i++) {
+    const char *key = opts->metadata.items[i].key, *value = opts->metadata.items[i].value;
+    if (strpbrk(key, "&=") || (value && strchr(value, '&')))
+      return e2b__invalid(err, "metadata", "has a '&', or a '=' in a key: OpenKruise cannot be asked for these");
+  }
   if (opts->states & ~(uint32_t)(E2B_STATE_RUNNING | E2B_STATE_PAUSED))
     return e2b__invalid(err, "states", "has bits besides E2B_STATE_RUNNING and E2B_STATE_PAUSED");
+  if (!e2b__text_ok(opts->template_id)) return e2b__invalid(err, "template_id", "has a control character");
+  if (opts->started_after_ms < 0) return e2b__invalid(err, "started_after_ms", "is negative");
   if (opts->limit < 0 || opts->limit > 100) return e2b__invalid(err, "limit", "must be 1 to 100");
   if (opts->next_token && !e2b__text_ok(opts->next_token))
     return e2b__invalid(err, "next_token", "has a control character");
-  if (opts->started_after_ms < 0) return e2b__invalid(err, "started_after_ms", "is negative");
-  if (!e2b__text_ok(opts->template_id)) return e2b__invalid(err, "template_id", "has a control character");
-  /* OpenKruise would take them for metadata, and find nothing */
-  if (private_protocol && (e2b__given(opts->template_id) || opts->started_after_ms))
-    return e2b__invalid(err, "template_id or started_after_ms", "cannot be used with E2B_PROTOCOL_PRIVATE");
   return E2B_OK;
 }
 
 /* E2B's cloud decodes three layers, OpenKruise two. */
-static void e2b__list_put_metadata(e2b__buf *path, e2b_kvs metadata, bool private_protocol) {
+static void e2b__list_put_metadata(e2b__buf *path, e2b_kvs metadata, bool kruise) {
   e2b__url_query_name(path, "metadata");
-  e2b__url_metadata(path, metadata, private_protocol ? 2 : 3);
+  e2b__url_metadata(path, metadata, kruise ? 2 : 3);
 }
 
-static void e2b__list_put_query(e2b__buf *path, const e2b_list_opts *opts, bool private_protocol) {
-  e2b__timestamp from;
-  if (opts->metadata.count) e2b__list_put_metadata(path, opts->metadata, private_protocol);
+/* OpenKruise takes names it does not know for metadata, which would empty the list: they are not sent there. */
+static void e2b__list_put_query(e2b__buf *path, const e2b_list_opts *opts, bool kruise) {
+  if (opts->metadata.count) e2b__list_put_metadata(path, opts->metadata, kruise);
   if (opts->states) {
     e2b__url_query_name(path, "state");
     e2b__buf_text(path, opts->states == E2B_STATE_RUNNING  ? "running"
@@ -10973,38 +11638,170 @@ static void e2b__list_put_query(e2b__buf *path, const e2b_list_opts *opts, bool 
     e2b__url_query_name(path, "limit");
     e2b__buf_i64(path, opts->limit);
   }
-  if (e2b__given(opts->next_token)) e2b__url_query(path, "nextToken", e2b__str(opts->next_token));
+  if (kruise) return;
   if (e2b__given(opts->template_id)) e2b__url_query(path, "template", e2b__str(opts->template_id));
   if (opts->started_after_ms) {
-    e2b__buf time;
-    from.seconds = opts->started_after_ms / 1000;
-    from.nanos = (int32_t)(opts->started_after_ms % 1000) * 1000000;
-    e2b__buf_init(&time, path->mem, 64);
-    e2b__time_format(from, &time);
-    if (time.err) path->err = time.err;
-    else e2b__url_query(path, "startedAfter", e2b__str_n((const char *)time.data, time.len));
-    e2b__buf_free(&time);
+    e2b__timestamp after;
+    e2b__buf text;
+    e2b__buf_init(&text, path->mem, 64);
+    after.seconds = opts->started_after_ms / 1000;
+    after.nanos = (int32_t)(opts->started_after_ms % 1000) * 1000000;
+    e2b__time_format(after, &text);
+    if (text.err) path->err = text.err;
+    else e2b__url_query(path, "startedAfter", e2b__str_n((const char *)text.data, text.len));
+    e2b__buf_free(&text);
   }
-  if (opts->oldest_first && !private_protocol) e2b__url_query(path, "order", e2b__str("asc"));
+  if (opts->oldest_first) e2b__url_query(path, "order", e2b__str("asc"));
+}
+
+/* A task for the first page. */
+static e2b_err e2b__list_new(e2b_client *client, const e2b_list_opts *opts, e2b__list_task **out, e2b_error *err) {
+  e2b_list_opts none;
+  e2b__list_task *list;
+  e2b__buf *path;
+  e2b__rest_task *rest;
+  bool kruise = client && e2b__config_is_kruise(&client->config);
+  e2b_err code = e2b__list_check(client, opts, err);
+  memset(&none, 0, sizeof none);
+  opts = opts ? opts : &none;
+  if (!code) code = e2b__rest_new_sized(client, "GET", "/v2/sandboxes", &opts->call, &e2b__list_type, sizeof *list, &rest, err);
+  if (code) return code;
+  list = (e2b__list_task *)rest;
+  path = &rest->task.req.path;
+  e2b__buf_init(&list->tokens, &client->mem, 0x1000000u);
+  e2b__list_put_query(path, opts, kruise);
+  list->query_len = path->len;
+  if (e2b__given(opts->next_token)) e2b__url_query(path, "nextToken", e2b__str(opts->next_token));
+  if (kruise) list->started_after_ms = opts->started_after_ms;
+  if (kruise && e2b__given(opts->template_id)) {
+    list->template_id = e2b__mem_dup(&client->mem, opts->template_id, strlen(opts->template_id));
+    if (!list->template_id) path->err = E2B_ERR_NO_MEMORY;
+  }
+  rest->task.req.idempotent = true;
+  *out = list;
+  return E2B_OK;
 }
 
 E2B_API e2b_err e2b_api_list(e2b_client *client, const e2b_list_opts *opts, e2b_sandbox_list *out, e2b_error *err) {
-  const e2b_call *call = opts ? &opts->call : NULL;
-  bool private_protocol;
+  e2b__list_task *list;
+  e2b_err code;
+  e2b__result_clear(out, sizeof *out);
+  if (!out) return e2b__invalid(err, "out", "is NULL");
+  code = e2b__list_new(client, opts, &list, err);
+  if (code) return code;
+  list->rest.task.on_answer = e2b__list_answered;
+  list->rest.task.out = out;
+  return e2b__rest_run(&list->rest, opts ? &opts->call : NULL, err);
+}
+
+E2B_API e2b_err e2b_api_list_all(e2b_client *client, const e2b_list_opts *opts, e2b_sandbox_fn on_sandbox, void *user,
+                                 e2b_error *err) {
+  e2b__list_task *list;
+  e2b_err code;
+  if (!on_sandbox) return e2b__invalid(err, "on_sandbox", "is NULL");
+  code = e2b__list_new(client, opts, &list, err);
+  if (code) return code;
+  list->on_sandbox = on_sandbox;
+  list->rest.task.user = user;
+  list->rest.task.on_answer = e2b__list_page_answered;
+  list->page_ms = opts && opts->call.timeout_ms ? 0 : client->config.request_timeout_ms;
+  if (opts && e2b__given(opts->next_token)) e2b__buf_put(&list->tokens, opts->next_token, strlen(opts->next_token) + 1);
+  if (list->tokens.err) list->rest.task.req.path.err = list->tokens.err;
+  return e2b__rest_run(&list->rest, opts ? &opts->call : NULL, err);
+}
+
+/* ---- traffic tokens and keys ---- */
+
+#define E2B__KEY_MAX 1024u
+
+#ifndef E2B_NO_TRAFFIC_TOKEN
+typedef struct e2b__traffic_answer {
+  e2b_str token;
+  int64_t expires;
+} e2b__traffic_answer;
+
+static void e2b__fill_traffic(e2b__pack *pack, const void *from, void *out) {
+  const e2b__traffic_answer *answer = (const e2b__traffic_answer *)from;
+  e2b_traffic_token *token = (e2b_traffic_token *)out;
+  token->token = e2b__pack_str(pack, answer->token);
+  token->expires_at_ms = answer->expires * 1000;
+}
+
+static e2b_err e2b__traffic_answered(e2b__task *task, e2b_error *err) {
+  e2b__traffic_answer answer;
+  e2b__arena arena;
+  e2b_err code = e2b__traffic_read(&task->req, &arena, &answer.token, &answer.expires, err);
+  if (!code) code = e2b__rest_give(task, e2b__fill_traffic, &answer, sizeof(e2b_traffic_token), err);
+  e2b__arena_free(&arena);
+  return code;
+}
+
+E2B_API e2b_err e2b_api_refresh_traffic_access_token(e2b_client *client, const char *sandbox_id, const e2b_call *call,
+                                                     e2b_traffic_token *out, e2b_error *err) {
   e2b__rest_task *rest;
   e2b_err code;
   e2b__result_clear(out, sizeof *out);
   if (!out) return e2b__invalid(err, "out", "is NULL");
-  if (!client) return e2b__invalid(err, "client", "is NULL");
-  private_protocol = client->config.protocol == E2B_PROTOCOL_PRIVATE;
-  code = e2b__list_check(opts, private_protocol, err);
-  if (!code) code = e2b__rest_new(client, "GET", "/v2/sandboxes", call, &rest, err);
+  code = e2b__rest_new_for(e2b__target_id(client, sandbox_id), "POST", "/traffic-access-token", call, &rest, err);
   if (code) return code;
-  if (opts) e2b__list_put_query(&rest->task.req.path, opts, private_protocol);
-  rest->task.req.idempotent = true;
-  rest->task.on_answer = e2b__list_answered;
+  e2b__headers_set(&rest->task.req.headers, "content-type", e2b__str("application/json"));
+  rest->task.on_answer = e2b__traffic_answered;
   rest->task.out = out;
   return e2b__rest_run(rest, call, err);
+}
+
+E2B_API e2b_err e2b_sandbox_refresh_traffic_access_token(e2b_sandbox *sandbox, const e2b_call *call, const char **token,
+                                                         e2b_error *err) {
+  e2b__traffic *traffic;
+  e2b__traffic_op *op;
+  e2b_error failed;
+  if (token) *token = NULL;
+  if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
+  if (e2b__call_check(call, err)) return E2B_ERR_INVALID_ARGUMENT;
+  traffic = sandbox->traffic;
+  if (!traffic || sandbox->client->config.traffic_token_provider)
+    return e2b__fail(err, E2B_ERR_BAD_STATE, traffic ? "the traffic tokens come from traffic_token_provider"
+                                                     : "this sandbox has no traffic token that can be refreshed: see E2B_JWT_AUTH_METADATA_KEY");
+  op = (e2b__traffic_op *)e2b__op_new(sandbox->client, call, &e2b__traffic_op_type, sizeof *op,
+                                      sandbox->client->config.request_timeout_ms, &failed);
+  if (!op) {
+    if (err) *err = failed;
+    return failed.code;
+  }
+  op->op.sandbox = sandbox;
+  op->out = token;
+  if (!traffic->refreshing) e2b__traffic_refresh(traffic);
+  if (!traffic->refreshing) {
+    e2b__op_release(&op->op);
+    return e2b__no_memory(err);
+  }
+  op->traffic = traffic;
+  op->next = traffic->waiting;
+  traffic->waiting = op;
+  return e2b__op_run(&op->op, call, err);
+}
+#endif
+
+E2B_API size_t e2b_encode_for_e2b_sdk(const char *raw_key, char *out, size_t cap) {
+  static const char scope[] = "openkruise-agents/e2b-key-compat/v1", digits[] = "0123456789abcdef";
+  size_t scope_len = sizeof scope - 1, len = raw_key ? strlen(raw_key) : 0, total = 38 + len * 2, i;
+  uint8_t text[sizeof scope + E2B__KEY_MAX], check[32];
+  char head[32];
+  bool ok;
+  if (cap) out[0] = 0;
+  if (len > E2B__KEY_MAX) return 0;
+  memcpy(text, scope, scope_len);
+  if (len) memcpy(text + scope_len, raw_key, len);
+  ok = e2b__sha256(text, scope_len + len, check);
+  (void)snprintf(head, sizeof head, "e2b_6f6b616701%08lx", (unsigned long)len);
+  for (i = 0; ok && i < total && i + 1 < cap; i++) {
+    size_t at = i < 22 ? 0 : (i - 22) / 2;
+    uint8_t byte = at < len ? text[scope_len + at] : check[at - len];
+    out[i] = i < 22 ? head[i] : digits[i % 2 ? byte & 15u : byte >> 4];
+  }
+  if (cap && ok) out[i] = 0;
+  e2b__mem_wipe(text, sizeof text);
+  return ok ? total : 0;
 }
 
 /* The edge answers 502 for a sandbox that does not run; one with a web page is somebody else's. */
@@ -11090,6 +11887,8 @@ E2B_API e2b_err e2b_api_find_by_nonce(e2b_client *client, const char *nonce, con
   if (!e2b__given(nonce)) return e2b__invalid(err, "nonce", "is empty");
   if (!e2b__text_ok(nonce)) return e2b__invalid(err, "nonce", "has a control character");
   if (strlen(nonce) >= sizeof rest->nonce) return e2b__invalid(err, "nonce", "is longer than 32 bytes");
+  if (client && e2b__config_is_kruise(&client->config) && strchr(nonce, '&'))
+    return e2b__invalid(err, "nonce", "has a '&', which OpenKruise cannot be asked for");
   code = e2b__rest_new(client, "GET", "/v2/sandboxes", call, &rest, err);
   if (code) return code;
   memcpy(rest->nonce, nonce, strlen(nonce) + 1);
@@ -11097,7 +11896,7 @@ E2B_API e2b_err e2b_api_find_by_nonce(e2b_client *client, const char *nonce, con
   pair.value = nonce;
   filter.items = &pair;
   filter.count = 1;
-  e2b__list_put_metadata(&rest->task.req.path, filter, client->config.protocol == E2B_PROTOCOL_PRIVATE);
+  e2b__list_put_metadata(&rest->task.req.path, filter, e2b__config_is_kruise(&client->config));
   rest->task.req.idempotent = true;
   rest->task.on_answer = e2b__found_answered;
   rest->task.data = (const uint8_t *)rest->nonce;
@@ -11769,7 +12568,7 @@ static bool e2b__raw_target(e2b__raw *raw, const e2b_sandbox *sandbox, uint16_t 
   e2b__url url;
   e2b__buf text;
   bool ok;
-  if (port == config->runtime_port || config->sandbox_base_url || config->sandbox_url) { /* told apart by the header */
+  if (port == sandbox->runtime_port || config->sandbox_base_url || config->sandbox_url) { /* told apart by the header */
     e2b__req_target(req, &sandbox->runtime);
     return true;
   }
@@ -11801,10 +12600,9 @@ static void e2b__raw_sandbox_headers(e2b__raw *raw, const e2b_sandbox *sandbox, 
     e2b__headers_set(headers, "accept", e2b__str("*/*"));
   e2b__headers_set(headers, "e2b-sandbox-id", e2b__str(sandbox->id));
   e2b__headers_set(headers, "e2b-sandbox-port", e2b__str(port));
-  if (raw->port == config->runtime_port && e2b__given(sandbox->access_token))
+  if (raw->port == sandbox->runtime_port && e2b__given(sandbox->access_token))
     e2b__headers_set(headers, "x-access-token", e2b__str(sandbox->access_token));
-  if (e2b__given(sandbox->traffic_token))
-    e2b__headers_set(headers, "e2b-traffic-access-token", e2b__str(sandbox->traffic_token));
+  e2b__data_traffic(&raw->data.task.req, sandbox);
 }
 
 E2B_API e2b_err e2b_sandbox_request(e2b_sandbox *sandbox, uint16_t port, const char *method, const char *path,
@@ -12195,19 +12993,46 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   return e2b__op_run(&op->op, call, err);
 }
 
+/* An envd before 0.3.0 leaves stdin open whatever it is told: a command that is to have an empty one is started by a shell
+ * that gives it one and is replaced by it, so the pid is that of the command. e2b_commands_list hides it. */
+#define E2B__NO_STDIN_ARGS 4
+#define E2B__COMMAND_ARGS 6 /* at most, without them */
+static const char *const e2b__no_stdin_args[E2B__NO_STDIN_ARGS] = { "-c", "exec \"$@\" </dev/null", "sh", "/bin/bash" };
+
+/* /bin/bash with these arguments, started by that shell when it has to be; `all` has room for them all. */
+static void e2b__command_line(const e2b_sandbox *sandbox, const e2b_str *args, size_t count, bool own_stdin, e2b__process_config *config,
+                              e2b_str *all) {
+  bool wrapped = !own_stdin && e2b__version_compare(sandbox->envd_version, "0.3.0") < 0;
+  size_t n = 0;
+  for (; wrapped && n < E2B__NO_STDIN_ARGS; n++) all[n] = e2b__str(e2b__no_stdin_args[n]);
+  memcpy(all + n, args, count * sizeof *args);
+  config->cmd = e2b__str(wrapped ? "/bin/sh" : "/bin/bash");
+  config->args.items = all;
+  config->args.count = n + count;
+}
+
+/* How many of a process's arguments belong to that shell. */
+static size_t e2b__command_line_hidden(const e2b__process_config *config) {
+  const e2b_str *args = (const e2b_str *)config->args.items;
+  size_t n = 0;
+  if (!e2b__str_eq(config->cmd, "/bin/sh") || config->args.count < E2B__NO_STDIN_ARGS) return 0;
+  while (n < E2B__NO_STDIN_ARGS && e2b__str_eq(args[n], e2b__no_stdin_args[n])) n++;
+  return n == E2B__NO_STDIN_ARGS ? n : 0;
+}
+
 /* StartRequest of /bin/bash with these arguments. */
 static e2b_err e2b__command_start(e2b_sandbox *sandbox, const e2b_str *args, size_t arg_count, const e2b__pty_size *pty,
                                   const e2b_run_opts *opts, const e2b__command_want *want, e2b_error *err) {
   e2b__start_request request;
+  e2b_str all[E2B__NO_STDIN_ARGS + E2B__COMMAND_ARGS];
   e2b__arena arena;
   e2b__pair *envs;
   e2b_err code;
   size_t i;
   memset(&request, 0, sizeof request);
   request.has_process = request.has_stdin_open = true;
-  request.process.cmd = e2b__str("/bin/bash");
-  request.process.args.items = (void *)(uintptr_t)args;
-  request.process.args.count = arg_count;
+  E2B_ASSERT(arg_count <= E2B__COMMAND_ARGS);
+  e2b__command_line(sandbox, args, arg_count, pty || (opts && opts->stdin_open), &request.process, all);
   request.has_pty = request.pty.has_size = pty != NULL;
   if (pty) request.pty.size = *pty;
   e2b__arena_init(&arena, &sandbox->client->mem, SIZE_MAX / 2);
@@ -12316,19 +13141,20 @@ static void e2b__process_list_fill(e2b__pack *pack, const void *from, void *out)
   size_t i, k;
   for (i = 0; i < list->processes.count; i++) {
     const e2b__process_info *info = &infos[i];
-    const e2b_str *args = (const e2b_str *)info->config.args.items;
-    const char **copies = (const char **)e2b__pack_alloc(pack, info->config.args.count * sizeof *copies);
+    size_t hidden = e2b__command_line_hidden(&info->config), arg_count = info->config.args.count - hidden;
+    const e2b_str *args = hidden ? (const e2b_str *)info->config.args.items + hidden : (const e2b_str *)info->config.args.items;
+    const char **copies = (const char **)e2b__pack_alloc(pack, arg_count * sizeof *copies);
     e2b_process_info copy;
     copy.pid = info->pid;
     copy.tag = e2b__pack_str(pack, info->tag);
-    copy.cmd = e2b__pack_str(pack, info->config.cmd);
+    copy.cmd = e2b__pack_str(pack, hidden ? args[-1] : info->config.cmd);
     copy.cwd = e2b__pack_str(pack, info->config.cwd);
-    for (k = 0; k < info->config.args.count; k++) {
+    for (k = 0; k < arg_count; k++) {
       const char *arg = e2b__pack_str(pack, args[k]);
       if (copies) copies[k] = arg;
     }
     copy.args.items = copies;
-    copy.args.count = info->config.args.count;
+    copy.args.count = arg_count;
     copy.envs = e2b__pack_pairs(pack, &info->config.envs);
     if (items) items[i] = copy;
   }
@@ -12854,12 +13680,20 @@ static void e2b__input_say_taken(e2b__input *input, e2b_error *err) {
   e2b__error_say(err, err->code, "after %llu bytes: %s", (unsigned long long)input->taken, was);
 }
 
+/* Before CloseStdin there was a plain 404 for it. It is asked of every envd, whatever version it claims. */
+static bool e2b__input_is_old(const e2b__task *task) {
+  return e2b__version_compare(task->op.sandbox->envd_version, "0.5.2") < 0;
+}
+
 static e2b_err e2b__input_answered(e2b__task *task, e2b_error *err) {
   e2b__input *input = (e2b__input *)task;
   e2b_err code = e2b__rpc_judged(task, err);
   if (code == E2B_PENDING) input->data.mourner.on_verdict = e2b__input_verdict;
   if (code == E2B_PENDING) return code;
   if (err->connect_code == E2B_CONNECT_INTERNAL || err->connect_code == E2B_CONNECT_UNKNOWN) code = e2b__input_refused(code, err);
+  if (input->close && (code == E2B_ERR_NOT_BUILT || (task->req.status == 404 && !err->connect_code && e2b__input_is_old(task))))
+    code = e2b__error_say(err, E2B_ERR_NOT_BUILT, "the envd of this sandbox (version %.20s) cannot close stdin: send what makes the "
+                          "command end, or kill it", task->op.sandbox->envd_version);
   if (code == E2B_OK) {
     input->taken += input->piece;
     task->waited = false;

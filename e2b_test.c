@@ -5,18 +5,18 @@
 
      -l  list the tests      -v  name each test and print the messages of expected failures      -q  small transfers
 
-   Tests with a '/' in their name run end to end: "http/...", "https/..." and "json/..." (RPC in JSON instead of protobuf)
-   against the local server, which is started from the directory of this program and stopped at the end; "envd/..." and
-   "envd-json/..." against the envd at E2B_ENVD_URL (with E2B_ENVD_TOKEN when it wants one, and E2B_CODE_URL for a code
-   interpreter beside it). With E2B_ENVD_URL set only those run.
+   Tests with a '/' in their name run end to end: "http/...", "https/...", "json/..." (RPC in JSON instead of protobuf) and
+   "kruise/..." (as OpenKruise Agents) against the local server, which is started from the directory of this program and
+   stopped at the end; "envd/..." and "envd-json/..." against the envd at E2B_ENVD_URL (with E2B_ENVD_TOKEN when it wants
+   one, and E2B_CODE_URL for a code interpreter beside it). With E2B_ENVD_URL set only those run.
 
    CONTENTS OF THIS FILE (search for the text after the bar)
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
      | >>>> codecs          | >>>> url and http1   | >>>> network
      | >>>> client and sandbox                     | >>>> api and raw     | >>>> files
-     | >>>> watch           | >>>> rpc             | >>>> hosts           | >>>> end to end      | >>>> processes
-     | >>>> code interpreter                       | >>>> trees           | >>>> bad input
-     | >>>> network edges   | >>>> table
+     | >>>> watch           | >>>> rpc             | >>>> openkruise      | >>>> hosts
+     | >>>> end to end      | >>>> processes       | >>>> code interpreter
+     | >>>> trees           | >>>> bad input       | >>>> network edges   | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -34,6 +34,7 @@ static void test_free(void *ptr);
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <pwd.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -568,6 +569,17 @@ static void peer_wait_live(peer *p, int count) {
 static const char *peer_asked(peer *p, int at) {
   return at < peer_asked_count(p) ? p->requests[at % PEER_MAX] : "";
 }
+typedef struct done {
+  int count;
+  e2b_error err;
+} done;
+
+static void on_done(void *user, const e2b_error *err) {
+  done *d = (done *)user;
+  d->count++;
+  d->err = *err;
+}
+
 /* ================================================================================================================== */
 /* >>>> codecs */
 /* ================================================================================================================== */
@@ -5091,7 +5103,7 @@ static void test_sandbox_golden_requests(void) {
   CHECK(flag);
   SB_CHECK_REQUEST(&w.server, 6,
                    "GET /envd/health HTTP/1.1\r\n" SB_COMMON "e2b-sandbox-id: sb1\r\ne2b-sandbox-port: 49983\r\n"
-                   "x-access-token: envd-secret\r\ne2b-traffic-access-token: t\r\n\r\n");
+                   "x-access-token: envd-secret\r\n\r\n"); /* "t" is no JWT */
   CHECK_INT(e2b_sandbox_close(sandbox, NULL, &w.err), E2B_OK);
   SB_CHECK_REQUEST(&w.server, 7, "DELETE /sandboxes/sb1 HTTP/1.1\r\n" SB_HEAD "\r\n");
 
@@ -5857,7 +5869,7 @@ static void test_sandbox_secrets_stay_in_their_plane(void) {
     CHECK(!strstr(w.server.requests[2], "e2b-sandbox-"));
     CHECK(strstr(w.server.requests[1], "x-access-token: envd-secret\r\n") &&
           !strstr(w.server.requests[1], "config-token"));
-    CHECK(strstr(w.server.requests[1], "e2b-traffic-access-token: traffic-secret\r\n") != NULL);
+    CHECK(!strstr(w.server.requests[1], "traffic")); /* it is no JWT */
     CHECK_INT(strstr(w.server.requests[1], "secret-key") != NULL, i);
     CHECK(strstr(w.server.requests[0], "x-extra: 1\r\n") && strstr(w.server.requests[1], "x-extra: 1\r\n") &&
           strstr(w.server.requests[2], "x-extra: 1\r\n"));
@@ -6411,12 +6423,11 @@ static void test_api_private_protocol(void) {
   CHECK_OK(e2b_api_list(w.client, &opts, &list, &err));
   SB_CHECK_REQUEST(&w.server, 1, "GET /v2/sandboxes HTTP/1.1\r\n" SB_HEAD "\r\n");
   e2b_mem_free(&list.mem);
-  opts.template_id = "t";
-  CHECK_RC(e2b_api_list(w.client, &opts, &list, &err), E2B_ERR_INVALID_ARGUMENT);
-  opts.template_id = NULL;
+  opts.template_id = "t"; /* not asked for: done by the client */
   opts.started_after_ms = 1;
-  CHECK_RC(e2b_api_list(w.client, &opts, &list, &err), E2B_ERR_INVALID_ARGUMENT);
-  CHECK_INT(peer_asked_count(&w.server), 2);
+  CHECK_OK(e2b_api_list(w.client, &opts, &list, &err));
+  SB_CHECK_REQUEST(&w.server, 2, "GET /v2/sandboxes HTTP/1.1\r\n" SB_HEAD "\r\n");
+  e2b_mem_free(&list.mem);
   sb_close(&w);
 }
 
@@ -11080,6 +11091,1081 @@ static void test_rpc_no_memory(void) {
 }
 
 /* ================================================================================================================== */
+/* >>>> openkruise */
+/* ================================================================================================================== */
+
+/* Clocks that stand where a test puts them: the wall clock, and how much the other one is ahead. */
+static int64_t ok_unix_s;
+static uint64_t ok_ahead_ms;
+
+static int64_t ok_unix_time(void *user) {
+  (void)user;
+  return ok_unix_s;
+}
+
+static uint64_t ok_now_ms(void *user) {
+  (void)user;
+  return now_ms() + ok_ahead_ms;
+}
+
+#define OK_NOW 1700000000
+
+/* A JWT that nobody signed. iat 0 = without. Good until the 8th next. */
+static const char *ok_jwt(long long iat, long long exp, const char *mark) {
+  static char texts[8][400];
+  static unsigned at;
+  char *text = texts[at++ % 8], claims[160];
+  e2b__mem mem;
+  e2b__buf buf;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&buf, &mem, 4096);
+  if (iat) snprintf(claims, sizeof claims, "{\"iat\":%lld,\"exp\":%lld,\"m\":\"%s\"}", iat, exp, mark);
+  else snprintf(claims, sizeof claims, "{\"exp\":%lld,\"m\":\"%s\"}", exp, mark);
+  e2b__base64_encode(&buf, (const uint8_t *)claims, strlen(claims), false);
+  snprintf(text, sizeof texts[0], "eyJhbGciOiJIUzI1NiJ9.%.*s.sig-%s", (int)buf.len, (char *)buf.data, mark);
+  e2b__buf_free(&buf);
+  return text;
+}
+
+/* What the control plane says to a refresh, with the time of expiry as it reports it. */
+static const char *ok_refreshed(const char *token, long long reported) {
+  char body[600], when[64];
+  e2b__mem mem;
+  e2b__buf text;
+  e2b__timestamp t;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&text, &mem, 64);
+  t.seconds = reported;
+  t.nanos = 0;
+  e2b__time_format(t, &text);
+  snprintf(when, sizeof when, "%s", (const char *)e2b__buf_cstr(&text));
+  e2b__buf_free(&text);
+  snprintf(body, sizeof body, "{\"trafficAccessToken\":\"%s\",\"trafficAccessTokenExpiration\":\"%s\"}\n", token, when);
+  return sb_json(200, body);
+}
+
+static const char *ok_token_for(long long exp, const char *mark) {
+  return ok_refreshed(ok_jwt(OK_NOW, exp, mark), exp);
+}
+
+/* A client of OpenKruise at standing clocks, and a scripted one of those. */
+static void ok_open(sb_world *w) {
+  e2b_client_config config;
+  memset(&config, 0, sizeof config);
+  ok_unix_s = OK_NOW;
+  ok_ahead_ms = 0;
+  config.protocol = E2B_PROTOCOL_PRIVATE;
+  config.unix_time_fn = ok_unix_time;
+  config.now_ms_fn = ok_now_ms;
+  sb_open(w, &config);
+}
+
+static e2b_sandbox *ok_attach(sb_world *w, const char *token) {
+  e2b_attach_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  memset(&opts, 0, sizeof opts);
+  opts.base_url = w->server.url;
+  opts.traffic_access_token = token;
+  opts.envd_version = "0.2.10";
+  CHECK_INT(e2b_sandbox_attach(w->client, "ns--s", &opts, &sandbox, &w->err), E2B_OK);
+  return sandbox;
+}
+
+#define OK_FLAG "\"metadata\":{\"" E2B_JWT_AUTH_METADATA_KEY "\":\"true\"}"
+
+/* A handle that has to fetch its token. */
+static e2b_sandbox *ok_connect(sb_world *w) {
+  e2b_sandbox *sandbox = NULL;
+  sb_script(&w->server, sb_json(200, "{\"sandboxID\":\"ns--s\",\"envdVersion\":\"0.2.10\"," OK_FLAG "}"), NULL);
+  CHECK_INT(e2b_sandbox_connect(w->client, "ns--s", NULL, &sandbox, &w->err), E2B_OK);
+  CHECK_INT(peer_asked_count(&w->server), 1);
+  CHECK(sandbox && sandbox->traffic);
+  return sandbox;
+}
+
+#define OK_REFRESH "POST /sandboxes/ns--s/traffic-access-token HTTP/1.1\r\n"
+
+static bool ok_has_token(sb_world *w, int request, const char *mark) {
+  char want[32];
+  snprintf(want, sizeof want, ".sig-%s\r\n", mark);
+  return strstr(peer_asked(&w->server, request), E2B_TRAFFIC_TOKEN_HEADER ": eyJ") &&
+         strstr(peer_asked(&w->server, request), want);
+}
+
+static e2b_err ok_ping(sb_world *w, e2b_sandbox *sandbox) {
+  bool running;
+  return e2b_sandbox_is_running(sandbox, NULL, &running, &w->err);
+}
+
+static void test_traffic_jwt(void) {
+  static const struct {
+    const char *token;
+    int64_t issued, expires; /* 0 = not a JWT */
+  } rows[] = {
+    { "h.eyJleHAiOjE3MDAwMDAzMDAsImlhdCI6MTcwMDAwMDAwMH0.s", 1700000000, 1700000300 },
+    { "h.eyJleHAiOjE3MDAwMDAzMDAsImlhdCI6MTcwMDAwMDAwMH0=.s", 1700000000, 1700000300 }, /* padded */
+    { "h.eyJleHAiOjE3MDAwMDAzMDB9", 7, 1700000300 },      /* no signature, no iat */
+    { "h.eyJleHAiOjE3MDAwMDAzMDAuNX0.s", 7, 1700000300 }, /* 1700000300.5 */
+    { "h.eyJleHAiOiIxNzAwMDAwMzAwIn0.s", 0, 0 },          /* a string */
+    { "h.eyJhIjoxfQ.s", 0, 0 },                           /* no exp */
+    { "h.WzFd.s", 0, 0 },                                 /* [1] */
+    { "h.eyJleHA.s", 0, 0 },                              /* cut */
+    { "h.?.s", 0, 0 },        { "h..s", 0, 0 },           { "opaque", 0, 0 }, { "a.b", 0, 0 }, { "", 0, 0 }, { ".", 0, 0 },
+  };
+  test_heap heap;
+  e2b__mem mem;
+  size_t i;
+  heap_mem(&heap, &mem);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    int64_t issued = 0, expires = 0;
+    e2b_err code = e2b__jwt_read(&mem, e2b__str(rows[i].token), 7, &issued, &expires);
+    CHECK_INT(code, rows[i].expires ? E2B_OK : E2B_ERR_PROTOCOL);
+    if (code == E2B_OK) CHECK(issued == rows[i].issued && expires == rows[i].expires);
+  }
+  heap.calls = 0;
+  heap.fail_at = 1;
+  {
+    int64_t issued, expires;
+    CHECK_INT(e2b__jwt_read(&mem, e2b__str(rows[0].token), 7, &issued, &expires), E2B_ERR_NO_MEMORY);
+  }
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+/* When the next token is asked for: a fifth of the life before its end, within limits, with a jitter of a tenth. */
+static void test_traffic_schedule(void) {
+  static const struct {
+    int64_t life, ahead_min, ahead_max;
+  } rows[] = { { 3153600000, 300, 330 }, { 1500, 300, 330 }, { 1000, 200, 220 }, { 300, 60, 66 }, { 100, 50, 50 },
+               { 2, 1, 1 },              { 0, 0, 0 } };
+  sb_world w;
+  e2b_sandbox *sandbox;
+  size_t i;
+  int k;
+  ok_open(&w);
+  sandbox = ok_attach(&w, ok_jwt(OK_NOW, OK_NOW + 300, "a"));
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    for (k = 0; k < 20; k++) {
+      int64_t expires = OK_NOW + rows[i].life, ahead;
+      CHECK(e2b__traffic_set(sandbox->traffic, e2b__str("t"), OK_NOW, expires));
+      ahead = expires - sandbox->traffic->refresh;
+      CHECK(ahead >= rows[i].ahead_min && ahead <= rows[i].ahead_max);
+    }
+  }
+  sb_close(&w);
+}
+
+/* Every kind of request carries the token; one that is no JWT is carried by none; a header of one's own wins. */
+static void test_traffic_sent(void) {
+  static const e2b_kv own[] = { { "E2B-Traffic-Access-Token", "own" } };
+  e2b_process_list list = { { 0 }, NULL, 0 };
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_file_stream *stream;
+  e2b_sandbox *sandbox;
+  e2b_call call = { 0 };
+  bool flag;
+  int i, kind;
+  sb_world w;
+  ok_open(&w);
+  for (kind = 0; kind < 2; kind++) {
+    sb_script(&w.server, sb_answer(404, "", "{}"), NULL);
+    sandbox = ok_attach(&w, kind ? "opaque-token" : ok_jwt(OK_NOW, OK_NOW + 3600, "a"));
+    CHECK_HAS(e2b_sandbox_traffic_access_token(sandbox), kind ? "opaque-token" : ".sig-a");
+    (void)e2b_sandbox_is_running(sandbox, NULL, &flag, NULL);
+    (void)e2b_commands_list(sandbox, NULL, &list, NULL);
+    (void)e2b_commands_run(sandbox, "true", NULL, NULL, NULL);
+    (void)e2b_commands_kill(sandbox, 1, NULL, NULL, NULL);
+    (void)e2b_files_exists(sandbox, "/x", NULL, &flag, NULL);
+    (void)e2b_files_read(sandbox, "/x", NULL, &buf, NULL);
+    (void)e2b_files_write(sandbox, "/x", "y", 1, NULL, NULL, NULL);
+    (void)e2b_files_read_stream(sandbox, "/x", NULL, &stream, NULL);
+    CHECK_INT(peer_asked_count(&w.server), 8);
+    for (i = 0; i < 8; i++) CHECK_INT(ok_has_token(&w, i, "a") || strstr(peer_asked(&w.server, i), "traffic"), !kind);
+    call.headers.items = own;
+    call.headers.count = 1;
+    (void)e2b_sandbox_is_running(sandbox, &call, &flag, NULL);
+    CHECK_HAS(peer_asked(&w.server, 8), "\r\ne2b-traffic-access-token: own\r\n");
+    CHECK(!ok_has_token(&w, 8, "a"));
+    (void)e2b_sandbox_get_info(sandbox, NULL, NULL, NULL);
+    (void)e2b_sandbox_kill(sandbox, NULL, NULL, NULL); /* to the control plane: no token */
+    CHECK(!strstr(peer_asked(&w.server, 9), "traffic"));
+    if (kind) CHECK_INT(e2b_sandbox_refresh_traffic_access_token(sandbox, NULL, NULL, &w.err), E2B_ERR_BAD_STATE);
+    e2b_sandbox_free(sandbox);
+    e2b_mem_free(&list.mem);
+    e2b_mem_free(&buf.mem);
+  }
+  sb_close(&w);
+}
+
+/* Twenty calls that need a token make one refresh, and all use what it gives. */
+static void test_traffic_one_refresh(void) {
+  enum { CALLS = 20 };
+  e2b_call call = { 0 };
+  e2b_sandbox *sandbox;
+  done dones[CALLS];
+  bool running[CALLS];
+  int i, refreshes = 0;
+  sb_world w;
+  ok_open(&w);
+  sandbox = ok_connect(&w);
+  memset(dones, 0, sizeof dones);
+  sb_script(&w.server, ok_token_for(OK_NOW + 600, "one"), sb_answer(204, "", ""));
+  call.on_done = on_done;
+  for (i = 0; i < CALLS; i++) {
+    call.user = &dones[i];
+    CHECK_INT(e2b_sandbox_is_running(sandbox, &call, &running[i], &w.err), E2B_PENDING);
+  }
+  CHECK_INT(e2b_client_drain(w.client, 10000), E2B_OK);
+  CHECK_INT(peer_asked_count(&w.server), CALLS + 1);
+  for (i = 0; i < CALLS + 1; i++) {
+    if (strncmp(peer_asked(&w.server, i), OK_REFRESH, strlen(OK_REFRESH)) == 0) refreshes++;
+    else CHECK(ok_has_token(&w, i, "one"));
+  }
+  CHECK_INT(refreshes, 1);
+  SB_CHECK_REQUEST(&w.server, 0,
+                   OK_REFRESH SB_HEAD "content-type: application/json\r\ncontent-length: 0\r\n\r\n"); /* no body */
+  for (i = 0; i < CALLS; i++) CHECK(dones[i].count == 1 && dones[i].err.code == E2B_OK && running[i]);
+  CHECK_HAS(e2b_sandbox_traffic_access_token(sandbox), ".sig-one");
+  sb_close(&w);
+}
+
+/* A token that is due is used while the next one is fetched. One that is about to expire is not. */
+static void test_traffic_renewal(void) {
+  e2b_sandbox *sandbox;
+  int tries;
+  sb_world w;
+  ok_open(&w);
+  w.config.max_connections = 1; /* one after the other */
+  w.config.unix_time_fn = ok_unix_time;
+  e2b_client_free(w.client);
+  w.client = e2b_client_create(&w.config, &w.err);
+  sandbox = ok_attach(&w, ok_jwt(OK_NOW, OK_NOW + 1000, "a"));
+  sb_script(&w.server, sb_answer(204, "", ""), NULL);
+  ok_unix_s = OK_NOW + 779; /* 220 before the end at the earliest */
+  CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+  CHECK_INT(peer_asked_count(&w.server), 1);
+  CHECK(ok_has_token(&w, 0, "a"));
+
+  sb_script(&w.server, sb_answer(204, "", ""), ok_token_for(OK_NOW + 2000, "b"));
+  ok_unix_s = OK_NOW + 801;
+  CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+  CHECK(ok_has_token(&w, 0, "a"));
+  for (tries = 0; tries < 100 && sandbox->traffic->refreshing; tries++) (void)e2b_client_poll(w.client, 100);
+  CHECK_HAS(e2b_sandbox_traffic_access_token(sandbox), ".sig-b");
+  sb_script(&w.server, sb_answer(204, "", ""), NULL);
+  CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+  CHECK_INT(peer_asked_count(&w.server), 1);
+  CHECK(ok_has_token(&w, 0, "b"));
+
+  sb_script(&w.server, ok_token_for(OK_NOW + 3000, "c"), sb_answer(204, "", ""));
+  ok_unix_s = OK_NOW + 1995;
+  CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+  CHECK_INT(peer_asked_count(&w.server), 2);
+  CHECK(ok_has_token(&w, 1, "c"));
+  sb_close(&w);
+}
+
+/* Refreshes that fail: nothing is sent without a token, the next attempt waits, and no word of the answer gets out. */
+static void test_traffic_refused(void) {
+  static const char *const plain[] = { "HTTP/1.1 409 X\r\ncontent-length: 12\r\n\r\nsecret-words",
+                                       "HTTP/1.1 401 X\r\ncontent-length: 12\r\n\r\nsecret-words",
+                                       "HTTP/1.1 404 X\r\ncontent-length: 12\r\n\r\nsecret-words",
+                                       "HTTP/1.1 503 X\r\nretry-after: 7\r\ncontent-length: 12\r\n\r\nsecret-words",
+                                       "HTTP/1.1 503 X\r\nretry-after: Wed, 21 Oct 2015 07:28:00 GMT\r\ncontent-length: 0\r\n\r\n",
+                                       "HTTP/1.1 200 X\r\ncontent-length: 12\r\n\r\nsecret-words",
+                                       "HTTP/1.1 200 X\r\ncontent-length: 2\r\n\r\n{}",
+                                       SB_DROP };
+  static const int statuses[] = { 409, 401, 404, 503, 503, 200, 200, 0, 200, 200, 200, 200 };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(statuses); i++) {
+    e2b_traffic_token token;
+    const char *answer = i < E2B__COUNT(plain) ? plain[i] : NULL;
+    bool late = i == 3; /* Retry-After */
+    e2b_sandbox *sandbox;
+    sb_world w;
+    ok_open(&w);
+    sandbox = ok_connect(&w);
+    if (i == 8) answer = ok_refreshed(ok_jwt(OK_NOW, OK_NOW + 600, "secret-words"), OK_NOW + 606); /* two different ends */
+    if (i == 9) answer = ok_token_for(OK_NOW, "secret-words");                                      /* over */
+    if (i == 10) answer = ok_refreshed("secret-words", OK_NOW + 600);                               /* no JWT */
+    if (i == 11) answer = ok_refreshed("", OK_NOW + 600);
+    sb_script(&w.server, answer, NULL);
+    CHECK_INT(ok_ping(&w, sandbox), E2B_ERR_TRAFFIC_TOKEN_EXPIRED);
+    CHECK_INT(w.err.http_status, statuses[i]);
+    CHECK_INT(w.err.retry_after_ms, late ? 7000 : 0);
+    CHECK(!strstr(w.err.message, "secret-words") && !w.err.maybe_done);
+    CHECK_INT(peer_asked_count(&w.server), i == 7 ? 2 : 1); /* what was cut is asked for again, once */
+    sb_script(&w.server, answer, NULL);
+    ok_ahead_ms = late ? 6800 : 800;
+    CHECK_INT(ok_ping(&w, sandbox), E2B_ERR_TRAFFIC_TOKEN_EXPIRED);
+    CHECK_INT(peer_asked_count(&w.server), 0);
+    ok_ahead_ms = late ? 7100 : 1100;
+    CHECK_INT(ok_ping(&w, sandbox), E2B_ERR_TRAFFIC_TOKEN_EXPIRED);
+    CHECK(peer_asked_count(&w.server) > 0);
+    CHECK_INT(e2b_sandbox_refresh_traffic_access_token(sandbox, NULL, NULL, &w.err), /* does not wait for the back-off */
+              i == 7 ? E2B_ERR_CLOSED : E2B_ERR_TRAFFIC_TOKEN_REFRESH);
+    CHECK_INT(w.err.http_status, statuses[i]);
+    memset(&token, 0, sizeof token);
+    CHECK_INT(e2b_api_refresh_traffic_access_token(w.client, "ns--s", NULL, &token, &w.err),
+              i == 7 ? E2B_ERR_CLOSED : E2B_ERR_TRAFFIC_TOKEN_REFRESH);
+    CHECK_INT(w.err.http_status, statuses[i]);
+    CHECK_INT(w.err.retry_after_ms, late ? 7000 : 0);
+    CHECK(!strstr(w.err.message, "secret-words") && !token.token && !token.mem.ptr);
+    sb_script(&w.server, ok_token_for(OK_NOW + 600, "good"), sb_answer(204, "", ""));
+    ok_ahead_ms += 60000;
+    CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+    CHECK(ok_has_token(&w, 1, "good"));
+    sb_close(&w);
+  }
+}
+
+/* 1, 2, 4 ... 30 seconds; meanwhile the old token is used, until it has expired. */
+static void test_traffic_back_off(void) {
+  static const uint32_t waits[] = { 1, 2, 4, 8, 16, 30, 30 };
+  e2b_sandbox *sandbox;
+  size_t i;
+  sb_world w;
+  ok_open(&w);
+  sandbox = ok_attach(&w, ok_jwt(OK_NOW - 1000, OK_NOW + 20, "old"));
+  w.server.health = "HTTP/1.1 204 X\r\n\r\n";
+  sb_script(&w.server, sb_answer(503, "", ""), NULL);
+  for (i = 0; i < E2B__COUNT(waits); i++) {
+    int tries;
+    CHECK_INT(ok_ping(&w, sandbox), E2B_OK); /* starts a refresh that fails */
+    for (tries = 0; tries < 100 && sandbox->traffic->refreshing; tries++) (void)e2b_client_poll(w.client, 100);
+    CHECK_INT(peer_asked_count(&w.server), i + 1);
+    ok_ahead_ms += waits[i] * 1000 - 300;
+    CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+    CHECK(!sandbox->traffic->refreshing);
+    ok_ahead_ms += 400;
+  }
+  ok_unix_s = OK_NOW + 20;
+  CHECK_INT(ok_ping(&w, sandbox), E2B_ERR_TRAFFIC_TOKEN_EXPIRED);
+  CHECK_HAS(w.err.message, "has expired");
+  CHECK_INT(w.err.http_status, 503);
+  CHECK_INT(peer_asked_count(&w.server), i + 1);
+  CHECK_HAS(e2b_sandbox_traffic_access_token(sandbox), ".sig-old");
+  sb_close(&w);
+}
+
+/* Refreshes that were asked for: shared, and not ended by who asked. */
+static void test_traffic_forced(void) {
+  e2b_call call = { 0 };
+  e2b_traffic_token token;
+  e2b_sandbox *sandbox;
+  const char *first = NULL, *second = NULL;
+  done a, b;
+  e2b_op op;
+  char storage[16];
+  int tries;
+  sb_world w;
+  ok_open(&w);
+  sandbox = ok_attach(&w, ok_jwt(OK_NOW, OK_NOW + 3600, "a"));
+  sb_script(&w.server, ok_token_for(OK_NOW + 3600, "b"), NULL);
+  CHECK_INT(e2b_sandbox_refresh_traffic_access_token(sandbox, NULL, &first, &w.err), E2B_OK);
+  CHECK_STR(first, e2b_sandbox_traffic_access_token(sandbox));
+  CHECK_HAS(first, ".sig-b");
+  CHECK_INT(e2b_sandbox_refresh_traffic_access_token(sandbox, NULL, NULL, &w.err), E2B_OK);
+  CHECK_INT(peer_asked_count(&w.server), 2);
+
+  sb_script(&w.server, ok_token_for(OK_NOW + 3600, "c"), NULL);
+  memset(&a, 0, sizeof a);
+  memset(&b, 0, sizeof b);
+  call.on_done = on_done;
+  call.user = &a;
+  CHECK_INT(e2b_sandbox_refresh_traffic_access_token(sandbox, &call, &first, &w.err), E2B_PENDING);
+  call.user = &b;
+  CHECK_INT(e2b_sandbox_refresh_traffic_access_token(sandbox, &call, &second, &w.err), E2B_PENDING);
+  CHECK_INT(e2b_client_drain(w.client, 10000), E2B_OK);
+  CHECK(a.count == 1 && b.count == 1 && a.err.code == E2B_OK && b.err.code == E2B_OK && first == second);
+  CHECK_INT(peer_asked_count(&w.server), 1);
+
+  sb_script(&w.server, ok_token_for(OK_NOW + 3600, "d"), NULL);
+  memset(&call, 0, sizeof call);
+  call.op = &op;
+  first = NULL;
+  CHECK_INT(e2b_sandbox_refresh_traffic_access_token(sandbox, &call, &first, &w.err), E2B_PENDING);
+  e2b_op_cancel(w.client, op);
+  for (tries = 0; tries < 100 && sandbox->traffic->refreshing; tries++) (void)e2b_client_poll(w.client, 100);
+  CHECK_HAS(e2b_sandbox_traffic_access_token(sandbox), ".sig-d");
+  CHECK(first == NULL);
+
+  sb_script(&w.server, SB_HANG, NULL);
+  memset(&call, 0, sizeof call);
+  call.timeout_ms = 50;
+  CHECK_INT(e2b_sandbox_refresh_traffic_access_token(sandbox, &call, NULL, &w.err), E2B_ERR_TIMEOUT);
+  CHECK(sandbox->traffic->refreshing);
+  CHECK_INT(ok_ping(&w, sandbox) == E2B_OK, 0); /* the old one is used: the call hangs at the peer, not in the queue */
+  sb_script(&w.server, SB_HANG, NULL);
+  e2b_sandbox_free(sandbox); /* with a refresh under way */
+
+  memset(&token, 0, sizeof token);
+  sb_script(&w.server, ok_token_for(OK_NOW + 3600, "e"), NULL);
+  CHECK_INT(e2b_api_refresh_traffic_access_token(w.client, "ns--s", NULL, &token, &w.err), E2B_OK);
+  CHECK_HAS(token.token, ".sig-e");
+  CHECK_INT(token.expires_at_ms, (int64_t)(OK_NOW + 3600) * 1000);
+  SB_CHECK_REQUEST(&w.server, 0, OK_REFRESH SB_HEAD "content-type: application/json\r\ncontent-length: 0\r\n\r\n");
+  e2b_mem_free(&token.mem);
+  token.mem.ptr = storage;
+  token.mem.cap = sizeof storage;
+  token.mem.fixed = true;
+  CHECK_INT(e2b_api_refresh_traffic_access_token(w.client, "ns--s", NULL, &token, &w.err), E2B_ERR_BUFFER_TOO_SMALL);
+  CHECK(token.mem.len > sizeof storage);
+  CHECK_INT(e2b_api_refresh_traffic_access_token(w.client, "", NULL, &token, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_api_refresh_traffic_access_token(w.client, "x", NULL, NULL, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_sandbox_refresh_traffic_access_token(NULL, NULL, NULL, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  sb_close(&w);
+}
+
+typedef struct ok_provider {
+  int calls, result;
+  const char *text, *asked;
+} ok_provider;
+
+static int ok_provide(void *user, const char *sandbox_id, char *token, size_t cap) {
+  ok_provider *p = (ok_provider *)user;
+  size_t len = p->text ? strlen(p->text) : 0;
+  p->calls++;
+  CHECK_STR(sandbox_id, "ns--s");
+  CHECK(cap >= 4096);
+  if (len) memcpy(token, p->text, len);
+  return p->text ? (int)len : p->result;
+}
+
+static void test_traffic_provider(void) {
+  e2b_client_config config;
+  ok_provider p;
+  e2b_sandbox *sandbox;
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  memset(&p, 0, sizeof p);
+  config.traffic_token_provider = ok_provide;
+  config.traffic_token_user = &p;
+  sb_open(&w, &config);
+  sandbox = ok_attach(&w, ok_jwt(1, 2, "never"));
+  p.text = "mine-1";
+  CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+  CHECK_HAS(peer_asked(&w.server, 0), "\r\n" E2B_TRAFFIC_TOKEN_HEADER ": mine-1\r\n");
+  p.text = "mine-2";
+  CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+  CHECK_HAS(peer_asked(&w.server, 1), "\r\n" E2B_TRAFFIC_TOKEN_HEADER ": mine-2\r\n");
+  p.text = NULL;
+  CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+  CHECK(!strstr(peer_asked(&w.server, 2), "traffic"));
+  p.result = -5;
+  CHECK_INT(ok_ping(&w, sandbox), E2B_ERR_TRAFFIC_TOKEN_REFRESH);
+  CHECK_INT(w.err.sys_code, -5);
+  p.result = 5000;
+  CHECK_INT(ok_ping(&w, sandbox), E2B_ERR_TRAFFIC_TOKEN_REFRESH);
+  p.text = "a\r\nb";
+  CHECK_INT(ok_ping(&w, sandbox), E2B_ERR_TRAFFIC_TOKEN_REFRESH);
+  CHECK_INT(peer_asked_count(&w.server), 3);
+  CHECK(p.calls >= 6);
+  CHECK_INT(e2b_sandbox_refresh_traffic_access_token(sandbox, NULL, NULL, &w.err), E2B_ERR_BAD_STATE);
+  sb_close(&w);
+}
+
+/* Where the token comes from: an option, create, or nobody yet. */
+static void test_traffic_seed(void) {
+  char body[900];
+  e2b_sandbox_opts opts;
+  e2b_sandbox *sandbox;
+  sb_world w;
+  ok_open(&w);
+  memset(&opts, 0, sizeof opts);
+  snprintf(body, sizeof body, "{\"sandboxID\":\"ns--s\",\"trafficAccessToken\":\"%s\",\"trafficAccessTokenExpiration\":\"x\"," OK_FLAG "}",
+           ok_jwt(OK_NOW, OK_NOW + 3600, "created"));
+  sb_script(&w.server, sb_json(201, body), sb_answer(204, "", ""));
+  CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_OK);
+  CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+  CHECK(ok_has_token(&w, 1, "created"));
+  CHECK_INT(peer_asked_count(&w.server), 2);
+  sb_script(&w.server, sb_json(201, body), sb_answer(204, "", ""));
+  peer_clear(&w.server);
+  opts.traffic_access_token = "a\r\nb"; /* refused before anything is created */
+  CHECK_INT(e2b_sandbox_create(w.client, "t", &opts, &sandbox, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_sandbox_connect(w.client, "s", &opts, &sandbox, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(peer_asked_count(&w.server), 0);
+  sb_script(&w.server, sb_json(201, body), sb_answer(204, "", ""));
+  opts.traffic_access_token = ok_jwt(OK_NOW, OK_NOW + 3600, "option");
+  CHECK_INT(e2b_sandbox_create(w.client, "t", &opts, &sandbox, &w.err), E2B_OK);
+  CHECK_INT(ok_ping(&w, sandbox), E2B_OK);
+  CHECK(ok_has_token(&w, 1, "option"));
+  sb_script(&w.server, sb_json(200, body), NULL);
+  CHECK_INT(e2b_sandbox_connect(w.client, "ns--s", &opts, &sandbox, &w.err), E2B_OK);
+  CHECK_HAS(e2b_sandbox_traffic_access_token(sandbox), ".sig-option");
+  CHECK_INT(peer_asked_count(&w.server), 1);
+
+  /* an answer that says nothing of it: asked by get, whose failure does not matter */
+  sb_script(&w.server, sb_json(200, "{\"sandboxID\":\"ns--s\"}"), sb_json(200, "{\"sandboxID\":\"ns--s\"," OK_FLAG "}"));
+  CHECK_INT(e2b_sandbox_connect(w.client, "ns--s", NULL, &sandbox, &w.err), E2B_OK);
+  CHECK(sandbox->traffic != NULL && !e2b_sandbox_traffic_access_token(sandbox)[0]);
+  SB_CHECK_REQUEST(&w.server, 1, "GET /sandboxes/ns--s HTTP/1.1\r\n" SB_HEAD "\r\n");
+  sb_script(&w.server, sb_json(200, "{\"sandboxID\":\"ns--s\"}"),
+            sb_json(200, "{\"metadata\":{\"" E2B_JWT_AUTH_METADATA_KEY "\":\"True\"}}"));
+  CHECK_INT(e2b_sandbox_connect(w.client, "ns--s", NULL, &sandbox, &w.err), E2B_OK);
+  CHECK(sandbox->traffic == NULL);
+  sb_script(&w.server, sb_json(200, "{\"sandboxID\":\"ns--s\"}"), sb_answer(500, "", "no"));
+  CHECK_INT(e2b_sandbox_connect(w.client, "ns--s", NULL, &sandbox, &w.err), E2B_OK);
+  CHECK(sandbox && sandbox->traffic == NULL);
+  sb_script(&w.server, sb_json(200, "{\"sandboxID\":\"ns--s\"}"), SB_DROP);
+  CHECK_INT(e2b_sandbox_connect(w.client, "ns--s", NULL, &sandbox, &w.err), E2B_OK);
+  CHECK(sandbox && sandbox->traffic == NULL);
+  { /* given up while it asks: no handle is left */
+    e2b_sandbox_opts wait;
+    memset(&wait, 0, sizeof wait);
+    wait.call.timeout_ms = 100;
+    sb_script(&w.server, sb_json(200, "{\"sandboxID\":\"ns--s\"}"), SB_HANG);
+    CHECK_INT(e2b_sandbox_connect(w.client, "ns--s", &wait, &sandbox, &w.err), E2B_ERR_TIMEOUT);
+    CHECK(sandbox == NULL);
+  }
+  sb_close(&w);
+  { /* E2B's own: nothing is asked */
+    sb_open(&w, NULL);
+    sb_script(&w.server, sb_json(200, "{\"sandboxID\":\"i1\"}"), NULL);
+    CHECK_INT(e2b_sandbox_connect(w.client, "i1", NULL, &sandbox, &w.err), E2B_OK);
+    CHECK_INT(peer_asked_count(&w.server), 1);
+    sb_close(&w);
+  }
+  { /* debug: never looked after */
+    e2b_client_config config;
+    memset(&config, 0, sizeof config);
+    config.debug = true;
+    config.protocol = E2B_PROTOCOL_PRIVATE;
+    sb_open(&w, &config);
+    sb_script(&w.server, sb_json(200, body), NULL);
+    CHECK_INT(e2b_sandbox_connect(w.client, "ns--s", NULL, &sandbox, &w.err), E2B_OK);
+    CHECK(sandbox->traffic == NULL);
+    sb_close(&w);
+  }
+}
+
+/* Every allocation fails in turn. */
+static void test_traffic_no_memory(void) {
+  int survived = 0;
+  bool over = false;
+  size_t n;
+  sb_world w;
+  ok_open(&w);
+  for (n = 1; !over && n < 2000; n++) {
+    e2b_client *client;
+    e2b_sandbox *sandbox = NULL;
+    e2b_traffic_token token;
+    e2b_err code[4];
+    test_heap heap;
+    bool running;
+    int failed = 0;
+    size_t i;
+    memset(&token, 0, sizeof token);
+    memset(code, 0, sizeof code);
+    peer_clear(&w.server);
+    sb_say(&w.server, sb_json(200, "{\"sandboxID\":\"ns--s\"}"), false);
+    sb_say(&w.server, sb_json(200, "{\"sandboxID\":\"ns--s\"," OK_FLAG "}"), false);
+    sb_say(&w.server, ok_token_for(OK_NOW + 3600, "a"), true);
+    w.server.health = "HTTP/1.1 204 X\r\n\r\n";
+    w.config.allocator = heap_allocator(&heap);
+    heap.fail_at = n;
+    client = e2b_client_create(&w.config, &w.err);
+    CHECK(client || w.err.code == E2B_ERR_NO_MEMORY);
+    if (client) code[0] = e2b_sandbox_connect(client, "ns--s", NULL, &sandbox, &w.err);
+    if (sandbox && sandbox->traffic) {
+      code[1] = e2b_sandbox_is_running(sandbox, NULL, &running, &w.err);
+      if (code[1] == E2B_ERR_TRAFFIC_TOKEN_EXPIRED) code[1] = sandbox->traffic->failure.code;
+      ok_ahead_ms += 2000;
+      code[2] = e2b_sandbox_refresh_traffic_access_token(sandbox, NULL, NULL, &w.err);
+      code[3] = e2b_api_refresh_traffic_access_token(client, "ns--s", NULL, &token, &w.err);
+    }
+    for (i = 0; i < 4; i++) {
+      CHECK(code[i] == E2B_OK || code[i] == E2B_ERR_NO_MEMORY);
+      failed += code[i] != E2B_OK;
+    }
+    over = heap.calls < n;
+    if (client && !failed && !over) survived++; /* the question by get, and the array of descriptors */
+    e2b_mem_free(&token.mem);
+    e2b_client_free(client);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+  CHECK(over && n > 60 && survived < 40);
+  sb_close(&w);
+}
+
+/* ---- lists ---- */
+
+typedef struct ok_listed {
+  char ids[100];
+  int stop_at, stop_with, count; /* stop_at 0 = never */
+  e2b_client *client;            /* to cancel in the callback */
+  e2b_op op;
+} ok_listed;
+
+static int ok_on_sandbox(void *user, const e2b_sandbox_info *info) {
+  ok_listed *l = (ok_listed *)user;
+  size_t len = strlen(l->ids);
+  snprintf(l->ids + len, sizeof l->ids - len, "%s", info->sandbox_id);
+  if (++l->count != l->stop_at) return 0;
+  if (l->client) e2b_op_cancel(l->client, l->op);
+  return l->stop_with;
+}
+
+#define OK_PAGE(token, body) sb_answer(200, "x-next-token: " token "\r\n", body)
+
+static void test_list_all(void) {
+  e2b_list_opts opts;
+  ok_listed l;
+  done d;
+  sb_world w;
+  sb_open(&w, NULL);
+  memset(&opts, 0, sizeof opts);
+  memset(&d, 0, sizeof d);
+  opts.limit = 2;
+#define OK_LIST(a, b, c)                                                                                               \
+  (memset(&l, 0, sizeof l), peer_clear(&w.server), sb_say(&w.server, a, false), sb_say(&w.server, b, false),           \
+   sb_say(&w.server, c, true))
+  OK_LIST(OK_PAGE("t=1", "[{\"sandboxID\":\"a\"},{\"sandboxID\":\"b\"}]"), OK_PAGE("t=2", "[]"), /* an empty page is no end */
+          OK_PAGE("", "[{\"sandboxID\":\"c\"}]"));
+  CHECK_INT(e2b_api_list_all(w.client, &opts, ok_on_sandbox, &l, &w.err), E2B_OK);
+  CHECK_STR(l.ids, "abc");
+  CHECK_INT(peer_asked_count(&w.server), 3);
+  SB_CHECK_REQUEST(&w.server, 0, "GET /v2/sandboxes?limit=2 HTTP/1.1\r\n" SB_HEAD "\r\n");
+  SB_CHECK_REQUEST(&w.server, 1, "GET /v2/sandboxes?limit=2&nextToken=t%3D1 HTTP/1.1\r\n" SB_HEAD "\r\n");
+  SB_CHECK_REQUEST(&w.server, 2, "GET /v2/sandboxes?limit=2&nextToken=t%3D2 HTTP/1.1\r\n" SB_HEAD "\r\n");
+
+  OK_LIST(OK_PAGE("1", "[{\"sandboxID\":\"a\"}]"), OK_PAGE("2", "[{\"sandboxID\":\"b\"}]"), OK_PAGE("1", "[{\"sandboxID\":\"c\"}]"));
+  CHECK_INT(e2b_api_list_all(w.client, NULL, ok_on_sandbox, &l, &w.err), E2B_ERR_PROTOCOL); /* 1, 2, 1 ... would not end */
+  CHECK_STR(l.ids, "abc");
+  CHECK_INT(peer_asked_count(&w.server), 3);
+  OK_LIST(OK_PAGE("1", "[]"), OK_PAGE("1", "[]"), OK_PAGE("1", "[]"));
+  opts.next_token = "1";
+  CHECK_INT(e2b_api_list_all(w.client, &opts, ok_on_sandbox, &l, &w.err), E2B_ERR_PROTOCOL);
+  CHECK_INT(peer_asked_count(&w.server), 1);
+  opts.next_token = NULL;
+
+  OK_LIST(OK_PAGE("1", "[{\"sandboxID\":\"a\"},{\"sandboxID\":\"b\"}]"), OK_PAGE("", "[]"), OK_PAGE("", "[]"));
+  l.stop_at = l.stop_with = 1;
+  CHECK_INT(e2b_api_list_all(w.client, NULL, ok_on_sandbox, &l, &w.err), E2B_OK);
+  CHECK_STR(l.ids, "a");
+  CHECK_INT(peer_asked_count(&w.server), 1);
+  l.stop_at = 3;
+  l.stop_with = -1;
+  OK_LIST(OK_PAGE("1", "[{\"sandboxID\":\"a\"}]"), sb_answer(500, "", "no"), OK_PAGE("", "[]"));
+  CHECK_INT(e2b_api_list_all(w.client, NULL, ok_on_sandbox, &l, &w.err), E2B_ERR_SERVICE);
+  CHECK_STR(l.ids, "a");
+  OK_LIST(OK_PAGE("1", "[{\"sandboxID\":\"a\"}]"), OK_PAGE("", "{}"), OK_PAGE("", "[]"));
+  l.stop_at = 1;
+  l.stop_with = -7;
+  CHECK_INT(e2b_api_list_all(w.client, NULL, ok_on_sandbox, &l, &w.err), E2B_ERR_CANCELED);
+
+  OK_LIST(OK_PAGE("1", "[{\"sandboxID\":\"a\"}]"), OK_PAGE("2", "[{\"sandboxID\":\"b\"}]"), OK_PAGE("", "[]"));
+  opts.call.on_done = on_done;
+  opts.call.user = &d;
+  CHECK_INT(e2b_api_list_all(w.client, &opts, ok_on_sandbox, &l, &w.err), E2B_PENDING);
+  CHECK_INT(e2b_client_drain(w.client, 10000), E2B_OK);
+  CHECK(d.count == 1 && d.err.code == E2B_OK);
+  CHECK_STR(l.ids, "ab");
+
+  OK_LIST(OK_PAGE("1", "[{\"sandboxID\":\"a\"},{\"sandboxID\":\"b\"}]"), OK_PAGE("", "[]"), OK_PAGE("", "[]"));
+  l.client = w.client;
+  l.stop_at = 1;
+  opts.call.op = &l.op;
+  CHECK_INT(e2b_api_list_all(w.client, &opts, ok_on_sandbox, &l, &w.err), E2B_PENDING);
+  CHECK_INT(e2b_client_drain(w.client, 10000), E2B_OK);
+  CHECK_STR(l.ids, "a"); /* canceled in the callback: nothing comes any more */
+  CHECK_INT(d.count, 1);
+  CHECK_INT(peer_asked_count(&w.server), 1);
+#undef OK_LIST
+  CHECK_INT(e2b_api_list_all(w.client, NULL, NULL, NULL, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_INT(e2b_api_list_all(NULL, NULL, ok_on_sandbox, &l, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  sb_close(&w);
+}
+
+static void test_list_all_no_memory(void) {
+  bool over = false;
+  size_t n;
+  sb_world w;
+  sb_open(&w, NULL);
+  for (n = 1; !over && n < 1000; n++) {
+    e2b_client *client;
+    e2b_list_opts opts;
+    test_heap heap;
+    ok_listed l;
+    e2b_err code = E2B_OK;
+    memset(&l, 0, sizeof l);
+    memset(&opts, 0, sizeof opts);
+    opts.next_token = "0";
+    opts.template_id = "t";
+    opts.started_after_ms = 5;
+    peer_clear(&w.server);
+    sb_say(&w.server, OK_PAGE("1", "[{\"sandboxID\":\"a\"}]"), false);
+    sb_say(&w.server, OK_PAGE("", "[{\"sandboxID\":\"b\"}]"), true);
+    w.config.allocator = heap_allocator(&heap);
+    heap.fail_at = n;
+    client = e2b_client_create(&w.config, &w.err);
+    if (client) code = e2b_api_list_all(client, &opts, ok_on_sandbox, &l, &w.err);
+    CHECK(code == E2B_ERR_NO_MEMORY || !client || strcmp(l.ids, "ab") == 0);
+    over = heap.calls < n;
+    e2b_client_free(client);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+  CHECK(over && n > 30);
+  sb_close(&w);
+}
+
+/* What goes into the query, and on OpenKruise what must not: it is then done here. */
+static void test_list_filters(void) {
+  static const e2b_kv metadata[] = { { "a/b k", "x y" }, { "p", "q" } }, bad[] = { { "k", "a&b" } }, worse[] = { { "a=b", "c" } };
+  e2b_sandbox_list list;
+  e2b_list_opts opts;
+  int kruise;
+  for (kruise = 0; kruise < 3; kruise++) { /* 2: known by its URL */
+    e2b_client_config config;
+    char url[80];
+    sb_world w;
+    memset(&config, 0, sizeof config);
+    memset(&list, 0, sizeof list);
+    memset(&opts, 0, sizeof opts);
+    if (kruise == 1) config.protocol = E2B_PROTOCOL_PRIVATE;
+    sb_open(&w, &config);
+    if (kruise == 2) {
+      snprintf(url, sizeof url, "%s/kruise/api", w.server.url);
+      e2b_client_free(w.client);
+      w.config.api_url = url;
+      w.client = e2b_client_create(&w.config, &w.err);
+    }
+    opts.metadata.items = metadata;
+    opts.metadata.count = 2;
+    opts.states = E2B_STATE_RUNNING;
+    opts.limit = 7;
+    opts.template_id = "t 1";
+    opts.started_after_ms = 1700000000123;
+    opts.oldest_first = true;
+    opts.next_token = "n=";
+    sb_script(&w.server,
+              sb_json(200, "[{\"sandboxID\":\"a\",\"templateID\":\"t 1\",\"startedAt\":\"2023-11-14T22:13:21Z\"},"
+                           "{\"sandboxID\":\"b\",\"templateID\":\"x\",\"alias\":\"t 1\",\"startedAt\":\"2023-11-14T22:13:20.123Z\"},"
+                           "{\"sandboxID\":\"c\",\"templateID\":\"t 1\",\"startedAt\":\"2023-11-14T22:13:20Z\"},"
+                           "{\"sandboxID\":\"d\",\"templateID\":\"t\",\"startedAt\":\"2023-11-14T22:13:25Z\"},"
+                           "{\"sandboxID\":\"e\",\"templateID\":\"t 1\",\"startedAt\":\"<unknown>\"}]"),
+              NULL);
+    CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), E2B_OK);
+    CHECK_INT(list.count, kruise ? 2 : 5); /* E2B's server has filtered already */
+    CHECK_STR(list.items[1].sandbox_id, "b");
+    if (!kruise)
+      SB_CHECK_REQUEST(&w.server, 0,
+                       "GET /v2/sandboxes?metadata=a%25252Fb%252520k%3Dx%252520y%26p%3Dq&state=running&limit=7&template=t%201&"
+                       "startedAfter=2023-11-14T22%3A13%3A20.123Z&order=asc&nextToken=n%3D HTTP/1.1\r\n" SB_HEAD "\r\n");
+    else
+      CHECK_HAS(peer_asked(&w.server, 0),
+                "/v2/sandboxes?metadata=a%252Fb%2Bk%3Dx%2By%26p%3Dq&state=running&limit=7&nextToken=n%3D HTTP/1.1\r\n");
+    e2b_mem_free(&list.mem);
+    memset(&opts, 0, sizeof opts);
+    opts.metadata.items = bad;
+    opts.metadata.count = 1;
+    CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), kruise ? E2B_ERR_INVALID_ARGUMENT : E2B_OK);
+    e2b_mem_free(&list.mem);
+    opts.metadata.items = worse;
+    CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), kruise ? E2B_ERR_INVALID_ARGUMENT : E2B_OK);
+    e2b_mem_free(&list.mem);
+    opts.metadata.count = 0;
+    opts.started_after_ms = -1;
+    CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), E2B_ERR_INVALID_ARGUMENT);
+    opts.started_after_ms = 0;
+    opts.template_id = "a\r\nb";
+    CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), E2B_ERR_INVALID_ARGUMENT);
+    sb_close(&w);
+  }
+}
+
+/* ---- keys, configuration, quirks ---- */
+
+static void test_encode_key(void) {
+  static const struct {
+    const char *raw, *encoded;
+  } rows[] = {
+    { "", "e2b_6f6b61670100000000425929dd6afb855b" },
+    { NULL, "e2b_6f6b61670100000000425929dd6afb855b" },
+    { "admin-key", "e2b_6f6b6167010000000961646d696e2d6b6579c4341091192d130a" },
+    { "5b14a58f-93f4-4d3e-9a92-2f3e0e1a9e33",
+      "e2b_6f6b6167010000002435623134613538662d393366342d346433652d396139322d3266336530653161396533331d5464e1669224e7" },
+  };
+  char text[2200], *key = (char *)malloc(1026);
+  size_t i;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    size_t len = strlen(rows[i].encoded);
+    CHECK_INT(e2b_encode_for_e2b_sdk(rows[i].raw, text, sizeof text), len);
+    CHECK_STR(text, rows[i].encoded);
+    memset(text, 'x', sizeof text);
+    CHECK_INT(e2b_encode_for_e2b_sdk(rows[i].raw, text, 30), len); /* cut, and terminated */
+    CHECK(strlen(text) == 29 && strncmp(text, rows[i].encoded, 29) == 0);
+    CHECK_INT(e2b_encode_for_e2b_sdk(rows[i].raw, NULL, 0), len);
+  }
+  memset(key, 'k', 1025);
+  key[1025] = 0;
+  CHECK_INT(e2b_encode_for_e2b_sdk(key, text, sizeof text), 0);
+  CHECK_STR(text, "");
+  CHECK_INT(e2b_encode_for_e2b_sdk(key + 1, text, sizeof text), 38 + 2048);
+  free(key);
+}
+
+/* Explicit URL over protocol and domain over environment over defaults, for both protocols and both schemes: every
+ * combination of what is set where, with the rule written out once more. */
+static void test_config_matrix(void) {
+  enum { MEMBERS = 6, ROWS = 1 << 11 };
+  static const char *const env_texts[] = { "SCHEME=http ", "PROTOCOL=private ", "E2B_DOMAIN=env.com:81 ", "E2B_API_URL=http://env-api ",
+                                           "E2B_SANDBOX_URL=http://env-sb " };
+  int row;
+  for (row = 0; row < ROWS; row++) {
+    bool set[MEMBERS], env[5], named, is_private;
+    char variables[200] = "", api[100], runtime[100], host[100], text[200];
+    const char *scheme, *domain;
+    e2b_client_config config;
+    e2b_client *client;
+    e2b_sandbox *sandbox = NULL;
+    int i;
+    for (i = 0; i < MEMBERS; i++) set[i] = (row >> i & 1) != 0; /* scheme, protocol, domain, api, base, sandbox url */
+    for (i = 0; i < 5; i++) env[i] = (row >> (MEMBERS + i) & 1) != 0;
+    for (i = 0; i < 5; i++)
+      if (env[i]) snprintf(variables + strlen(variables), sizeof variables - strlen(variables), "%s", env_texts[i]);
+    memset(&config, 0, sizeof config);
+    if (set[0]) config.scheme = "http";
+    if (set[1]) config.protocol = E2B_PROTOCOL_PRIVATE;
+    if (set[2]) config.domain = "mine.com:82";
+    if (set[3]) config.api_url = "https://my-api/p/";
+    if (set[4]) config.sandbox_base_url = "http://my-base/b";
+    if (set[5]) config.sandbox_url = "http://my-sb";
+    client = sb_client(&config, variables);
+    if (!client) continue;
+    named = set[0] || set[1] || set[2];
+    scheme = set[0] || env[0] ? "http" : "https";
+    is_private = set[1] || env[1];
+    domain = set[2] ? "mine.com:82" : env[2] ? "env.com:81" : "e2b.app";
+    if (set[3]) snprintf(api, sizeof api, "https://my-api/p");
+    else if (!named && env[3]) snprintf(api, sizeof api, "http://env-api");
+    else if (is_private) snprintf(api, sizeof api, "%s://%s/kruise/api", scheme, domain);
+    else snprintf(api, sizeof api, "%s://api.%s", scheme, domain);
+    if (is_private) snprintf(host, sizeof host, "%s/kruise/s1/3000", domain);
+    else snprintf(host, sizeof host, "3000-s1.%s", domain);
+    if (set[4]) snprintf(host, sizeof host, "my-base/b/s1");
+    if (set[4]) snprintf(runtime, sizeof runtime, "http://my-base/b/s1");
+    else if (set[5]) snprintf(runtime, sizeof runtime, "http://my-sb");
+    else if (!named && env[4]) snprintf(runtime, sizeof runtime, "http://env-sb");
+    else if (is_private) snprintf(runtime, sizeof runtime, "%s://%s/kruise/s1/49983", scheme, domain);
+    else if (strcmp(domain, "e2b.app") == 0) snprintf(runtime, sizeof runtime, "https://sandbox.e2b.app");
+    else snprintf(runtime, sizeof runtime, "%s://49983-s1.%s", scheme, domain);
+    e2b_client_api_url(client, text, sizeof text);
+    CHECK_STR(text, api);
+    e2b_client_sandbox_url(client, "s1", text, sizeof text);
+    CHECK_STR(text, runtime);
+    CHECK_INT(e2b_sandbox_attach(client, "s1", NULL, &sandbox, NULL), E2B_OK);
+    CHECK_STR(e2b_sandbox_runtime_url(sandbox), runtime);
+    e2b_sandbox_host(sandbox, 3000, text, sizeof text);
+    CHECK_STR(text, host);
+    e2b_client_free(client);
+  }
+}
+
+/* The runtime options of an attached sandbox, and auth_header. */
+static void test_attach_runtime(void) {
+  static const e2b_kv config_headers[] = { { "X-A", "config" }, { "X-B", "config" } },
+                      headers[] = { { "x-a", "sandbox" }, { "X-C", "sandbox" } }, call_headers[] = { { "X-C", "call" } };
+  e2b_client_config config;
+  e2b_attach_opts opts;
+  e2b_files_opts files = { 0 };
+  e2b_process_list list = { { 0 }, NULL, 0 };
+  e2b_sandbox *sandbox, *other;
+  e2b_call call = { 0 };
+  bool flag;
+  char text[100];
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  memset(&opts, 0, sizeof opts);
+  config.auth_header = "Bearer config";
+  config.headers.items = config_headers;
+  config.headers.count = 2;
+  config.default_user = "me";
+  sb_open(&w, &config);
+  opts.base_url = w.server.url;
+  opts.headers.items = headers;
+  opts.headers.count = 2;
+  opts.runtime_port = 4444;
+  opts.access_token = "tok";
+  CHECK_INT(e2b_sandbox_attach(w.client, "abc", &opts, &sandbox, &w.err), E2B_OK);
+  call.headers.items = call_headers;
+  call.headers.count = 1;
+  CHECK_INT(e2b_sandbox_is_running(sandbox, &call, &flag, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 0,
+                   "GET /health HTTP/1.1\r\n" SB_COMMON "x-b: config\r\nx-a: sandbox\r\nx-c: call\r\n"
+                   "e2b-sandbox-id: abc\r\ne2b-sandbox-port: 4444\r\nx-access-token: tok\r\nauthorization: Bearer config\r\n\r\n");
+  (void)e2b_commands_list(sandbox, NULL, &list, NULL);
+  CHECK_HAS(peer_asked(&w.server, 1), "\r\nauthorization: Bearer config\r\n"); /* rather than default_user */
+  files.user = "you";
+  (void)e2b_files_exists(sandbox, "/x", &files, &flag, NULL);
+  CHECK_HAS(peer_asked(&w.server, 2), "\r\nauthorization: Basic eW91Og==\r\n"); /* the call's user wins */
+  CHECK(!strstr(peer_asked(&w.server, 2), "Bearer"));
+  opts.auth_header = "Basic cm9vdDo=";
+  CHECK_INT(e2b_sandbox_attach(w.client, "abc", &opts, &other, &w.err), E2B_OK);
+  (void)e2b_commands_list(other, NULL, &list, NULL);
+  CHECK_HAS(peer_asked(&w.server, 3), "\r\nauthorization: Basic cm9vdDo=\r\n");
+  (void)e2b_sandbox_kill(sandbox, NULL, &flag, NULL);
+  CHECK(!strstr(peer_asked(&w.server, 4), "authorization") && !strstr(peer_asked(&w.server, 4), "sandbox\r\n"));
+  opts.base_url = NULL;
+  opts.auth_header = NULL;
+  w.config.sandbox_url = NULL;
+  w.config.protocol = E2B_PROTOCOL_PRIVATE;
+  e2b_client_free(w.client);
+  w.client = e2b_client_create(&w.config, &w.err);
+  opts.scheme = "http";
+  opts.domain = "d.com";
+  CHECK_INT(e2b_sandbox_attach(w.client, "abc", &opts, &sandbox, &w.err), E2B_OK);
+  CHECK_STR(e2b_sandbox_runtime_url(sandbox), "http://d.com/kruise/abc/4444");
+  e2b_sandbox_host(sandbox, 0, text, sizeof text);
+  CHECK_STR(text, "d.com/kruise/abc/4444");
+  opts.scheme = "ftp";
+  CHECK_INT(e2b_sandbox_attach(w.client, "abc", &opts, &sandbox, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(w.err.message, "scheme");
+  opts.scheme = "https";
+  opts.auth_header = "a\r\nb";
+  CHECK_INT(e2b_sandbox_attach(w.client, "abc", &opts, &sandbox, &w.err), E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(w.err.message, "auth_header");
+  opts.auth_header = NULL;
+  opts.headers.items = NULL;
+  opts.headers.count = 0;
+  CHECK_INT(e2b_sandbox_attach(w.client, "abc", &opts, &sandbox, &w.err), E2B_OK);
+  CHECK_STR(e2b_sandbox_runtime_url(sandbox), "https://d.com/kruise/abc/4444");
+  {
+    static const e2b_kv evil[] = { { "X", "a\r\nb" } };
+    opts.headers.items = evil;
+    opts.headers.count = 1;
+    CHECK_INT(e2b_sandbox_attach(w.client, "abc", &opts, &sandbox, &w.err), E2B_ERR_INVALID_ARGUMENT);
+    CHECK_HAS(w.err.message, "headers");
+  }
+  memset(&config, 0, sizeof config);
+  config.no_env = true;
+  config.auth_header = "a\nb";
+  CHECK(e2b_client_create(&config, &w.err) == NULL);
+  CHECK_HAS(w.err.message, "auth_header");
+  sb_close(&w);
+}
+
+/* What OpenKruise says in its own way. */
+static void test_kruise_answers(void) {
+  e2b_sandbox_info info;
+  e2b_sandbox *sandbox;
+  bool flag = true;
+  sb_world w;
+  ok_open(&w);
+  memset(&info, 0, sizeof info);
+  sb_script(&w.server,
+            sb_answer(500, "", "{\"code\":0,\"headers\":null,\"message\":\"claim failed; sandboxResource=a/b\",\"request_id\":\"0123abc\"}\n"),
+            NULL);
+  CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_ERR_SERVICE); /* the status, not the code */
+  CHECK_INT(w.err.http_status, 500);
+  CHECK_HAS(w.err.message, "claim failed");
+  CHECK_STR(w.err.request_id, "0123abc");
+  CHECK(w.err.maybe_done);
+  sb_script(&w.server,
+            sb_json(200, "{\"templateID\":\"t\",\"sandboxID\":\"ns--s\",\"alias\":\"\",\"clientID\":\"\",\"envdVersion\":\"0.2.10\","
+                         "\"startedAt\":\"<unknown>\",\"endAt\":\"0001-01-01T00:00:00Z\",\"cpuCount\":0,\"state\":\"dead\","
+                         "\"network\":{\"allowOut\":null},\"metadata\":{\"a\":\"b\"}}"),
+            NULL);
+  CHECK_INT(e2b_api_get_info(w.client, "ns--s", NULL, &info, &w.err), E2B_OK);
+  CHECK(info.started_at_ms == 0 && info.end_at_ms == 0 && info.state == E2B_STATE_UNKNOWN && info.disk_size_mb == 0);
+  CHECK_STR(info.state_text, "dead");
+  CHECK_STR(info.domain, "");
+  e2b_mem_free(&info.mem);
+  sandbox = ok_attach(&w, NULL);
+  sb_script(&w.server, sb_answer(401, "content-type: text/plain\r\n", "unauthorized: invalid or missing access token\n"), NULL);
+  CHECK_INT(e2b_sandbox_is_running(sandbox, NULL, &flag, &w.err), E2B_ERR_UNAUTHENTICATED);
+  sb_script(&w.server, sb_answer(403, "", "forbidden\n"), NULL);
+  CHECK_INT(e2b_sandbox_is_running(sandbox, NULL, &flag, &w.err), E2B_ERR_PERMISSION);
+  sb_script(&w.server, sb_answer(502, "", "healthy sandbox not found: ns--s\n"), NULL);
+  CHECK_INT(e2b_sandbox_is_running(sandbox, NULL, &flag, &w.err), E2B_OK);
+  CHECK(!flag);
+  /* a call that meets a 502 asks /health, then the control plane */
+  peer_clear(&w.server);
+  sb_say(&w.server, sb_answer(502, "", "API Error: healthy sandbox ns--s not found\n"), false);
+  sb_say(&w.server, sb_answer(502, "", "API Error: healthy sandbox ns--s not found\n"), false);
+  sb_say(&w.server, sb_json(200, "{\"sandboxID\":\"ns--s\",\"state\":\"dead\"}"), true);
+  CHECK_INT(e2b_commands_run(sandbox, "true", NULL, NULL, &w.err), E2B_ERR_SANDBOX_GONE);
+  peer_clear(&w.server);
+  sb_say(&w.server, sb_answer(502, "", "healthy sandbox not found: ns--s\n"), false);
+  sb_say(&w.server, sb_answer(502, "", "healthy sandbox not found: ns--s\n"), false);
+  sb_say(&w.server, sb_json(200, "{\"sandboxID\":\"ns--s\",\"state\":\"paused\"}"), true);
+  CHECK_INT(e2b_commands_run(sandbox, "true", NULL, NULL, &w.err), E2B_ERR_SANDBOX_PAUSED);
+  sb_close(&w);
+}
+
+/* An envd of version 0.2.10: who is asked for, and how stdin is empty. */
+static void test_kruise_old_envd(void) {
+  static const char wrapped[] = "\n\x07/bin/sh\x12\x02-c\x12\x14" "exec \"$@\" </dev/null\x12\x02sh\x12\x09/bin/bash\x12\x02-l\x12\x02-c\x12\x04true";
+  static const char plain[] = "\n\x09/bin/bash\x12\x02-l\x12\x02-c\x12\x04true";
+  e2b_run_opts run = { 0 };
+  e2b_sandbox *sandbox, *newer;
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_attach_opts opts;
+  bool flag;
+  sb_world w;
+  ok_open(&w);
+  sandbox = ok_attach(&w, NULL);
+  sb_script(&w.server, sb_answer(404, "content-type: text/plain\r\n", "404 page not found\n"), NULL);
+  run.stdin_open = true;
+  (void)e2b_commands_run(sandbox, "true", NULL, NULL, NULL);
+  (void)e2b_commands_run(sandbox, "true", &run, NULL, NULL);
+  CHECK(find_bytes(w.server.requests[0], w.server.request_lens[0], wrapped) != NULL);
+  CHECK(find_bytes(w.server.requests[1], w.server.request_lens[1], plain) != NULL);
+  CHECK_HAS(peer_asked(&w.server, 0), "\r\nauthorization: Basic cm9vdDo=\r\n"); /* root */
+  (void)e2b_files_read(sandbox, "x", NULL, &buf, NULL);
+  CHECK_HAS(peer_asked(&w.server, 2), "?path=x&username=node HTTP/1.1\r\n");
+  (void)e2b_files_write(sandbox, "x", "y", 1, NULL, NULL, NULL);
+  CHECK_HAS(peer_asked(&w.server, 3), "\r\ncontent-type: multipart/form-data; boundary=");
+  CHECK_INT(e2b_commands_close_stdin(sandbox, 5, NULL, &w.err), E2B_ERR_NOT_BUILT); /* asked, and told so */
+  CHECK_HAS(peer_asked(&w.server, 4), "POST /process.Process/CloseStdin HTTP/1.1\r\n");
+  CHECK_HAS(w.err.message, "0.2.10");
+  CHECK_INT(e2b_commands_kill(sandbox, 5, NULL, &flag, &w.err), E2B_ERR_SERVICE); /* no proof that it is gone */
+  sb_script(&w.server, sb_answer(200, "content-type: application/proto\r\n", ""), NULL);
+  CHECK_INT(e2b_commands_close_stdin(sandbox, 5, NULL, &w.err), E2B_OK); /* it can, whatever it says of itself */
+  memset(&opts, 0, sizeof opts);
+  opts.envd_version = "0.3.0";
+  CHECK_INT(e2b_sandbox_attach(w.client, "ns--n", &opts, &newer, &w.err), E2B_OK);
+  sb_script(&w.server, sb_answer(404, "", ""), NULL);
+  (void)e2b_commands_run(newer, "true", NULL, NULL, NULL);
+  CHECK(find_bytes(w.server.requests[0], w.server.request_lens[0], plain) != NULL);
+  e2b_mem_free(&buf.mem);
+  sb_close(&w);
+}
+
+/* No token, no key, and nothing of them in what is logged or said. */
+typedef struct ok_log {
+  char text[20000];
+  size_t len;
+} ok_log;
+
+static void ok_on_log(void *user, e2b_log_level level, const char *message) {
+  ok_log *log = (ok_log *)user;
+  (void)level;
+  log->len += (size_t)snprintf(log->text + log->len, sizeof log->text - log->len, "%s\n", message);
+  if (log->len > sizeof log->text - 1000) log->len = 0;
+}
+
+static void test_traffic_secrets(void) {
+  static ok_log log;
+  e2b_sandbox *sandbox;
+  sb_world w;
+  memset(&log, 0, sizeof log);
+  ok_open(&w);
+  e2b_client_free(w.client);
+  w.config.logger.func = ok_on_log;
+  w.config.logger.user = &log;
+  w.config.logger.level = E2B_LOG_DEBUG;
+  w.client = e2b_client_create(&w.config, &w.err);
+  sandbox = ok_attach(&w, ok_jwt(OK_NOW, OK_NOW + 5, "hidden"));
+  ok_unix_s = OK_NOW + 4;
+  sb_script(&w.server, ok_token_for(OK_NOW + 3600, "hidden"), sb_answer(403, "", "forbidden"));
+  CHECK_INT(ok_ping(&w, sandbox), E2B_ERR_PERMISSION);
+  CHECK(ok_has_token(&w, 1, "hidden"));
+  CHECK(!strstr(w.err.message, "eyJ") && !strstr(log.text, "eyJ") && !strstr(log.text, "secret-key"));
+  sb_close(&w);
+}
+
+/* ================================================================================================================== */
 /* >>>> hosts */
 /* ================================================================================================================== */
 
@@ -11093,14 +12179,16 @@ typedef struct host {
   char why_not[200];           /* why it cannot be used; "" = it can */
   pid_t pid;                   /* of the local server; 0 = not started */
   int hold;                    /* the server lives as long as this is open */
+  bool kruise;                 /* it is OpenKruise Agents: another API, and an envd that lacks much */
 } host;
 
 static host hosts[] = {
-  { "http", false, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
-  { "https", true, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
-  { "json", false, true, E2B_CODEC_JSON, "", "", "", 0, -1 },
-  { "envd", false, false, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
-  { "envd-json", false, false, E2B_CODEC_JSON, "", "", "", 0, -1 },
+  { "http", false, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1, false },
+  { "https", true, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1, false },
+  { "json", false, true, E2B_CODEC_JSON, "", "", "", 0, -1, false },
+  { "kruise", false, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1, true },
+  { "envd", false, false, E2B_CODEC_DEFAULT, "", "", "", 0, -1, false },
+  { "envd-json", false, false, E2B_CODEC_JSON, "", "", "", 0, -1, false },
 };
 static host *the_host;                      /* of the test under way */
 static char server_path[512], work_dir[64]; /* the local server; where its files and ours go */
@@ -11121,6 +12209,11 @@ static void host_exec(const host *h, int stdin_fd, const char *port_file, const 
   args[n++] = "--exit-with-stdin";
   args[n++] = "--api-key";
   args[n++] = HOST_KEY;
+  if (h->kruise) {
+    args[n++] = "--kruise";
+    args[n++] = "--token-life";
+    args[n++] = "600";
+  }
   if (h->tls) {
     args[n++] = "--tls";
     args[n++] = "--ca-out";
@@ -11193,8 +12286,14 @@ static e2b_client_config host_config(const host *h) {
   memset(&config, 0, sizeof config);
   config.no_env = true;
   config.api_key = HOST_KEY;
-  config.api_url = config.sandbox_url = h->url;
   config.codec = h->codec;
+  if (h->kruise) {
+    config.protocol = E2B_PROTOCOL_PRIVATE;
+    config.scheme = "http";
+    config.domain = strstr(h->url, "//") + 2;
+  } else {
+    config.api_url = config.sandbox_url = h->url;
+  }
   if (h->ca_file[0]) config.tls.ca_file = h->ca_file;
   return config;
 }
@@ -11387,17 +12486,6 @@ static void noise(uint64_t *state, uint8_t *out, size_t len) {
 #define MIB ((uint64_t)1 << 20)
 
 /* Counts completions. */
-typedef struct done {
-  int count;
-  e2b_error err;
-} done;
-
-static void on_done(void *user, const e2b_error *err) {
-  done *d = (done *)user;
-  d->count++;
-  d->err = *err;
-}
-
 static e2b_run_opts run_with(e2b_done_fn fn, void *user) {
   e2b_run_opts opts;
   memset(&opts, 0, sizeof opts);
@@ -11677,13 +12765,16 @@ static void e2e_stdin(fixture *f) {
   uint32_t pid;
   opts.stdin_open = true;
   noise(&seed, data, 100000);
-  if (!CHECK_OK(e2b_commands_start(f->sandbox, "cat", &opts, &handle, &err))) return;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, the_host->kruise ? "head -c 100000" : "cat", &opts, &handle, &err))) return;
   pid = e2b_command_handle_pid(handle);
   CHECK(pid > 0);
+  if (the_host->kruise) CHECK_RC(e2b_commands_close_stdin(f->sandbox, pid, NULL, &err), E2B_ERR_NOT_BUILT);
   CHECK_OK(e2b_commands_send_stdin(f->sandbox, pid, data, 60000, NULL, &err));
   CHECK_OK(e2b_command_handle_send_stdin(handle, data + 60000, 40000, NULL, &err));
-  CHECK_OK(e2b_command_handle_send_stdin(handle, "", 0, NULL, &err));
-  CHECK_OK(e2b_commands_close_stdin(f->sandbox, pid, NULL, &err));
+  if (!the_host->kruise) {
+    CHECK_OK(e2b_command_handle_send_stdin(handle, "", 0, NULL, &err));
+    CHECK_OK(e2b_commands_close_stdin(f->sandbox, pid, NULL, &err));
+  }
   CHECK_OK(e2b_command_handle_wait(handle, NULL, &r, &err));
   CHECK(r.stdout_data.len == 100000 && memcmp(r.stdout_data.ptr, data, 100000) == 0);
   e2b_mem_free(&r.mem);
@@ -11696,7 +12787,8 @@ static void e2e_stdin(fixture *f) {
   CHECK_INT(err.subject, E2B_SUBJECT_PROCESS);
 
   if (!CHECK_OK(e2b_commands_start(f->sandbox, "sleep 2", NULL, &handle, &err))) return;
-  CHECK_RC(e2b_command_handle_send_stdin(handle, "x", 1, NULL, &err), E2B_ERR_BAD_STATE);
+  if (!the_host->kruise) /* where all have a pipe */
+    CHECK_RC(e2b_command_handle_send_stdin(handle, "x", 1, NULL, &err), E2B_ERR_BAD_STATE);
   CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
   e2b_command_handle_free(handle);
 }
@@ -11723,6 +12815,52 @@ static void e2e_kill(fixture *f) {
   CHECK(!killed);
 }
 
+/* A handle that takes its envd for an old one, as OpenKruise's always claims to be: all the same works with a new one. */
+static void e2e_old_envd(fixture *f) {
+  struct passwd *me = getpwuid(geteuid());
+  e2b_attach_opts attach;
+  e2b_run_opts opts = { 0 };
+  e2b_files_opts files = { 0 };
+  e2b_sandbox *old;
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_process_list list = { { 0 }, NULL, 0 };
+  e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_error err;
+  size_t i, found = 0;
+  memset(&attach, 0, sizeof attach);
+  attach.base_url = e2b_sandbox_runtime_url(f->sandbox);
+  attach.access_token = e2b_sandbox_access_token(f->sandbox);
+  attach.envd_version = "0.2.10";
+  opts.user = files.user = the_host->kruise ? NULL : me->pw_name; /* old ones do not choose */
+  if (!CHECK_OK(e2b_sandbox_attach(f->client, e2b_sandbox_id(f->sandbox), &attach, &old, &err))) return;
+  CHECK_OK(e2b_commands_run(old, "cat; echo \"$0 $* it's over\"", &opts, &r, &err)); /* its stdin is empty */
+  CHECK_STR(r.stdout_data.ptr, "/bin/bash  it's over\n");
+  e2b_mem_free(&r.mem);
+  CHECK_RC(e2b_commands_run(old, "kill -9 $$", &opts, &r, &err), E2B_COMMAND_EXIT); /* the pid is the command's */
+  CHECK(!r.exited);
+  e2b_mem_free(&r.mem);
+  if (CHECK_OK(e2b_commands_start(old, "sleep 100", &opts, &handle, &err))) {
+    CHECK_OK(e2b_commands_list(f->sandbox, NULL, &list, &err));
+    for (i = 0; i < list.count; i++) {
+      const e2b_process_info *p = &list.items[i];
+      if (p->pid != e2b_command_handle_pid(handle)) continue;
+      found++;
+      CHECK_STR(p->cmd, "/bin/bash");
+      CHECK(p->args.count == 3 && strcmp(p->args.items[0], "-l") == 0 && strcmp(p->args.items[2], "sleep 100") == 0);
+    }
+    CHECK_INT(found, 1);
+    e2b_mem_free(&list.mem);
+    CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+    e2b_command_handle_free(handle);
+  }
+  CHECK_OK(e2b_files_write(old, in_dir(f, "form"), "as a form", 9, &files, NULL, &err));
+  CHECK_OK(e2b_files_read_text(old, in_dir(f, "form"), &files, &buf, &err));
+  CHECK_STR((const char *)buf.data, "as a form");
+  e2b_mem_free(&buf.mem);
+  e2b_sandbox_free(old);
+}
+
 static void e2e_reconnect(fixture *f) {
   e2b_run_opts opts = { 0 };
   e2b_command_handle *handle, *again;
@@ -11746,8 +12884,10 @@ static void e2e_reconnect(fixture *f) {
   e2b_mem_free(&r.mem);
   e2b_command_handle_free(again);
 
-  if (CHECK_OK(
-          e2b_commands_connect_to_process(f->sandbox, pid, NULL, &again, &err))) { /* its exit code is kept a while */
+  if (the_host->kruise) { /* gone is gone */
+    CHECK_RC(e2b_commands_connect_to_process(f->sandbox, pid, NULL, &again, &err), E2B_ERR_NOT_FOUND);
+  } else if (CHECK_OK(e2b_commands_connect_to_process(f->sandbox, pid, NULL, &again,
+                                                      &err))) { /* its exit code is kept a while */
     CHECK_RC(e2b_command_handle_wait(again, NULL, &r, &err), E2B_COMMAND_EXIT);
     CHECK_INT(r.exit_code, 7);
     e2b_mem_free(&r.mem);
@@ -12009,6 +13149,7 @@ static void e2e_connect_to_tag(fixture *f) {
     CHECK_STR(r.stdout_data.ptr, word);
     e2b_mem_free(&r.mem);
     e2b_command_handle_free(again);
+    if (the_host->kruise) continue;
     if (!CHECK_OK(e2b_commands_connect_to_tag(f->sandbox, tag, NULL, &again, &err))) continue; /* its exit code is kept */
     CHECK_RC(e2b_command_handle_wait(again, NULL, &r, &err), E2B_COMMAND_EXIT);
     CHECK_INT(r.exit_code, 9);
@@ -12083,7 +13224,7 @@ static void e2e_stdin_big(fixture *f) {
   done d[7];
   noise_source source;
   sha256 sum;
-  char hex[65];
+  char hex[65], cmd[80];
   uint64_t seed = 99;
   memset(calls, 0, sizeof calls);
   memset(d, 0, sizeof d);
@@ -12098,7 +13239,8 @@ static void e2e_stdin_big(fixture *f) {
   sizes[2] = 65536;
   sizes[3] = size - 265537;
   opts.stdin_open = true;
-  if (!CHECK_OK(e2b_commands_start(f->sandbox, "sleep 0.3; sha256sum", &opts, &handle, &err))) return;
+  snprintf(cmd, sizeof cmd, "sleep 0.3; head -c %lu | sha256sum", (unsigned long)size + 1000003);
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, the_host->kruise ? cmd : "sleep 0.3; sha256sum", &opts, &handle, &err))) return;
   sha256_start(&sum);
   for (at = i = 0; i < 4; at += sizes[i++])
     CHECK_RC(e2b_command_handle_send_stdin(handle, data + at, sizes[i], &calls[i], &err), E2B_PENDING);
@@ -12118,7 +13260,8 @@ static void e2e_stdin_big(fixture *f) {
     (void)e2b_client_poll(f->client, 100);
     if (source.pauses < paused) e2b_op_resume(f->client, op);
   }
-  for (i = 0; i < 7; i++) CHECK(d[i].count == 1 && d[i].err.code == E2B_OK);
+  for (i = 0; i < 7; i++) CHECK(d[i].count == 1 && (d[i].err.code == E2B_OK || (the_host->kruise && i == 6)));
+  CHECK_INT(d[6].err.code, the_host->kruise ? E2B_ERR_NOT_BUILT : E2B_OK);
   CHECK_INT(source.left, 0);
   sum = source.sum;
   sha256_add(&sum, "end", 3);
@@ -12170,6 +13313,12 @@ static void e2e_stdin_given_up(fixture *f) {
   e2b_command_handle_free(handle);
 
   if (!CHECK_OK(e2b_commands_start(f->sandbox, "cat >/dev/null; echo end", &opts, &handle, &err))) return;
+  if (the_host->kruise) { /* whose envd cannot end that */
+    CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+    e2b_command_handle_free(handle);
+    free(data);
+    return;
+  }
   memset(&source, 0, sizeof source);
   source.seed = source.sizes = 1;
   source.left = size;
@@ -12231,7 +13380,7 @@ static void e2e_pty(fixture *f) {
   snprintf(want, sizeof want, "10 60\r\n%s\r\nxterm-256color=C=1\r\nready\r\n", f->dir);
   WAIT_FOR_OUTPUT(handle, want);
   CHECK_RC(e2b_commands_send_stdin(f->sandbox, pid, "x", 1, NULL, &err), E2B_ERR_BAD_STATE);
-  CHECK_RC(e2b_commands_close_stdin(f->sandbox, pid, NULL, &err), E2B_ERR_BAD_STATE);
+  CHECK_RC(e2b_commands_close_stdin(f->sandbox, pid, NULL, &err), the_host->kruise ? E2B_ERR_NOT_BUILT : E2B_ERR_BAD_STATE);
   CHECK_OK(pty_type(f, pid, "\x04", &err)); /* the end of what is typed */
   CHECK_OK(e2b_command_handle_wait(handle, NULL, &r, &err)); /* collects */
   CHECK_HAS(r.stdout_data.ptr, "over\r\n");
@@ -13837,8 +14986,9 @@ static void e2e_quickstart(fixture *f) {
 }
 
 static void e2e_sandbox_options(fixture *f) {
-  static const e2b_kv metadata[] = { { "team", "a&b" }, { "r\xc3\xbcn", "7 %" } },
-                      vars[] = { { "FROM_CREATE", "yes" } };
+  static const e2b_kv vars[] = { { "FROM_CREATE", "yes" } };
+  const char *odd_key = the_host->kruise ? "example.com/run_1" : "r\xc3\xbcn"; /* keys are Kubernetes' there */
+  e2b_kv metadata[2];
   e2b_sandbox_opts opts = { 0 };
   e2b_sandbox *sandbox;
   e2b_command_result r = { 0 };
@@ -13847,6 +14997,10 @@ static void e2e_sandbox_options(fixture *f) {
   int64_t end;
   size_t i, found = 0;
   memset(&info, 0, sizeof info);
+  metadata[0].key = "team";
+  metadata[0].value = "a&b";
+  metadata[1].key = odd_key;
+  metadata[1].value = "7 %";
   opts.timeout_s = 100;
   opts.metadata.items = metadata;
   opts.metadata.count = 2;
@@ -13866,7 +15020,7 @@ static void e2e_sandbox_options(fixture *f) {
         info.end_at_ms - info.started_at_ms < 105000);
   for (i = 0; i < info.metadata.count; i++) {
     if (strcmp(info.metadata.items[i].key, "team") == 0) found += CHECK_STR(info.metadata.items[i].value, "a&b");
-    if (strcmp(info.metadata.items[i].key, "r\xc3\xbcn") == 0) found += CHECK_STR(info.metadata.items[i].value, "7 %");
+    if (strcmp(info.metadata.items[i].key, odd_key) == 0) found += CHECK_STR(info.metadata.items[i].value, "7 %");
     if (strcmp(info.metadata.items[i].key, "e2b.h/nonce") == 0) found++;
   }
   CHECK_INT(found, 3);
@@ -13880,7 +15034,7 @@ static void e2e_sandbox_options(fixture *f) {
 }
 
 static void e2e_sandbox_list(fixture *f) {
-  static const e2b_kv marks[] = { { "mark", "list & more" } };
+  static const e2b_kv marks[] = { { "mark", "list & more" } }, kruise_marks[] = { { "mark", "list + = %41 /more" } };
   e2b_sandbox_opts opts = { 0 };
   e2b_list_opts list = { 0 };
   e2b_sandbox_list page = { { 0 }, NULL, 0, NULL };
@@ -13888,7 +15042,7 @@ static void e2e_sandbox_list(fixture *f) {
   e2b_error err;
   char token[500] = "";
   size_t i, seen = 0, pages = 0;
-  opts.metadata.items = marks;
+  opts.metadata.items = the_host->kruise ? kruise_marks : marks;
   opts.metadata.count = 1;
   memset(sandboxes, 0, sizeof sandboxes);
   for (i = 0; i < 5; i++) CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &sandboxes[i], &err));
@@ -13919,6 +15073,157 @@ static void e2e_sandbox_list(fixture *f) {
   CHECK_OK(e2b_api_list(f->client, &list, &page, &err));
   CHECK_INT(page.count, 0);
   e2b_mem_free(&page.mem);
+}
+
+/* All pages in one call, and the filters. */
+static void e2e_list_all(fixture *f) {
+  static const e2b_kv marks[] = { { "mark", "all" } };
+  e2b_sandbox_opts opts = { 0 };
+  e2b_list_opts list = { 0 };
+  e2b_sandbox_info info;
+  e2b_sandbox *sandboxes[5];
+  char ids[5][100], oldest[100] = "";
+  ok_listed l;
+  e2b_error err;
+  done d;
+  int64_t middle = 0;
+  size_t i;
+  memset(&info, 0, sizeof info);
+  memset(sandboxes, 0, sizeof sandboxes);
+  opts.metadata.items = marks;
+  opts.metadata.count = 1;
+  for (i = 0; i < 5; i++) {
+    if (i == 3) sleep_ms(1100); /* OpenKruise counts in seconds */
+    if (!CHECK_OK(e2b_sandbox_create(f->client, i == 1 ? "base" : NULL, &opts, &sandboxes[i], &err))) return;
+    snprintf(ids[i], sizeof ids[i], "%s", e2b_sandbox_id(sandboxes[i]));
+    if (i == 3 && CHECK_OK(e2b_sandbox_get_info(sandboxes[i], NULL, &info, &err))) middle = info.started_at_ms;
+    if (i == 3) e2b_mem_free(&info.mem);
+  }
+  list.metadata = opts.metadata;
+  list.limit = 2;
+  memset(&l, 0, sizeof l);
+  CHECK_OK(e2b_api_list_all(f->client, &list, ok_on_sandbox, &l, &err));
+  CHECK_INT(l.count, 5);
+  list.oldest_first = true;
+  memset(&l, 0, sizeof l);
+  l.stop_at = l.stop_with = 1;
+  CHECK_OK(e2b_api_list_all(f->client, &list, ok_on_sandbox, &l, &err));
+  snprintf(oldest, sizeof oldest, "%s", ids[0]);
+  CHECK_STR(l.ids, oldest);
+  list.oldest_first = false;
+  list.template_id = "base";
+  memset(&l, 0, sizeof l);
+  CHECK_OK(e2b_api_list_all(f->client, &list, ok_on_sandbox, &l, &err));
+  CHECK_STR(l.ids, ids[1]);
+  list.template_id = NULL;
+  list.started_after_ms = middle;
+  memset(&l, 0, sizeof l);
+  memset(&d, 0, sizeof d);
+  list.call.on_done = on_done;
+  list.call.user = &d;
+  CHECK_RC(e2b_api_list_all(f->client, &list, ok_on_sandbox, &l, &err), E2B_PENDING);
+  CHECK_OK(e2b_client_drain(f->client, 20000));
+  CHECK(d.count == 1 && d.err.code == E2B_OK);
+  CHECK_INT(l.count, 2);
+  for (i = 0; i < 5; i++) CHECK_OK(e2b_sandbox_close(sandboxes[i], NULL, &err));
+}
+
+/* OpenKruise's JWT mode against a gateway that checks; the tokens of this server are good for 600 s. */
+static int64_t traffic_ahead_s;
+
+static int64_t traffic_unix_time(void *user) {
+  (void)user;
+  return (int64_t)time(NULL) + traffic_ahead_s;
+}
+
+static void e2e_traffic_tokens(fixture *f) {
+  static const e2b_kv jwt_mode[] = { { E2B_JWT_AUTH_METADATA_KEY, "true" } };
+  e2b_client_config config = host_config(the_host);
+  e2b_sandbox_opts opts = { 0 };
+  e2b_attach_opts attach;
+  e2b_command_result r = { 0 };
+  fixture other;
+  e2b_sandbox *again, *bare, *second;
+  e2b_traffic_token token;
+  char first[2000], encoded[100];
+  e2b_error err;
+  int tries;
+  if (!the_host->kruise) { /* no such mode there */
+    CHECK_RC(e2b_sandbox_refresh_traffic_access_token(f->sandbox, NULL, NULL, &err), E2B_ERR_BAD_STATE);
+    return;
+  }
+  memset(&other, 0, sizeof other);
+  memset(&attach, 0, sizeof attach);
+  memset(&token, 0, sizeof token);
+  memcpy(other.dir, f->dir, sizeof other.dir);
+  traffic_ahead_s = 0;
+  config.allocator = heap_allocator(&other.memory);
+  config.unix_time_fn = traffic_unix_time;
+  CHECK(e2b_encode_for_e2b_sdk(HOST_KEY, encoded, sizeof encoded) < sizeof encoded);
+  config.api_key = encoded; /* the server knows this form of its key too */
+  other.client = e2b_client_create(&config, &err);
+  opts.metadata.items = jwt_mode;
+  opts.metadata.count = 1;
+  if (!CHECK(other.client != NULL) || !CHECK_OK(e2b_sandbox_create(other.client, NULL, &opts, &other.sandbox, &err))) return;
+  snprintf(first, sizeof first, "%s", e2b_sandbox_traffic_access_token(other.sandbox));
+  CHECK(first[0] && strchr(first, '.'));
+  CHECK_WORKS(&other);
+  CHECK_OK(e2b_files_write_text(other.sandbox, in_dir(&other, "jwt"), "kept", NULL, NULL, &err));
+
+  /* without it, and with that of another sandbox: not through the gateway */
+  attach.envd_version = e2b_sandbox_envd_version(other.sandbox);
+  attach.access_token = e2b_sandbox_access_token(other.sandbox);
+  CHECK_OK(e2b_sandbox_attach(other.client, e2b_sandbox_id(other.sandbox), &attach, &bare, &err));
+  CHECK_RC(e2b_commands_run(bare, "true", NULL, NULL, &err), E2B_ERR_PERMISSION);
+  CHECK_OK(e2b_sandbox_create(other.client, NULL, &opts, &second, &err));
+  attach.traffic_access_token = e2b_sandbox_traffic_access_token(second);
+  CHECK_OK(e2b_sandbox_attach(other.client, e2b_sandbox_id(other.sandbox), &attach, &again, &err));
+  CHECK_RC(e2b_commands_run(again, "true", NULL, NULL, &err), E2B_ERR_PERMISSION);
+  e2b_sandbox_free(again);
+  CHECK_OK(e2b_sandbox_close(second, NULL, &err));
+
+  /* connect gives none: it is fetched with the first call */
+  CHECK_OK(e2b_sandbox_connect(other.client, e2b_sandbox_id(other.sandbox), NULL, &again, &err));
+  CHECK_STR(e2b_sandbox_traffic_access_token(again), "");
+  CHECK_OK(e2b_commands_run(again, "echo hello", NULL, &r, &err));
+  CHECK_STR(r.stdout_data.ptr, "hello\n");
+  e2b_mem_free(&r.mem);
+  CHECK(e2b_sandbox_traffic_access_token(again)[0]);
+
+  /* due: used, and replaced; asked for: replaced at once */
+  traffic_ahead_s = 500;
+  CHECK_WORKS(&other);
+  for (tries = 0; tries < 100 && strcmp(e2b_sandbox_traffic_access_token(other.sandbox), first) == 0; tries++)
+    (void)e2b_client_poll(other.client, 100);
+  CHECK(strcmp(e2b_sandbox_traffic_access_token(other.sandbox), first) != 0);
+  CHECK_WORKS(&other);
+  traffic_ahead_s = 0;
+  CHECK_OK(e2b_sandbox_refresh_traffic_access_token(other.sandbox, NULL, NULL, &err));
+  CHECK_OK(e2b_api_refresh_traffic_access_token(other.client, e2b_sandbox_id(other.sandbox), NULL, &token, &err));
+  CHECK(token.token[0] && token.expires_at_ms > ((int64_t)time(NULL) + 500) * 1000);
+  e2b_mem_free(&token.mem);
+
+  /* a clock beyond what the server gives: nothing is sent */
+  traffic_ahead_s = 2000;
+  CHECK_RC(e2b_commands_run(other.sandbox, "true", NULL, NULL, &err), E2B_ERR_TRAFFIC_TOKEN_EXPIRED);
+  traffic_ahead_s = 0;
+  CHECK_WORKS(&other);
+
+  /* pause, resume, and the end of the sandbox are seen as always */
+  CHECK_OK(e2b_sandbox_pause(other.sandbox, NULL, &err));
+  CHECK_RC(e2b_commands_run(other.sandbox, "true", NULL, NULL, &err), E2B_ERR_SANDBOX_PAUSED);
+  e2b_sandbox_free(again);
+  CHECK_OK(e2b_sandbox_connect(other.client, e2b_sandbox_id(other.sandbox), NULL, &again, &err));
+  CHECK_WORKS(&other);
+  CHECK_OK(e2b_sandbox_kill(other.sandbox, NULL, NULL, &err));
+  CHECK_RC(e2b_commands_run(other.sandbox, "true", NULL, NULL, &err), E2B_ERR_SANDBOX_GONE);
+  CHECK_RC(e2b_sandbox_refresh_traffic_access_token(again, NULL, NULL, &err), E2B_ERR_TRAFFIC_TOKEN_REFRESH);
+  CHECK_INT(err.http_status, 404);
+  CHECK_RC(e2b_api_refresh_traffic_access_token(other.client, e2b_sandbox_id(f->sandbox), NULL, &token, &err),
+           E2B_ERR_TRAFFIC_TOKEN_REFRESH);
+  CHECK_INT(err.http_status, 409); /* that one is not in JWT mode */
+  e2b_client_free(other.client);
+  HEAP_CHECK_EMPTY(&other.memory);
 }
 
 static void e2e_pause_and_connect(fixture *f) {
@@ -14029,8 +15334,9 @@ static void e2e_refused_by_the_api(fixture *f) {
   e2b_sandbox *sandbox;
   e2b_client *client;
   e2b_error err;
-  CHECK_RC(e2b_sandbox_create(f->client, "no-such-template", NULL, &sandbox, &err), E2B_ERR_NOT_FOUND);
-  CHECK_INT(err.subject, E2B_SUBJECT_TEMPLATE);
+  CHECK_RC(e2b_sandbox_create(f->client, "no-such-template", NULL, &sandbox, &err),
+           the_host->kruise ? E2B_ERR_INVALID_ARGUMENT : E2B_ERR_NOT_FOUND);
+  CHECK_INT(err.subject, the_host->kruise ? E2B_SUBJECT_NONE : E2B_SUBJECT_TEMPLATE);
   CHECK(!sandbox && !err.maybe_done);
   opts.timeout_s = 2000000000;
   CHECK_RC(e2b_sandbox_create(f->client, NULL, &opts, &sandbox, &err), E2B_ERR_INVALID_ARGUMENT);
@@ -14072,7 +15378,7 @@ static void e2e_routes(fixture *f) {
   e2b_error err;
   size_t i;
   (void)f;
-  for (i = 0; i < 2; i++) {
+  for (i = the_host->kruise ? 1 : 0; i < 2; i++) {
     memset(&other, 0, sizeof other);
     config.api_url = config.sandbox_url = NULL;
     config.scheme = the_host->tls ? "https" : "http";
@@ -14142,6 +15448,7 @@ static void e2e_many_streams(fixture *f) {
   e2b_client_stats stats;
   e2b_run_opts run;
   e2b_error err;
+  bool closes = !the_host->kruise; /* it can close stdin */
   int i;
   memset(sandboxes, 0, sizeof sandboxes);
   memset(handles, 0, sizeof handles);
@@ -14157,7 +15464,7 @@ static void e2e_many_streams(fixture *f) {
     if (!CHECK(sandboxes[i % SANDBOXES] != NULL)) return;
     run = run_with(on_done, &dones[i]);
     run.stdin_open = true;
-    CHECK_RC(e2b_commands_start(sandboxes[i % SANDBOXES], "cat", &run, &handles[i], &err), E2B_PENDING);
+    CHECK_RC(e2b_commands_start(sandboxes[i % SANDBOXES], closes ? "cat" : "head -n 1", &run, &handles[i], &err), E2B_PENDING);
   }
   CHECK_OK(e2b_client_drain(f->client, 120000));
   e2b_client_get_stats(f->client, &stats);
@@ -14171,13 +15478,13 @@ static void e2e_many_streams(fixture *f) {
   CHECK_OK(e2b_client_drain(f->client, 120000));
   for (i = 0; i < STREAMS; i++) {
     call.user = &dones[i];
-    CHECK_RC(e2b_command_handle_close_stdin(handles[i], &call, &err), E2B_PENDING);
+    if (closes) CHECK_RC(e2b_command_handle_close_stdin(handles[i], &call, &err), E2B_PENDING);
     CHECK_RC(e2b_command_handle_wait(handles[i], &call, &results[i], &err), E2B_PENDING);
   }
   CHECK_OK(e2b_client_drain(f->client, 120000));
   for (i = 0; i < STREAMS; i++) {
     CHECK_INT(dones[i].err.code, E2B_OK);
-    CHECK_INT(dones[i].count, 4 + (i < SANDBOXES));
+    CHECK_INT(dones[i].count, 3 + closes + (i < SANDBOXES));
     CHECK_STR(results[i].stdout_data.ptr, lines[i]);
     e2b_mem_free(&results[i].mem);
   }
@@ -14518,7 +15825,7 @@ static void e2e_keep_alive(fixture *f) {
   memset(&opts, 0, sizeof opts);
   memset(&info, 0, sizeof info);
   memset(&lost, 0, sizeof lost);
-  opts.timeout_s = 2;
+  opts.timeout_s = the_host->kruise ? 30 : 2;
   if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &sandbox, &err))) return;
   CHECK_OK(e2b_sandbox_keep_alive(sandbox, 2, on_done, &lost, &err));
   for (end = now_ms() + 3500; now_ms() < end;) e2b_client_poll(f->client, 100);
@@ -14534,13 +15841,19 @@ static void e2e_keep_alive(fixture *f) {
 }
 
 static void e2e_find_by_nonce(fixture *f) {
-  static const e2b_kv metadata[] = { { E2B_NONCE_KEY, "job &%=\xc3\xbc 1" } };
+  e2b_kv metadata[1];
   e2b_sandbox_opts opts;
   e2b_sandbox *sandbox;
   e2b_sandbox_info info;
   e2b_error err;
   memset(&opts, 0, sizeof opts);
   memset(&info, 0, sizeof info);
+  metadata[0].key = E2B_NONCE_KEY;
+  metadata[0].value = "job &%=\xc3\xbc 1";
+  if (the_host->kruise) {
+    CHECK_RC(e2b_api_find_by_nonce(f->client, metadata[0].value, NULL, &info, &err), E2B_ERR_INVALID_ARGUMENT);
+    metadata[0].value = "job %=\xc3\xbc 1";
+  }
   opts.metadata.items = metadata;
   opts.metadata.count = 1;
   if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &sandbox, &err))) return;
@@ -14560,6 +15873,7 @@ static void e2e_list_filters(fixture *f) {
   memset(&opts, 0, sizeof opts);
   memset(&list, 0, sizeof list);
   memset(&info, 0, sizeof info);
+  if (the_host->kruise) sleep_ms(1100); /* it counts in seconds */
   if (!CHECK_OK(e2b_sandbox_create(f->client, "base", NULL, &young, &err))) return;
   CHECK_OK(e2b_sandbox_get_info(young, NULL, &info, &err));
   opts.oldest_first = true;
@@ -14870,7 +16184,7 @@ static void e2e_envd_request(fixture *f) {
   opts.body = "{}";
   opts.body_len = 2;
   CHECK_OK(e2b_sandbox_request(f->sandbox, 49983, "POST", "/process.Process/List", &opts, &r, &err));
-  CHECK_INT(r.status, 200);
+  CHECK_INT(r.status, the_host->kruise ? 401 : 200); /* an old one wants a user */
   CHECK_INT(r.body.ptr[0], '{');
   e2b_mem_free(&r.mem);
   CHECK_WORKS(f);
@@ -16860,6 +18174,7 @@ static void e2e_code_routes(fixture *f) {
   e2b_error err;
   int i;
   for (i = 0; i < 5; i++) {
+    if (the_host->kruise && i != 1 && i != 4) continue; /* nothing is outside of /kruise */
     config = host_config(the_host);
     memset(&other, 0, sizeof other);
     config.scheme = the_host->tls ? "https" : "http";
@@ -18366,7 +19681,8 @@ static void e2e_fixed_heap(fixture *f) {
   size_t size, failed = 0;
   e2b_error err;
   memset(&attach, 0, sizeof attach);
-  attach.base_url = the_host->url;
+  attach.base_url = e2b_sandbox_runtime_url(f->sandbox);
+  attach.envd_version = e2b_sandbox_envd_version(f->sandbox);
   attach.access_token = the_host->control_plane ? e2b_sandbox_access_token(f->sandbox) : getenv("E2B_ENVD_TOKEN");
   for (size = 1024; rc != E2B_OK && size <= sizeof block; size += size / 4) {
     e2b_command_result r = { 0 };
@@ -19168,6 +20484,12 @@ static void e2e_proxy(fixture *f) {
   config.api_key = HOST_KEY;
   config.tls.ca_pem = NULL;
   if (the_host->tls) config.tls.ca_file = the_host->ca_file;
+  if (the_host->kruise) {
+    config.api_url = config.sandbox_url = NULL;
+    config.protocol = E2B_PROTOCOL_PRIVATE;
+    config.scheme = "http";
+    config.domain = strstr(the_host->url, "//") + 2;
+  }
   client = edge_client(&config, &err);
   if (the_host->control_plane)
     CHECK_OK(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err));
@@ -19564,7 +20886,8 @@ static void e2e_reads_on(fixture *f) {
   t.user = &c;
   config.transport = &t;
   config.io_buffer_size = 65536; /* more than a record: a short read does not mean that there is no more */
-  attach.base_url = the_host->url;
+  attach.base_url = e2b_sandbox_runtime_url(f->sandbox);
+  attach.envd_version = e2b_sandbox_envd_version(f->sandbox);
   attach.access_token = the_host->control_plane ? e2b_sandbox_access_token(f->sandbox) : getenv("E2B_ENVD_TOKEN");
   client = edge_client(&config, &err);
   CHECK_OK(e2b_sandbox_attach(client, e2b_sandbox_id(f->sandbox), &attach, &sandbox, &err));
@@ -19586,7 +20909,8 @@ typedef enum test_needs {
   NEEDS_CONTENT, /* the same, but it moves file content, which knows no codec: not on the hosts of JSON */
   NEEDS_CODE,    /* a code interpreter, which knows none either */
   NEEDS_SERVER,  /* a control plane too: runs on every host that has one; not on those of JSON, as it knows no codec */
-  NEEDS_PYTHON   /* a control plane and the code interpreter of the local server */
+  NEEDS_PYTHON,  /* a control plane and the code interpreter of the local server */
+  NEEDS_NATIVE   /* a control plane that is E2B's: what OpenKruise does not have, or our likeness of it */
 } test_needs;
 
 typedef struct test {
@@ -19602,6 +20926,7 @@ typedef struct test {
 #define CODE(function) { #function, NULL, e2e_##function, NEEDS_CODE }
 #define SERVER(function) { #function, NULL, e2e_##function, NEEDS_SERVER }
 #define PYTHON(function) { #function, NULL, e2e_##function, NEEDS_PYTHON }
+#define NATIVE(function) { #function, NULL, e2e_##function, NEEDS_NATIVE }
 
 static const test tests[] = {
   UNIT(codec_vectors), UNIT(codec_truncated), UNIT(codec_damaged), UNIT(codec_order_and_noise),
@@ -19659,6 +20984,10 @@ static const test tests[] = {
   UNIT(files_parts), UNIT(files_metadata), UNIT(files_atomic), UNIT(files_compose), UNIT(files_urls),
   UNIT(watch_stream), UNIT(watch_refused), UNIT(watch_lost), UNIT(watch_polling), UNIT(watch_callbacks),
   UNIT(watch_held), UNIT(watch_no_memory),
+  UNIT(traffic_jwt), UNIT(traffic_schedule), UNIT(traffic_sent), UNIT(traffic_one_refresh), UNIT(traffic_renewal),
+  UNIT(traffic_refused), UNIT(traffic_back_off), UNIT(traffic_forced), UNIT(traffic_provider), UNIT(traffic_seed),
+  UNIT(traffic_no_memory), UNIT(traffic_secrets), UNIT(list_all), UNIT(list_all_no_memory), UNIT(list_filters),
+  UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(kruise_answers), UNIT(kruise_old_envd),
   UNIT(bad_answers), UNIT(endless_answers), UNIT(unreachable), UNIT(null_arguments), UNIT(injection),
 
   UNIT(sha256),
@@ -19670,7 +20999,7 @@ static const test tests[] = {
 
   HOST(run), HOST(run_binary), HOST(run_exit_code), HOST(run_signal), HOST(run_where_and_with), HOST(run_deadlines),
   HOST(run_stdin_is_closed), HOST(run_max_collect), HOST(stream_output), HOST(stream_backpressure), HOST(stream_pause),
-  HOST(stdin), HOST(kill), HOST(reconnect), HOST(process_list),
+  HOST(stdin), HOST(kill), HOST(old_envd), HOST(reconnect), HOST(process_list),
   HOST(send_signal), HOST(kill_tree), HOST(stop), HOST(start_detached), HOST(connect_to_tag), HOST(handle_max_collect),
   HOST(stdin_big), HOST(stdin_given_up),
 #ifndef E2B_NO_PTY
@@ -19685,14 +21014,14 @@ static const test tests[] = {
   HOST(watch), HOST(watch_refused), HOST(watch_control), HOST(watch_held), HOST(files_no_memory),
   HOST(op_poll), HOST(drive_by_poll), HOST(drive_by_pump), HOST(drive_by_own_loop), HOST(parallel_commands), HOST(cancel),
   HOST(wake_and_interrupt), HOST(inside_callbacks), HOST(free_with_things_open), HOST(two_clients),
-  SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),
+  SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(list_all), SERVER(traffic_tokens), SERVER(pause_and_connect), SERVER(dead_sandbox),
   SERVER(watch_paused),
   SERVER(api_by_id), SERVER(refused_by_the_api), SERVER(wrong_access_token), SERVER(routes), SERVER(many_sandboxes), SERVER(many_streams),
   SERVER(no_memory), SERVER(certificates),
   HOST(proxy), HOST(fixed_heap), HOST(reads_on),
-  SERVER(metrics_and_logs), SERVER(network), SERVER(snapshots), SERVER(auto_pause), SERVER(keep_alive),
-  SERVER(find_by_nonce), SERVER(list_filters), HOST(envd_request), SERVER(api_request), SERVER(port_request),
-  SERVER(port_streams), SERVER(port_routes),
+  NATIVE(metrics_and_logs), NATIVE(network), NATIVE(snapshots), NATIVE(auto_pause), SERVER(keep_alive),
+  SERVER(find_by_nonce), SERVER(list_filters), HOST(envd_request), NATIVE(api_request), SERVER(port_request),
+  SERVER(port_streams), NATIVE(port_routes),
   CODE(code_run), CODE(code_formats), CODE(code_stream), CODE(code_backpressure), CODE(code_contexts),
   CODE(code_interrupt), CODE(code_at_once), PYTHON(code_envs_and_cwd), PYTHON(code_dead_sandbox), PYTHON(code_resumed),
   PYTHON(code_routes),
@@ -19733,6 +21062,7 @@ static void run_test(const test *t, const char *name) {
 static bool runs_on(const test *t, const host *h) {
   if (!h || t->needs == NEEDS_NOTHING) return !h && t->needs == NEEDS_NOTHING;
   if (t->needs != NEEDS_HOST && h->codec == E2B_CODEC_JSON) return false;
+  if (t->needs == NEEDS_NATIVE && h->kruise) return false;
   if (t->needs == NEEDS_CODE && !h->control_plane) return getenv("E2B_CODE_URL") != NULL;
   return t->needs < NEEDS_SERVER || h->control_plane;
 }

@@ -16,11 +16,9 @@
      http             | >>>> connections  | >>>> replies
      sandboxes, rpc   | >>>> sandboxes    | >>>> rpc
      envd             | >>>> processes    | >>>> process service              | >>>> filesystem service
-                      | >>>> file transfer                | >>>> envd
-     the edge         | >>>> life cycle   | >>>> snapshots    | >>>> control plane                | >>>> relay
-                      | >>>> routing
                       | >>>> file transfer                | >>>> envd                         | >>>> code interpreter
-     the edge         | >>>> life cycle   | >>>> control plane                | >>>> routing
+     the edge         | >>>> life cycle   | >>>> snapshots    | >>>> control plane                | >>>> kruise
+                      | >>>> relay        | >>>> routing
      running it       | >>>> tls          | >>>> http input   | >>>> main */
 
 #define _GNU_SOURCE
@@ -71,6 +69,7 @@
 #endif
 
 #define ENVD_VERSION "0.6.13"
+#define KRUISE_ENVD_VERSION "0.2.10" /* what OpenKruise says whatever it runs; with --kruise our envd lacks what that one lacks */
 #define ENVD_PORT 49983
 
 #define HEAD_MAX ((size_t)64 << 10)     /* request line and headers */
@@ -132,6 +131,8 @@ static struct server {
   e2b__list api_keys, templates; /* const char * */
   e2b__arena arena;              /* of the two lists */
   bool tls, exit_with_stdin, real_home, log;
+  bool kruise;           /* be OpenKruise Agents, not E2B */
+  int64_t token_life_s;  /* of a traffic token */
   char host[256]; /* of listen_address */
   /* the machine */
   char root[PATH_MAX]; /* the home directories of the sandboxes */
@@ -152,11 +153,12 @@ static struct server {
   node sandboxes; /* newest last */
   node processes; /* of all of them, without those whose end is out */
   sandbox *buckets[SANDBOX_BUCKETS];
-  uint64_t sequence;
+  uint64_t sequence, tokens_issued;
   node snapshots; /* newest last */
   metric metrics[METRICS_MAX]; /* a ring */
   size_t metric_count;         /* ever taken */
   timer *metrics_timer;
+  uint8_t secret[32]; /* signs traffic tokens */
   node graves; /* directories that could not be removed at once */
   /* tls */
   mbedtls_entropy_context entropy;
@@ -326,6 +328,13 @@ static bool pairs_set_all(pairs *p, const e2b__list *map, e2b__arena *arena) {
     pairs_set(p, key, value);
   }
   return true;
+}
+
+static void pairs_remove(pairs *p, size_t at) {
+  free((void *)(uintptr_t)p->items[at].key);
+  free((void *)(uintptr_t)p->items[at].value);
+  p->count--;
+  memmove(p->items + at, p->items + at + 1, (p->count - at) * sizeof *p->items);
 }
 
 static e2b_kvs pairs_view(const pairs *p) {
@@ -1291,6 +1300,7 @@ struct sandbox {
   e2b__timestamp started, ends;
   timer life;
   bool paused, auto_pause, auto_resume;
+  bool jwt, never_ends; /* with --kruise */
   bool used;       /* has ever started a process */
   node processes;  /* oldest first */
   node contexts;   /* of the code interpreter, oldest first */
@@ -1357,8 +1367,11 @@ static sandbox *sandbox_find(e2b_str id) {
   return s;
 }
 
-/* The user of a request that names one, or else the default. The home of the default user is the sandbox's own. */
+/* The user of a request that names one, or else the default. The home of the default user is the sandbox's own. The users
+ * that OpenKruise's images have are all the same to us. */
 static bool sandbox_user(const sandbox *s, const char *name, account *out) {
+  if (name && server.kruise && (strcmp(name, "root") == 0 || strcmp(name, "node") == 0 || strcmp(name, "user") == 0))
+    name = NULL;
   if (name) return user_find(name, out);
   if (!user_find(s->default_user ? s->default_user : server.default_user, out)) return false;
   if (!server.real_home) (void)snprintf(out->home, sizeof out->home, "%s", s->home);
@@ -1774,6 +1787,10 @@ static void rpc_begin(exchange *x, const rpc_method *method) {
   e2b__arena_init(&r->arena, &server.mem, BODY_MAX);
   x->state = r;
   x->handler = &rpc_handler;
+  if (!given && server.kruise) {
+    rpc_fail(r, E2B_CONNECT_UNAUTHENTICATED, "no user specified");
+    return;
+  }
   if (!sandbox_user(x->sandbox, given, &r->who)) {
     rpc_fail(r, E2B_CONNECT_UNAUTHENTICATED, "invalid %susername: '%s'", given ? "" : "default ",
              given ? given : x->sandbox->default_user ? x->sandbox->default_user : server.default_user);
@@ -2004,7 +2021,7 @@ static void process_check_end(process *p) {
   process_pump(p); /* fails the writes that wait */
   while (!list_empty(&p->streams)) stream_send_end(OWNER(p->streams.next, rpc, in_process), p);
   list_remove(&p->in_all);
-  timer_set(&p->retain, now_ms() + RETAIN_MS, process_forget);
+  timer_set(&p->retain, now_ms() + (server.kruise ? 0 : RETAIN_MS), process_forget);
 }
 
 /* Reads until the pipe is empty or the streams are full. A process that was cut has said all it will. */
@@ -2246,7 +2263,7 @@ static process *process_start(rpc *r, const e2b__start_request *request, const c
     return NULL;
   }
   ok = request->has_pty ? launch_open_pty(&l, &request->pty)
-                        : launch_open_pipes(&l, !request->has_stdin_open || request->stdin_open);
+                        : launch_open_pipes(&l, !request->has_stdin_open || request->stdin_open || server.kruise);
   failure = ok ? launch_run(&l, &pid) : errno;
   launch_close(&l, failure != 0);
   if (failure) {
@@ -2601,7 +2618,8 @@ static int entry_read(const char *path, e2b__arena *arena, e2b__entry_info *out)
   out->modified_time.seconds = info.st_mtim.tv_sec;
   out->modified_time.nanos = (int32_t)info.st_mtim.tv_nsec;
   out->has_modified_time = info.st_mtim.tv_sec || info.st_mtim.tv_nsec;
-  metadata_read(path, arena, &out->metadata);
+  if (!server.kruise) metadata_read(path, arena, &out->metadata);
+  else if (S_ISLNK(info.st_mode) && !target.st_mode) out->has_symlink_target = false;
   return 0;
 }
 
@@ -2643,6 +2661,14 @@ static void run_make_dir(rpc *r, const void *message) {
     rpc_fail(r, E2B_CONNECT_INTERNAL, "error getting file info: stat %s: %s", path, errno_text(errno));
   } else if (!make_dirs(path, &r->who, why)) {
     rpc_fail(r, E2B_CONNECT_INTERNAL, "%s", why);
+  } else if (server.kruise) {
+    e2b__entry_response response;
+    memset(&response, 0, sizeof response);
+    response.has_entry = true;
+    response.entry.name = e2b__str(path_name(path));
+    response.entry.path = e2b__str(path);
+    response.entry.type = file_type(S_IFDIR);
+    rpc_reply(r, &e2b__msg_entry_response, &response);
   } else {
     reply_entry(r, path);
   }
@@ -3085,6 +3111,7 @@ static const rpc_method rpc_methods[] = {
 
 static const rpc_method *rpc_find(const char *path) {
   size_t i;
+  if (server.kruise && strcmp(path, "/process.Process/CloseStdin") == 0) return NULL;
   for (i = 0; i < E2B__COUNT(rpc_methods); i++)
     if (strcmp(rpc_methods[i].path, path) == 0) return &rpc_methods[i];
   return NULL;
@@ -3149,6 +3176,11 @@ static bool file_user(exchange *x, account *who) {
   bool given, found;
   e2b__buf_init(&name, &server.mem, HEAD_MAX);
   given = query_get(x, "username", &name);
+  if (!given && server.kruise) {
+    e2b__buf_free(&name);
+    reply_text(x, 400, "Query argument username is required, but not found\n");
+    return false;
+  }
   found = sandbox_user(x->sandbox, given ? (char *)name.data : NULL, who);
   if (!found)
     reply_error(x, 401, "error looking up user '%s': user: unknown user %s", given ? (char *)name.data : "default",
@@ -3243,15 +3275,17 @@ static void download(exchange *x, const char *path) {
   if (fd < 0) return;
   size = len = S_ISREG(info.st_mode) ? (int64_t)info.st_size : 0;
   range = parse_range(header(x, "range"), size, &from, &len);
-  reply_header(x, "Vary: Accept-Encoding");
-  reply_disposition(x, path_name(path));
+  if (!server.kruise) {
+    reply_header(x, "Vary: Accept-Encoding");
+    reply_disposition(x, path_name(path));
+  }
   if (range < 0) {
     (void)close(fd);
     reply_header(x, "Content-Range: bytes */%lld", (long long)size);
     reply_text(x, 416, "invalid range: failed to overlap\n");
     return;
   }
-  http_date(info.st_mtim.tv_sec, date);
+  http_date(server.kruise ? wall_clock().seconds : (int64_t)info.st_mtim.tv_sec, date);
   reply_header(x, "Accept-Ranges: bytes");
   reply_header(x, "Last-Modified: %s", date);
   if (range) reply_header(x, "Content-Range: bytes %lld-%lld/%lld", (long long)from, (long long)(from + len - 1),
@@ -3586,14 +3620,20 @@ static bool upload_begin(upload *u) {
   const char *type = header(u->x, "content-type"), *encoding = header(u->x, "content-encoding");
   e2b_str rest = e2b__str(type), media = e2b__str_trim(str_cut(&rest, ';'));
   e2b__buf boundary;
-  if (encoding && strcmp(encoding, "gzip") == 0) {
+  if (server.kruise && !(media.len >= 10 && e2b__str_eq_nocase(e2b__str_n(media.ptr, 10), "multipart/"))) {
+    reply_error(u->x, 500, "error parsing multipart form: request Content-Type isn't multipart/form-data");
+    return false;
+  }
+  if (server.kruise) {
+    encoding = NULL; /* it knows neither compression nor metadata */
+  } else if (encoding && strcmp(encoding, "gzip") == 0) {
     u->unpack = gunzip_new(upload_take, u);
   } else if (e2b__given(encoding) && strcmp(encoding, "identity") != 0) {
     reply_error(u->x, 400, "error decompressing request body: unsupported Content-Encoding: %s, supported: [gzip]",
                 encoding);
     return false;
   }
-  if (!upload_read_metadata(u)) return false;
+  if (!server.kruise && !upload_read_metadata(u)) return false;
   if (e2b__str_eq_nocase(media, "application/octet-stream")) {
     u->state = UPLOAD_RAW;
     if (u->has_path) return upload_target(u, buf_str(&u->path));
@@ -3894,7 +3934,7 @@ static void envd_init(exchange *x) {
   int status = 204;
   memset(&request, 0, sizeof request);
   e2b__arena_init(&arena, &server.mem, BODY_MAX);
-  reply_header(x, "X-Envd-Version: %s", ENVD_VERSION);
+  reply_header(x, "X-Envd-Version: %s", server.kruise ? KRUISE_ENVD_VERSION : ENVD_VERSION);
   if (x->body.len && e2b__json_decode(&msg_init_request, (char *)x->body.data, x->body.len, &arena, &request) != E2B_OK)
     status = 400;
   if (status == 204) token = arena_text(&arena, request.access_token);
@@ -3964,7 +4004,7 @@ static void envd_begin(exchange *x) {
     reply_error(x, 401, "unauthorized access, please provide a valid access token or method signing if supported");
   } else if (method) {
     rpc_begin(x, method);
-  } else if ((given = basic_user(x, name)) != NULL && !user_find(given, &who)) {
+  } else if ((given = basic_user(x, name)) != NULL && !sandbox_user(x->sandbox, given, &who)) {
     reply_bad_user(x, given);
   } else if (route && route->streamed) {
     route->run(x);
@@ -4820,8 +4860,13 @@ static sandbox *sandbox_create(const char *template_id, int64_t seconds) {
   sandbox *s = (sandbox *)xalloc(sizeof *s);
   char home[PATH_MAX];
   account owner;
-  s->id[0] = 'i';
-  random_name(s->id + 1, 20);
+  if (server.kruise) {
+    memcpy(s->id, "default--", 9);
+    random_name(s->id + 9, 13);
+  } else {
+    s->id[0] = 'i';
+    random_name(s->id + 1, 20);
+  }
   if (snprintf(home, sizeof home, "%s/%s", server.root, s->id) >= (int)sizeof home || mkdir(home, 0755) != 0 ||
       !user_find(server.default_user, &owner) || chown(home, owner.uid, owner.gid) != 0) {
     free(s);
@@ -5870,6 +5915,546 @@ static void control_begin(exchange *x) {
 }
 
 /* ================================================================================================================== */
+/* >>>> kruise */
+/* ================================================================================================================== */
+
+/* With --kruise: the control plane and the gateway of OpenKruise Agents, with their own paths, answers and errors. */
+
+#define KRUISE_OWN "e2b.agents.kruise.io/"
+#define KRUISE_LIFE_MAX_S 2592000
+#define KRUISE_RESUME_MIN_S 300
+
+/* The id of the request: the client's, or 32 hexadecimal digits. */
+static void kruise_request_id(const exchange *x, char out[40]) {
+  const char *given = header(x, "x-request-id");
+  uint8_t random[16];
+  size_t i;
+  if (given && *given && strlen(given) < 40) {
+    (void)snprintf(out, 40, "%s", given);
+    return;
+  }
+  random_bytes(random, sizeof random);
+  for (i = 0; i < sizeof random; i++) (void)snprintf(out + 2 * i, 3, "%02x", random[i]);
+}
+
+/* {"code":...,"headers":null,"message":...,"request_id":...}. The code is 0 where the handler thought of none: HTTP says 500. */
+E2B__PRINTF(3, 4)
+static void kruise_error(exchange *x, int code, const char *format, ...) {
+  e2b__buf message, body;
+  e2b__json_writer w;
+  char id[40];
+  va_list args;
+  e2b__buf_init(&message, &server.mem, OUTPUT_MAX);
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  va_start(args, format);
+  buf_vprintf(&message, format, args);
+  va_end(args);
+  kruise_request_id(x, id);
+  w.out = &body;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  e2b__json_key(&w, "code");
+  e2b__json_i64(&w, code);
+  e2b__json_key(&w, "headers");
+  e2b__buf_text(&body, "null");
+  w.comma = true;
+  e2b__json_key(&w, "message");
+  e2b__json_str(&w, buf_str(&message));
+  json_pair(&w, "request_id", id);
+  e2b__json_end(&w, '}');
+  e2b__buf_byte(&body, '\n');
+  e2b__buf_free(&message);
+  reply_buf(x, code ? code : 500, "application/json", &body);
+}
+
+static void kruise_reply(exchange *x, int status, e2b__buf *body) {
+  char id[40];
+  kruise_request_id(x, id);
+  reply_header(x, "X-Request-ID: %s", id);
+  if (!body) {
+    reply_empty(x, status);
+    return;
+  }
+  e2b__buf_byte(body, '\n');
+  reply_buf(x, status, "application/json", body);
+}
+
+/* ---- traffic tokens: JWT, HS256 with a secret of this run ---- */
+
+static void base64url_put(e2b__buf *out, const void *data, size_t len) {
+  size_t from = out->len, i;
+  e2b__base64_encode(out, (const uint8_t *)data, len, false);
+  for (i = from; i < out->len; i++) {
+    if (out->data[i] == '+') out->data[i] = '-';
+    if (out->data[i] == '/') out->data[i] = '_';
+  }
+}
+
+static void token_sign(const char *text, size_t len, e2b__buf *out) {
+  uint8_t mac[32];
+  (void)mbedtls_md_hmac(mbedtls_md_info_from_type(MBEDTLS_MD_SHA256), server.secret, sizeof server.secret,
+                        (const uint8_t *)text, len, mac);
+  base64url_put(out, mac, sizeof mac);
+}
+
+/* "trafficAccessToken" and its expiration, into an object. */
+static void json_traffic_token(e2b__json_writer *w, const sandbox *s) {
+  e2b__timestamp now = wall_clock(), until = now;
+  e2b__buf token, claims;
+  e2b__buf_init(&token, &server.mem, HEAD_MAX);
+  e2b__buf_init(&claims, &server.mem, HEAD_MAX);
+  until.nanos = 0;
+  until.seconds += server.token_life_s;
+  base64url_put(&token, "{\"alg\":\"HS256\",\"typ\":\"JWT\"}", 27);
+  buf_printf(&claims, "{\"iss\":\"local_server\",\"sub\":\"%s\",\"iat\":%lld,\"nbf\":%lld,\"exp\":%lld,"
+             "\"jti\":\"%llu\",\"sandbox\":{\"sandboxId\":\"%s\",\"sandboxUid\":\"%llu\"}}", s->id, (long long)now.seconds,
+             (long long)now.seconds, (long long)until.seconds, (unsigned long long)++server.tokens_issued, s->id,
+             (unsigned long long)s->number);
+  e2b__buf_byte(&token, '.');
+  base64url_put(&token, claims.data, claims.len);
+  claims.len = 0;
+  token_sign((char *)token.data, token.len, &claims);
+  e2b__buf_byte(&token, '.');
+  e2b__buf_str(&token, buf_str(&claims));
+  e2b__json_key(w, "trafficAccessToken");
+  e2b__json_str(w, buf_str(&token));
+  json_time(w, "trafficAccessTokenExpiration", until);
+  e2b__buf_free(&token);
+  e2b__buf_free(&claims);
+}
+
+typedef struct token_claims {
+  e2b_str subject;
+  int64_t expires;
+} token_claims;
+static const e2b__field fields_token_claims[] = {
+  E2B__FIELD(token_claims, subject, "sub", 0, STR),
+  E2B__FIELD(token_claims, expires, "exp", 0, I64),
+};
+static const e2b__message msg_token_claims = E2B__MESSAGE(token_claims, fields_token_claims);
+
+/* Signed here, for this sandbox, and not expired. */
+static bool token_good(const char *token, const sandbox *s) {
+  const char *end = strrchr(token, '.'), *dot = strchr(token, '.');
+  e2b__buf text;
+  e2b__arena arena;
+  token_claims claims;
+  size_t len;
+  bool good;
+  if (!end || dot == end) return false;
+  e2b__buf_init(&text, &server.mem, HEAD_MAX);
+  e2b__arena_init(&arena, &server.mem, BODY_MAX);
+  token_sign(token, (size_t)(end - token), &text);
+  good = e2b__str_eq(buf_str(&text), end + 1);
+  text.len = 0;
+  e2b__buf_put(&text, dot + 1, (size_t)(end - dot - 1));
+  good = good && e2b__base64_decode_in_place((char *)text.data, text.len, &len) &&
+         e2b__json_decode(&msg_token_claims, (char *)text.data, len, &arena, &claims) == E2B_OK &&
+         e2b__str_eq(claims.subject, s->id) && claims.expires > wall_clock().seconds;
+  e2b__arena_free(&arena);
+  e2b__buf_free(&text);
+  return good;
+}
+
+/* ---- sandboxes in JSON ---- */
+
+static void json_kruise_time(e2b__json_writer *w, const char *key, e2b__timestamp t) {
+  t.nanos = 0;
+  json_time(w, key, t);
+}
+
+/* The host of the request: under /kruise it is the domain of all sandboxes. */
+static e2b_str kruise_domain(const exchange *x) {
+  e2b_str host = e2b__str(header(x, "host"));
+  if (host.len && host.ptr[host.len - 1] == '.') host.len--;
+  return host;
+}
+
+static void json_kruise(e2b__json_writer *w, const exchange *x, const sandbox *s, sandbox_view view) {
+  pairs shown;
+  char resource[64];
+  size_t i;
+  memset(&shown, 0, sizeof shown);
+  for (i = 0; i < s->metadata.count; i++) pairs_set(&shown, s->metadata.items[i].key, s->metadata.items[i].value);
+  (void)snprintf(resource, sizeof resource, "default/%s", s->id + 9); /* without "default--" */
+  pairs_set(&shown, KRUISE_OWN "sandbox-resource", resource);
+  e2b__json_begin(w, '{');
+  json_pair(w, "templateID", s->template_id);
+  json_pair(w, "sandboxID", s->id);
+  json_pair(w, "alias", "");
+  json_pair(w, "clientID", "");
+  json_pair(w, "envdVersion", KRUISE_ENVD_VERSION);
+  if (view != VIEW_LISTED) json_pair(w, "envdAccessToken", s->token);
+  if (view == VIEW_CREATED && s->jwt) json_traffic_token(w, s);
+  e2b__json_key(w, "domain");
+  e2b__json_str(w, kruise_domain(x));
+  json_kruise_time(w, "startedAt", s->started);
+  if (s->never_ends) json_pair(w, "endAt", "0001-01-01T00:00:00Z");
+  else json_kruise_time(w, "endAt", s->ends);
+  e2b__json_key(w, "cpuCount");
+  e2b__json_i64(w, 0); /* half a CPU, in whole ones */
+  e2b__json_key(w, "memoryMB");
+  e2b__json_i64(w, 512);
+  e2b__json_key(w, "diskSizeMB");
+  e2b__json_i64(w, 0);
+  e2b__json_kvs(w, "metadata", pairs_view(&shown));
+  json_pair(w, "state", s->paused ? "paused" : "running");
+  e2b__json_end(w, '}');
+  pairs_free(&shown);
+}
+
+static void kruise_reply_sandbox(exchange *x, int status, const sandbox *s, sandbox_view view) {
+  e2b__buf body;
+  e2b__json_writer w;
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  w.out = &body;
+  w.comma = false;
+  json_kruise(&w, x, s, view);
+  kruise_reply(x, status, &body);
+}
+
+/* ---- calls ---- */
+
+/* A Kubernetes qualified name: [DNS subdomain/]name. */
+static bool qualified_name_ok(const char *key) {
+  const char *slash = strchr(key, '/'), *name = slash ? slash + 1 : key, *at;
+  size_t len = strlen(name);
+  for (at = key; slash && at < slash; at++)
+    if (!e2b__is_digit(*at) && (*at < 'a' || *at > 'z') && *at != '-' && *at != '.') return false;
+  for (at = name; *at; at++)
+    if (!e2b__is_alnum(*at) && !strchr("-_.", *at)) return false;
+  return slash != key && len > 0 && len <= 63 && e2b__is_alnum(name[0]) && e2b__is_alnum(name[len - 1]);
+}
+
+/* Decodes the body. What is malformed was not thought of: 500, code 0. */
+static bool kruise_read(exchange *x, e2b__arena *arena, life_request *out) {
+  e2b__arena_init(arena, &server.mem, BODY_MAX);
+  if (e2b__json_decode(&msg_life_request, (char *)x->body.data, x->body.len, arena, out) == E2B_OK) return true;
+  kruise_error(x, 0, "%s", x->body.len ? "invalid character in request body" : "EOF");
+  return false;
+}
+
+/* Takes metadata over: keys of its own are extensions, the others annotations. False: failed, and answered. */
+static bool kruise_metadata(exchange *x, sandbox *s) {
+  size_t i = 0;
+  while (i < s->metadata.count) {
+    e2b_kv item = s->metadata.items[i];
+    bool own = strncmp(item.key, KRUISE_OWN, strlen(KRUISE_OWN)) == 0;
+    if (!own && (!qualified_name_ok(item.key) || strncmp(item.key, "agents.kruise.io/", 17) == 0)) {
+      kruise_error(x, 400, "Forbidden metadata key [%s]: must be a qualified name outside agents.kruise.io", item.key);
+      return false;
+    }
+    if (own && strcmp(item.key + strlen(KRUISE_OWN), "never-timeout") == 0) s->never_ends = strcmp(item.value, "true") == 0;
+    else if (own) {
+      kruise_error(x, 400, "Forbidden metadata key [%s]: this server does not have that extension", item.key);
+      return false;
+    }
+    if (strcmp(item.key, E2B_JWT_AUTH_METADATA_KEY) == 0) s->jwt = strcmp(item.value, "true") == 0;
+    if (own) pairs_remove(&s->metadata, i);
+    else i++;
+  }
+  if (s->never_ends) timer_stop(&s->life);
+  return true;
+}
+
+static void kruise_create(exchange *x, sandbox *unused) {
+  e2b__arena arena;
+  life_request request;
+  sandbox *s = NULL;
+  char token[33];
+  bool ok = kruise_read(x, &arena, &request);
+  E2B__UNUSED(unused);
+  if (ok && request.timeout && (request.timeout < 30 || request.timeout > KRUISE_LIFE_MAX_S)) {
+    kruise_error(x, 400, "timeout should between 30 and %d", KRUISE_LIFE_MAX_S);
+  } else if (ok && !template_known(request.template_id)) {
+    kruise_error(x, 400, "Template %.*s not found", (int)request.template_id.len,
+                 request.template_id.len ? request.template_id.ptr : "");
+  } else if (ok) {
+    s = sandbox_create(arena_text(&arena, request.template_id), request.timeout ? request.timeout : 300);
+    if (!s) kruise_error(x, 0, "cannot make a home directory in %s: %s", server.root, errno_text(errno));
+  }
+  if (s && (!pairs_set_all(&s->metadata, &request.metadata, &arena) || !pairs_set_all(&s->env, &request.env, &arena))) {
+    sandbox_kill(s);
+    s = NULL;
+    kruise_error(x, 0, "metadata or envVars are too many, or have a NUL character in them");
+  }
+  if (s && !kruise_metadata(x, s)) {
+    sandbox_kill(s);
+    s = NULL;
+  }
+  if (s) {
+    s->auto_pause = request.auto_pause;
+    random_name(token, 32);
+    s->token = xdup(token); /* always */
+    kruise_reply_sandbox(x, 201, s, VIEW_CREATED);
+  }
+  e2b__arena_free(&arena);
+}
+
+static void kruise_get(exchange *x, sandbox *s) {
+  kruise_reply_sandbox(x, 200, s, VIEW_DETAIL);
+}
+
+static void kruise_delete(exchange *x, sandbox *s) {
+  sandbox_kill(s);
+  kruise_reply(x, 204, NULL);
+}
+
+static void kruise_timeout(exchange *x, sandbox *s) {
+  e2b__arena arena;
+  life_request request;
+  bool ok = kruise_read(x, &arena, &request);
+  if (ok && (request.timeout < 1 || request.timeout > KRUISE_LIFE_MAX_S)) {
+    kruise_error(x, 0, "timeout should between 1 and %d", KRUISE_LIFE_MAX_S);
+  } else if (ok && s->paused) {
+    kruise_error(x, 0, "sandbox %s is not running", s->id);
+  } else if (ok) {
+    sandbox_set_life(s, request.timeout);
+    kruise_reply(x, 204, NULL);
+  }
+  e2b__arena_free(&arena);
+}
+
+static void kruise_pause(exchange *x, sandbox *s) {
+  if (!s->paused) sandbox_pause(s);
+  kruise_reply(x, 204, NULL);
+}
+
+/* Connect says what it found, resume nothing. */
+static void kruise_wake(exchange *x, sandbox *s, bool connect) {
+  e2b__arena arena;
+  life_request request;
+  bool ok = kruise_read(x, &arena, &request), resumed = s->paused;
+  if (ok && (request.timeout < 1 || request.timeout > KRUISE_LIFE_MAX_S)) {
+    kruise_error(x, connect ? 400 : 0, "timeout should between 1 and %d", KRUISE_LIFE_MAX_S);
+  } else if (ok) {
+    if (resumed) sandbox_resume(s, E2B__MAX(request.timeout, (int64_t)KRUISE_RESUME_MIN_S));
+    else if (!s->never_ends) sandbox_extend_life(s, request.timeout);
+    if (connect) kruise_reply_sandbox(x, resumed ? 201 : 200, s, VIEW_DETAIL); /* without a traffic token */
+    else kruise_reply(x, 204, NULL);
+  }
+  e2b__arena_free(&arena);
+}
+
+static void kruise_connect(exchange *x, sandbox *s) {
+  kruise_wake(x, s, true);
+}
+
+static void kruise_resume(exchange *x, sandbox *s) {
+  kruise_wake(x, s, false);
+}
+
+static void kruise_traffic_token(exchange *x, sandbox *s) {
+  e2b__buf body;
+  e2b__json_writer w;
+  if (!s->jwt) {
+    kruise_error(x, 409, "sandbox %s has not enabled JWT auth", s->id);
+    return;
+  }
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  w.out = &body;
+  w.comma = false;
+  e2b__json_begin(&w, '{');
+  json_traffic_token(&w, s);
+  e2b__json_end(&w, '}');
+  kruise_reply(x, 200, &body);
+}
+
+/* Decoded twice, the query's layer included, then cut: no key or value can have a '&' in it. */
+static bool kruise_filter(e2b__buf *text, pairs *out) {
+  e2b__buf whole;
+  e2b_str rest;
+  bool ok;
+  e2b__buf_init(&whole, &server.mem, HEAD_MAX);
+  ok = percent_decode(buf_str(text), true, &whole) && e2b__buf_cstr(&whole);
+  rest = buf_str(&whole);
+  while (ok && rest.len) {
+    e2b_str value = str_cut(&rest, '&'), key = str_cut(&value, '=');
+    ((char *)(uintptr_t)key.ptr)[key.len] = 0;
+    ((char *)(uintptr_t)value.ptr)[value.len] = 0;
+    pairs_set(out, key.ptr, value.ptr);
+  }
+  e2b__buf_free(&whole);
+  return ok;
+}
+
+/* Names that mean nothing else are metadata to be filtered by. */
+static void kruise_filter_names(const exchange *x, pairs *out) {
+  static const char *const known[] = { "metadata", "state", "limit", "nextToken" };
+  e2b_str rest = e2b__str(x->query);
+  e2b__buf key, value;
+  e2b__buf_init(&key, &server.mem, HEAD_MAX);
+  e2b__buf_init(&value, &server.mem, HEAD_MAX);
+  while (rest.len) {
+    e2b_str right = str_cut(&rest, '&'), left = str_cut(&right, '=');
+    size_t i;
+    for (i = 0; i < E2B__COUNT(known) && !e2b__str_eq(left, known[i]); i++) {}
+    key.len = value.len = 0;
+    if (i == E2B__COUNT(known) && percent_decode(left, true, &key) && percent_decode(right, true, &value) &&
+        e2b__buf_cstr(&key) && e2b__buf_cstr(&value))
+      pairs_set(out, (char *)key.data, (char *)value.data);
+  }
+  e2b__buf_free(&key);
+  e2b__buf_free(&value);
+}
+
+/* False: failed, and answered. */
+static bool kruise_list_query(exchange *x, e2b__buf *text, list_query *q) {
+  const char *wrong = NULL;
+  int64_t number;
+  q->running = q->paused = q->ascending = q->paged = true;
+  q->limit = 100;
+  if (query_get(x, "state", text) && text->len) {
+    e2b_str rest = buf_str(text);
+    q->running = q->paused = false;
+    while (rest.len) {
+      e2b_str state = str_cut(&rest, ',');
+      if (e2b__str_eq(state, "running")) q->running = true;
+      else if (e2b__str_eq(state, "paused")) q->paused = true;
+      else wrong = "state";
+    }
+  }
+  if (query_get(x, "limit", text) && (!parse_i64((char *)text->data, &q->limit) || q->limit < 1 || q->limit > 100))
+    wrong = "limit";
+  if (query_get(x, "nextToken", text) && text->len) {
+    size_t len = 0;
+    if (!e2b__base64_decode_in_place((char *)text->data, text->len, &len)) len = 0;
+    text->data[len] = 0;
+    if (!parse_i64((char *)text->data, &number) || number < 1) wrong = "nextToken";
+    else q->after = (uint64_t)number;
+  }
+  if (query_get(x, "metadata", text) && !kruise_filter(text, &q->metadata)) wrong = "metadata";
+  kruise_filter_names(x, &q->metadata);
+  if (wrong) kruise_error(x, 400, "invalid %s", wrong);
+  return !wrong;
+}
+
+static void kruise_list(exchange *x, sandbox *unused) {
+  list_query q;
+  e2b__buf text, body;
+  e2b__json_writer w;
+  node *n;
+  int64_t count = 0;
+  uint64_t last = 0;
+  bool ok, more = false;
+  E2B__UNUSED(unused);
+  memset(&q, 0, sizeof q);
+  e2b__buf_init(&text, &server.mem, HEAD_MAX);
+  e2b__buf_init(&body, &server.mem, OUTPUT_MAX);
+  w.out = &body;
+  w.comma = false;
+  ok = kruise_list_query(x, &text, &q);
+  e2b__json_begin(&w, '[');
+  for (n = server.sandboxes.next; ok && n != &server.sandboxes && !more; n = n->next) { /* oldest first */
+    const sandbox *s = OWNER(n, sandbox, in_all);
+    if (!list_matches(&q, s) || s->number <= q.after) continue;
+    more = count == q.limit;
+    if (more) continue;
+    json_kruise(&w, x, s, VIEW_LISTED);
+    last = s->number;
+    count++;
+  }
+  e2b__json_end(&w, ']');
+  if (more) {
+    text.len = 0;
+    e2b__buf_u64(&text, last);
+    e2b__buf_text(&x->extra, "x-next-token: ");
+    base64url_put(&x->extra, text.data, text.len);
+    e2b__buf_text(&x->extra, "\r\n");
+  }
+  if (ok) kruise_reply(x, 200, &body);
+  else e2b__buf_free(&body);
+  e2b__buf_free(&text);
+  pairs_free(&q.metadata);
+}
+
+/* Every route also answers for the paths below it; the longest that fits is it. */
+static const struct {
+  const char *method, *path;
+  void (*run)(exchange *x, sandbox *s);
+} kruise_routes[] = {
+  { "POST", "/sandboxes/{id}/timeout", kruise_timeout },
+  { "POST", "/sandboxes/{id}/pause", kruise_pause },
+  { "POST", "/sandboxes/{id}/resume", kruise_resume },
+  { "POST", "/sandboxes/{id}/connect", kruise_connect },
+  { "POST", "/sandboxes/{id}/traffic-access-token", kruise_traffic_token },
+  { "GET", "/sandboxes/{id}", kruise_get },
+  { "DELETE", "/sandboxes/{id}", kruise_delete },
+  { "POST", "/sandboxes", kruise_create },
+  { "GET", "/v2/sandboxes", kruise_list },
+};
+
+static bool kruise_matches(const char *pattern, const char *path, e2b_str *id) {
+  e2b_str a = e2b__str(pattern), b = e2b__str(path);
+  id->len = 0;
+  while (a.len) {
+    e2b_str want = str_cut(&a, '/'), have = str_cut(&b, '/');
+    if (e2b__str_eq(want, "{id}") && have.len) *id = have;
+    else if (!str_same(want, have)) return false;
+  }
+  return true;
+}
+
+/* The whole request is there, and its key was good. */
+static void kruise_answer(exchange *x) {
+  const char *allow = NULL;
+  e2b__buf decoded;
+  e2b_str id;
+  sandbox *s = NULL;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(kruise_routes); i++) {
+    if (!kruise_matches(kruise_routes[i].path, x->path, &id)) continue;
+    if (strcmp(kruise_routes[i].method, x->method) == 0) break;
+    if (!allow && !strstr(kruise_routes[i].path, "{id}")) allow = kruise_routes[i].method;
+  }
+  if (i == E2B__COUNT(kruise_routes)) {
+    if (allow) reply_header(x, "Allow: %s", allow);
+    reply_text(x, allow ? 405 : 404, allow ? "Method Not Allowed\n" : "404 page not found\n");
+    return;
+  }
+  e2b__buf_init(&decoded, &server.mem, HEAD_MAX);
+  if (id.len && percent_decode(id, false, &decoded)) s = sandbox_find(buf_str(&decoded));
+  if (id.len && !s) kruise_error(x, 404, "sandbox owned by user %s not found", decoded.len ? (char *)e2b__buf_cstr(&decoded) : "");
+  else kruise_routes[i].run(x, s);
+  e2b__buf_free(&decoded);
+}
+
+/* ---- the key, and the gateway ---- */
+
+/* Whether `given` is `key`, or the form of it that E2B's clients accept. */
+static bool kruise_key_is(const char *key, const char *given) {
+  char encoded[2200];
+  size_t len = e2b_encode_for_e2b_sdk(key, encoded, sizeof encoded);
+  return strcmp(key, given) == 0 || (len > 0 && len < sizeof encoded && strcmp(encoded, given) == 0);
+}
+
+static void kruise_begin(exchange *x) {
+  const char *const *keys = (const char *const *)server.api_keys.items;
+  const char *key = header(x, "x-api-key");
+  size_t i = 0;
+  while (key && i < server.api_keys.count && !kruise_key_is(keys[i], key)) i++;
+  if (!key || i == server.api_keys.count) kruise_error(x, 401, "Invalid API Key");
+  else answer_when_whole(x, kruise_answer);
+}
+
+/* Lets a request through to a port of a sandbox? False: it was answered. */
+static bool kruise_gateway(exchange *x, const sandbox *s, e2b_str id, int64_t port) {
+  const char *token = header(x, "x-access-token"), *traffic = header(x, E2B_TRAFFIC_TOKEN_HEADER);
+  e2b__buf text;
+  if (s && !s->paused) {
+    if (s->jwt ? traffic && token_good(traffic, s) : port != ENVD_PORT || (token && strcmp(token, s->token) == 0)) return true;
+    if (s->jwt) reply_text(x, 403, "forbidden: invalid or missing traffic access token\n");
+    else reply_text(x, 401, "unauthorized: invalid or missing access token\n");
+    return false;
+  }
+  e2b__buf_init(&text, &server.mem, HEAD_MAX);
+  buf_printf(&text, "%ssandbox not found: %.*s\n", s ? "healthy " : "", (int)id.len, id.ptr);
+  reply_text(x, 502, (char *)e2b__buf_cstr(&text));
+  e2b__buf_free(&text);
+  return false;
+}
+
+/* ================================================================================================================== */
 /* >>>> relay */
 /* ================================================================================================================== */
 
@@ -6269,6 +6854,11 @@ static bool route_by_id_path(exchange *x, destination *to) {
 static bool route_find(exchange *x, destination *to) {
   const char *id = header(x, "e2b-sandbox-id"), *port = header(x, "e2b-sandbox-port");
   memset(to, 0, sizeof *to);
+  if (server.kruise) {
+    if (route_by_kruise_path(x, to) || strncmp(x->path, "/kruise/api/", 12) == 0) return true;
+    reply_text(x, strcmp(x->path, "/health") == 0 ? 200 : 404, strcmp(x->path, "/health") == 0 ? "OK" : "404 page not found\n");
+    return false;
+  }
   if (route_by_kruise_path(x, to) || route_by_host(x, to) || route_by_id_path(x, to)) return true;
   if (!id && !port) return true;
   to->id = e2b__str(id);
@@ -6298,7 +6888,7 @@ static void route_to_sandbox(exchange *x, const destination *to) {
   sandbox *s;
   for (i = 0; i < to->port.len && e2b__is_digit(to->port.ptr[i]) && port < 65536; i++)
     port = port * 10 + (to->port.ptr[i] - '0');
-  if (!sandbox_id_ok(&id)) {
+  if (!server.kruise && !sandbox_id_ok(&id)) {
     reply_text(x, 400, "Invalid sandbox ID\n");
     return;
   }
@@ -6307,6 +6897,7 @@ static void route_to_sandbox(exchange *x, const destination *to) {
     return;
   }
   s = sandbox_find(id);
+  if (server.kruise && !kruise_gateway(x, s, id, port)) return;
   if (s && s->paused && s->auto_resume) sandbox_resume(s, AUTO_RESUME_S);
   if (!s || s->paused) {
     reply_edge_error(x, id, "The sandbox was not found", 0);
@@ -6332,6 +6923,7 @@ static void route(exchange *x) {
   } else if (route_find(x, &to)) {
     if (!to.id.len && strncmp(x->path, "/kruise/api/", 12) == 0) x->path += 11;
     if (to.id.len) route_to_sandbox(x, &to);
+    else if (server.kruise) kruise_begin(x);
     else if (is_preflight(x)) reply_preflight(x);
     else control_begin(x);
   }
@@ -6743,6 +7335,8 @@ static const char usage[] =
   "  --user NAME          the default user of sandboxes (default: who runs this)\n"
   "  --root DIR           where sandboxes have their home directories (default: a temporary one, removed at the end)\n"
   "  --real-home          no home directories of their own: $HOME and relative paths are those of the user\n"
+  "  --kruise             be OpenKruise Agents: everything under /kruise, its answers and errors, envd 0.2.10, traffic tokens\n"
+  "  --token-life SECONDS how long a traffic token is good, with --kruise (default: a hundred years)\n"
   "  --tls                serve https, by a CA that is made at the start and thrown away at the end\n"
   "  --ca-out FILE        write that CA's certificate there, for clients to trust\n"
   "  --exit-with-stdin    end when standard input does, so that a test never leaves this behind\n"
@@ -6760,6 +7354,7 @@ static bool parse_flag(const char *arg) {
   else if (strcmp(arg, "--real-home") == 0) server.real_home = true;
   else if (strcmp(arg, "--exit-with-stdin") == 0) server.exit_with_stdin = true;
   else if (strcmp(arg, "--log") == 0) server.log = true;
+  else if (strcmp(arg, "--kruise") == 0) server.kruise = true;
   else return false;
   return true;
 }
@@ -6772,6 +7367,7 @@ static bool parse_option(const char *arg, const char *value) {
   else if (strcmp(arg, "--user") == 0) server.default_user = value;
   else if (strcmp(arg, "--root") == 0) server.root_option = value;
   else if (strcmp(arg, "--ca-out") == 0) server.ca_file = value;
+  else if (strcmp(arg, "--token-life") == 0) return parse_i64(value, &server.token_life_s) && server.token_life_s > 0;
   else return false;
   return true;
 }
@@ -6779,6 +7375,8 @@ static bool parse_option(const char *arg, const char *value) {
 static void parse_options(int argc, char **argv) {
   int i;
   server.listen_address = "127.0.0.1:0";
+  server.token_life_s = (int64_t)100 * 365 * 24 * 3600;
+  random_bytes(server.secret, sizeof server.secret);
   add_text(&server.templates, "base");
   add_text(&server.templates, "code-interpreter");
   add_text(&server.templates, "code-interpreter-v1");

@@ -259,6 +259,26 @@ group('sandbox', { control: true }, () => {
     assert.deepEqual(await starts('desc'), [newer, older])
   })
 
+  check('list: template filter', async () => {
+    const metadata = { template: run }
+    const base = await Sandbox.create('base', { timeoutMs: 60_000, metadata })
+    try {
+      assert.deepEqual((await ids({ query: { metadata, template: 'base' } })).map(one => one.sandboxId), [base.sandboxId])
+      assert.deepEqual(await ids({ query: { metadata, template: `no-${run}` } }), [])
+    } finally {
+      await base.kill()
+    }
+  })
+  check('list: started at or after a time', async () => {
+    const metadata = { after: run }
+    await create({ timeoutMs: 60_000, metadata })
+    await sleep(1100)
+    const newer = await create({ timeoutMs: 60_000, metadata })
+    const startedAfter = (await newer.getInfo()).startedAt
+    assert.deepEqual((await ids({ query: { metadata, startedAfter } })).map(one => one.sandboxId), [newer.sandboxId])
+    assert.deepEqual(await ids({ query: { metadata, startedAfter: new Date(startedAfter.getTime() + 1000) } }), [])
+  })
+
   check('connect reaches the same sandbox', async () => {
     const same = await Sandbox.connect(sbx.sandboxId)
     assert.equal(same.sandboxId, sbx.sandboxId)
