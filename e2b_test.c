@@ -13453,9 +13453,9 @@ static void e2e_pty_reconnect(fixture *f) {
   opts.output_user = &second;
   if (!CHECK_OK(e2b_pty_connect(f->sandbox, pid, &opts, &again, &err))) return;
   CHECK_INT(e2b_command_handle_pid(again), pid);
-  CHECK_OK(pty_type(f, pid, "bash -c \"echo $X; exec sleep 100\"\n", &err));
+  CHECK_OK(pty_type(f, pid, "sh -c \"echo $X; exec sleep 100\"\n", &err));
   CHECK(shown_has(f, &second, "kept\r\n"));
-  CHECK_OK(pty_type(f, pid, "\x1c", &err)); /* ends the sleep; a server started in the background has Ctrl+C ignored */
+  CHECK_OK(pty_type(f, pid, "\x1c", &err)); /* a server started in the background has Ctrl+C ignored, and a bash this */
   CHECK_OK(pty_type(f, pid, "echo 'alive''ness'\n", &err));
   CHECK(shown_has(f, &second, "aliveness\r\n"));
   CHECK_INT(first.len, 0);
@@ -14089,6 +14089,10 @@ static void e2e_files_metadata(fixture *f) {
   e2b_error err;
   int form;
   memset(&info, 0, sizeof info);
+  if (the_host->kruise) { /* whose envd keeps none, and says nothing of it */
+    CHECK_RC(e2b_files_write(f->sandbox, in_dir(f, "f"), "x", 1, &opts, NULL, &err), E2B_ERR_NOT_BUILT);
+    return;
+  }
   for (form = 0; form < 2; form++) {
     opts.octet_stream = form ? E2B_NO : E2B_YES;
     opts.metadata.count = 3;
@@ -14138,7 +14142,8 @@ static void check_content_at(fixture *f, const char *name, const char *content, 
 static void e2e_files_atomic(fixture *f) {
   static const e2b_kv items[] = { { "k", "v" } };
   files_bench b = files_on_fixture(f);
-  e2b_files_opts opts = with_metadata(items, 1), plain;
+  bool keeps = !the_host->kruise; /* metadata */
+  e2b_files_opts opts = with_metadata(items, keeps ? 1 : 0), plain;
   e2b_write_info written = { { 0 }, NULL, NULL, NULL, { NULL, 0 } };
   e2b_file_stream *stream = NULL;
   files_source source;
@@ -14149,7 +14154,7 @@ static void e2e_files_atomic(fixture *f) {
   CHECK_STR(written.path, in_dir(f, "f"));
   CHECK_STR(written.name, "f");
   CHECK_STR(written.type, "file");
-  CHECK_STR(value_of(written.metadata, "k"), "v");
+  if (keeps) CHECK_STR(value_of(written.metadata, "k"), "v");
   e2b_mem_free(&written.mem);
   CHECK_CONTENT(f, "f", "one");
   snprintf(command, sizeof command, "ln -s f %s/link && stat -c %%a %s/f", f->dir, f->dir);
@@ -14164,7 +14169,7 @@ static void e2e_files_atomic(fixture *f) {
   CHECK_CONTENT(f, "f", "one");
   CHECK_OK(e2b_file_stream_finish(stream, -1, &written, &err));
   CHECK_STR(written.path, in_dir(f, "f"));
-  CHECK_STR(value_of(written.metadata, "k"), "v");
+  if (keeps) CHECK_STR(value_of(written.metadata, "k"), "v");
   e2b_mem_free(&written.mem);
   e2b_file_stream_free(stream);
   CHECK_CONTENT(f, "f", "three");
@@ -14306,6 +14311,10 @@ static void e2e_files_urls(fixture *f) {
   size_t len;
   char path[200];
   snprintf(path, sizeof path, "%s/a b+c&d=\"e\" %%41 \xc3\xa9", f->dir);
+  if (the_host->kruise) { /* whose envd wants the token in a header */
+    e2b_sandbox_free(direct);
+    return;
+  }
   if (!direct) return;
   len = e2b_sandbox_upload_url(direct, path, user, expires, url, sizeof url, &err);
   CHECK(len == strlen(url) && len > 50);
