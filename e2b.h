@@ -67,6 +67,7 @@
      E2B_STATIC               everything static: the whole library private to each file that includes it
      E2B_MALLOC/REALLOC/FREE  default allocator, all three or none       E2B_ASSERT(x)        for programmer errors only
      E2B_DEFAULT_DOMAIN       "e2b.app"                                   E2B_NO_THREADS       name look-ups block
+     E2B_NO_HTTP2             HTTP/1.1 only
      E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
      The implementation needs POSIX.1-2008 or Windows (Vista and later); in a file compiled with -std=c99 include "e2b.h"
      before any system header, it asks for what it needs. */
@@ -379,6 +380,8 @@ typedef struct e2b_client_config {
   const char *sandbox_url;      /* the same for every sandbox, nothing appended, told apart by the E2b-Sandbox-Id header;
                                    env E2B_SANDBOX_URL. sandbox_base_url wins over it                                   */
   uint16_t runtime_port;        /* envd's port inside the sandbox; 0 = 49983                                            */
+  uint8_t http_version;         /* 0: HTTP/2 where an https server agrees (ALPN), else HTTP/1.1. 1: HTTP/1.1 only.
+                                   2: HTTP/2 only, over http without asking ("prior knowledge")                         */
   int32_t request_timeout_ms;   /* default of call.timeout_ms; 0 = 60000, E2B_TIMEOUT_NONE                              */
   int32_t connect_timeout_ms;   /* name look-up, TCP and TLS; 0 = 10000                                                 */
   int32_t idle_ms;              /* default of call.idle_ms; 0 = 60000, E2B_TIMEOUT_NONE                                 */
@@ -412,6 +415,8 @@ typedef struct e2b_client_config {
   uint32_t max_message_bytes;        /* 16 MiB: one answer of JSON or protobuf, one message of a stream                 */
   uint64_t max_result_bytes;         /* 64 MiB: captured output of a command (per stream), content of a file read whole */
   uint32_t stream_buffer_size;       /* 65536: output you have not taken yet before the sender is held back             */
+  uint32_t max_stream_window;        /* 16 MiB, HTTP/2: what a stream may have on its way to you, when the path needs it:
+                                        it begins with stream_buffer_size and grows with what is taken in a round trip  */
 } e2b_client_config;
 
 /* Copies the configuration (not the transport). No I/O, but ca_file or the system's CA bundle is read when the first
@@ -3619,6 +3624,7 @@ static uint32_t e2b__hpack_size(const e2b__hpack_table *table) {
 /* Drops the oldest entries until the table is no larger than `size`. */
 static void e2b__hpack_shrink(e2b__hpack_table *table, uint32_t size) {
   uint32_t entries = 0, text = 0;
+  if (e2b__hpack_size(table) <= size) return;
   while (table->text_len - text + (table->count - entries) * E2B__HPACK_OVERHEAD > size) {
     text += (uint32_t)table->entries[entries].name_len + table->entries[entries].value_len;
     entries++;
@@ -4189,6 +4195,18 @@ static size_t e2b__h2_room(const e2b__h2_stream *stream) {
   return room <= 0 ? 0 : (size_t)E2B__MIN(room, (int64_t)E2B__H2_FRAME_MAX);
 }
 
+/* Moves the stream behind all others: they send in turn. */
+static void e2b__h2_rotate(e2b__h2_stream *stream) {
+  e2b__h2_stream *last = stream;
+  if (!stream->next) return;
+  while (last->next) last = last->next;
+  if (stream->prev) stream->prev->next = stream->next; else stream->h2->streams = stream->next;
+  stream->next->prev = stream->prev;
+  last->next = stream;
+  stream->prev = last;
+  stream->next = NULL;
+}
+
 /* Fills in the head of a DATA frame in front of `len` bytes; at most e2b__h2_room. */
 static void e2b__h2_data_head(e2b__h2_stream *stream, uint8_t head[E2B__H2_HEAD], size_t len, bool end) {
   e2b__h2_frame_head(head, len, E2B__H2_DATA, end ? E2B__H2_END_STREAM : 0, stream->id);
@@ -4494,6 +4512,8 @@ static e2b_err e2b__h2_data(e2b__h2 *h2, const uint8_t *data, size_t len) {
   body = (size_t)E2B__MIN((uint64_t)len, (uint64_t)(h2->left > h2->pad ? h2->left - h2->pad : 0));
   stream = h2->reading;
   if (!body || !stream) return E2B_OK;
+  if (stream->head_request || stream->status == 204 || stream->status == 304)
+    return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR, "a body where there is none");
   if (stream->length >= 0 && body > (uint64_t)stream->length - stream->received) { /* what is in the length is delivered still */
     body = (size_t)((uint64_t)stream->length - stream->received);
     too_long = true;
@@ -6467,6 +6487,7 @@ typedef struct e2b__net {
   bool no_env;                             /* do not look at SSL_CERT_FILE and SSL_CERT_DIR */
   e2b__waker *waker;                       /* may be NULL when the transport resolves names itself */
   e2b__tls_shared *tls;
+  e2b__tls_shared *tls_h1;                 /* for servers that take back their agreement to HTTP/2; offers http/1.1 only */
   e2b__dns_slot names[E2B__DNS_SLOTS];
   e2b__native_pollfd *polls; /* of e2b__net_poll */
   size_t poll_cap;
@@ -6477,8 +6498,9 @@ static void e2b__net_free(e2b__net *net) {
   size_t i;
   for (i = 0; i < E2B__DNS_SLOTS; i++) e2b__dns_slot_clear(&net->names[i]);
   e2b__tls_shared_free(net->tls);
+  e2b__tls_shared_free(net->tls_h1);
   e2b__mem_free(net->mem, net->polls, net->poll_cap * sizeof *net->polls);
-  net->tls = NULL;
+  net->tls = net->tls_h1 = NULL;
   net->polls = NULL;
   net->poll_cap = 0;
 }
@@ -6539,6 +6561,7 @@ typedef struct e2b__link {
   void *conn;
   e2b__tls *tls;
   const char *alpn; /* the protocol agreed on, or NULL: then HTTP/1.1 */
+  bool h1_only;     /* offer nothing else */
   uint16_t port;
   bool secure;      /* https */
   bool connected;   /* conn is valid: for a transport of the user's it may be NULL */
@@ -6769,7 +6792,9 @@ static e2b_err e2b__link_connect(e2b__link *l, uint64_t now_ms, e2b_error *err) 
 
 /* On a fresh connection. E2B_OK = ready, or TLS is to follow. */
 static e2b_err e2b__link_secure(e2b__link *l, e2b_error *err) {
+  static const char *const h1[] = { "http/1.1", NULL };
   e2b__net *net = l->net;
+  e2b__tls_shared **shared;
   e2b_err rc;
   l->state = E2B__LINK_READY;
   if (!l->secure) return E2B_OK;
@@ -6778,12 +6803,13 @@ static e2b_err e2b__link_secure(e2b__link *l, e2b_error *err) {
     return E2B_OK;
   }
   l->state = E2B__LINK_TLS;
-  rc = e2b__tls_shared_get(&net->tls, net->mem, &net->tls_config, net->alpn, net->no_env, net->logger, err);
+  shared = l->h1_only ? &net->tls_h1 : &net->tls;
+  rc = e2b__tls_shared_get(shared, net->mem, &net->tls_config, l->h1_only ? h1 : net->alpn, net->no_env, net->logger, err);
   if (rc != E2B_OK) return rc;
   if (net->tls_config.insecure_skip_verify)
     e2b__log(net->logger, E2B_LOG_WARN, "the certificate of %.100s:%u is NOT verified (tls.insecure_skip_verify)",
              l->host, (unsigned)l->port);
-  return e2b__tls_new(net->tls, net->transport, l->conn, l->host, l->port, &l->tls, err);
+  return e2b__tls_new(*shared, net->transport, l->conn, l->host, l->port, &l->tls, err);
 }
 
 /* Drives the opening. E2B_OK = ready; E2B_PENDING; or a failure with *err filled and everything closed. The caller has
@@ -6904,6 +6930,8 @@ static bool e2b__link_alive(e2b__link *l) {
 
 typedef struct e2b__conn e2b__conn;
 typedef struct e2b__req e2b__req;
+struct e2b__h2;
+struct e2b__h2_stream;
 typedef struct e2b__op e2b__op;
 
 /* First member of everything a callback may free while it is in use: what dies inside a turn is buried at its end. */
@@ -6928,7 +6956,7 @@ struct e2b_client {
   uint64_t budget_end_us;   /* no further piece of work starts after it; 0 = no budget */
 
   e2b__conn *conns;
-  uint32_t conn_count, idle_count;
+  uint32_t conn_count, idle_count, h2_count;
   e2b__req *reqs, *reqs_tail; /* every request not ended yet, oldest first */
   uint32_t queued_count;
   uint8_t *io;              /* what was just read: always consumed before the next read, so one is enough */
@@ -7002,6 +7030,7 @@ struct e2b__req {
   const e2b__req_events *events;
   e2b__req *prev, *next;
   e2b__conn *conn;
+  struct e2b__h2_stream *stream; /* on an HTTP/2 connection */
   e2b__req_state state;
   uint64_t deadline;           /* of the whole exchange */
   int32_t idle_ms;             /* no progress for so long ends it; < 0 = no limit */
@@ -7021,8 +7050,11 @@ struct e2b__req {
   uint64_t body_done;          /* bytes handed to the connection */
   bool body_ended, source_waits;
   bool idempotent;             /* may be sent again when a reused connection turns out to be dead */
-  bool fresh;                  /* is being sent again: do not trust idle connections */
+  bool fresh;                  /* is being sent again: trust no connection that is older than this */
+  bool h1_only;                /* the server demanded it (HTTP_1_1_REQUIRED) */
   bool sent;                   /* a byte of it was given to the network */
+  uint64_t fresh_since;
+  uint64_t tx_mark;            /* HTTP/2: where in the connection's output its head begins */
 
   /* the answer */
   int status;                  /* 0 until the head is complete */
@@ -7102,6 +7134,7 @@ static e2b_err e2b__req_submit(e2b__req *req) {
 static void e2b__req_requeue(e2b__req *req) {
   req->conn = NULL;
   req->fresh = true;
+  req->fresh_since = req->client->now;
   e2b__req_clear_answer(req);
   e2b__req_unlink(req);
   e2b__req_link(req, true);
@@ -7190,7 +7223,8 @@ typedef enum e2b__conn_state {
   E2B__CONN_CLOSED       /* waits to be buried */
 } e2b__conn_state;
 
-/* One HTTP/1.1 connection of the pool. Its life: opening for one request, then request after request, idle in between. */
+/* One connection of the pool. Its life: opening for one request, then request after request (HTTP/2: many at a time), idle in
+ * between. */
 struct e2b__conn {
   e2b__object object;
   e2b_client *client;
@@ -7199,28 +7233,35 @@ struct e2b__conn {
   char *host;
   uint16_t port;
   bool tls;
+  bool idle;              /* open, and carries no request */
   bool reused;            /* carried a request before this one */
   bool kick;              /* step it in the next turn whether its socket is ready or not */
   bool ready;             /* its socket is */
   bool want_write;
   e2b__link link;
   e2b__h1 h1;
-  e2b__req *req;
+  e2b__req *req;          /* it is opened for; HTTP/1.1: it carries */
+  struct e2b__h2 *h2;     /* NULL = HTTP/1.1 */
+  uint64_t opened, last_rx;
+  uint64_t tx_written;    /* bytes given to the network */
   e2b__buf out;           /* what goes to the link next; refilled only when empty */
   size_t out_done;
   e2b_error tx_error;     /* writing failed; an answer may still be there to read */
   uint64_t open_deadline, idle_since;
 };
 
-static e2b_err e2b__conn_on_head(void *owner, int status, const e2b__headers *headers) {
-  e2b__conn *conn = (e2b__conn *)owner;
-  e2b__req *req = conn->req;
-  e2b_err code;
+static e2b_err e2b__req_head(e2b__req *req, int status, const e2b__headers *headers) {
   req->status = status;
   e2b__buf_put(&req->answer_headers.text, headers->text.data, headers->text.len);
   req->answer_headers.count = headers->count;
   if (req->answer_headers.text.err) return req->answer_headers.text.err;
-  code = req->events->on_head ? req->events->on_head(req) : E2B_OK;
+  return req->events->on_head ? req->events->on_head(req) : E2B_OK;
+}
+
+static e2b_err e2b__conn_on_head(void *owner, int status, const e2b__headers *headers) {
+  e2b__conn *conn = (e2b__conn *)owner;
+  e2b__req *req = conn->req;
+  e2b_err code = e2b__req_head(req, status, headers);
   return conn->req == req ? code : E2B_ERR_CANCELED;
 }
 
@@ -7233,9 +7274,17 @@ static e2b_err e2b__conn_on_body(void *owner, const uint8_t *data, size_t len) {
 
 static const e2b__h1_events e2b__conn_h1_events = { e2b__conn_on_head, e2b__conn_on_body };
 
+static void e2b__conn_set_idle(e2b__conn *conn, bool idle) {
+  if (conn->idle == idle) return;
+  conn->idle = idle;
+  conn->idle_since = conn->client->now;
+  if (idle) conn->client->idle_count++; else conn->client->idle_count--;
+}
+
 static void e2b__conn_close(e2b__conn *conn) {
   if (conn->state == E2B__CONN_CLOSED) return;
-  if (conn->state == E2B__CONN_OPEN && !conn->req) conn->client->idle_count--;
+  e2b__conn_set_idle(conn, false);
+  if (conn->h2) conn->client->h2_count--;
   conn->client->conn_count--;
   conn->state = E2B__CONN_CLOSED;
   conn->req = NULL;
@@ -7247,6 +7296,10 @@ static void e2b__conn_bury(e2b__conn *conn) {
   e2b__mem *mem = &conn->client->mem;
   e2b__buf_free(&conn->out);
   e2b__h1_free(&conn->h1);
+#if !defined(E2B_NO_HTTP2)
+  if (conn->h2) e2b__h2_free(conn->h2);
+  e2b__mem_free(mem, conn->h2, sizeof *conn->h2);
+#endif
   e2b__mem_free_str(mem, conn->host);
   e2b__mem_free(mem, conn, conn->object.size);
 }
@@ -7257,14 +7310,32 @@ static e2b_phase e2b__req_phase(const e2b__req *req) {
   if (!conn) return req->state == E2B__REQ_QUEUED ? E2B_PHASE_QUEUE : E2B_PHASE_BODY;
   if (conn->state == E2B__CONN_OPENING) return e2b__link_phase(&conn->link);
   if (req->status) return E2B_PHASE_BODY;
-  return req->body_ended && conn->out.len == 0 ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
+  return req->body_ended && (req->stream || conn->out.len == 0) ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
+}
+
+/* Takes the request off its connection: of HTTP/2, only its stream ends. */
+static void e2b__req_leave(e2b__req *req) {
+  e2b__conn *conn = req->conn;
+  req->conn = NULL;
+  if (!conn) return;
+#if !defined(E2B_NO_HTTP2)
+  if (req->stream) {
+    req->sent = conn->tx_written > req->tx_mark;
+    e2b__h2_reset(req->stream, E2B__H2_CANCEL);
+    req->stream = NULL;
+    conn->kick = true; /* to say so, and perhaps to let the next one in */
+    conn->client->work = true;
+    e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
+    return;
+  }
+#endif
+  e2b__conn_close(conn);
 }
 
 /* Takes the request away from its connection without a word to its owner. */
 static void e2b__req_abort(e2b__req *req) {
   if (req->state == E2B__REQ_NEW) return;
-  if (req->conn) e2b__conn_close(req->conn);
-  req->conn = NULL;
+  e2b__req_leave(req);
   req->rx.len = 0;
   e2b__req_set_state(req, E2B__REQ_NEW);
   e2b__req_unlink(req);
@@ -7272,7 +7343,7 @@ static void e2b__req_abort(e2b__req *req) {
 
 /* Ends a request from outside its connection: deadlines, cancelling. */
 static void e2b__req_fail(e2b__req *req, const e2b_error *err) {
-  if (req->conn) e2b__conn_close(req->conn);
+  e2b__req_leave(req);
   req->paused = false;
   e2b__req_end(req, err);
 }
@@ -7282,6 +7353,9 @@ static void e2b__req_kick(e2b__req *req) {
   req->source_waits = false;
   req->last_progress = req->client->now;
   if (req->conn) req->conn->kick = true;
+#if !defined(E2B_NO_HTTP2)
+  if (req->stream && !e2b__req_held(req)) e2b__h2_refill(req->stream);
+#endif
   req->client->work = true;
 }
 
@@ -7307,13 +7381,28 @@ static void e2b__req_flush(e2b__req *req) {
   }
 }
 
-/* The exchange on this connection failed. A request that died on a reused connection before any answer may go out once more
- * when that cannot do anything twice (the keep-alive close race). */
+/* Whether it may go out once more: what was taken from its source is not lost. */
+static bool e2b__req_repeatable(const e2b__req *req) {
+  return !req->fresh && (req->idempotent || !req->events->on_source || req->body_done <= req->body.len);
+}
+
+/* A request that died on a reused connection before any answer may go out once more when that cannot do anything twice (the
+ * keep-alive close race). */
+static bool e2b__conn_raced(const e2b__conn *conn, const e2b__req *req, bool answered, e2b_err code) {
+  return conn->reused && !answered && (req->idempotent || !req->sent) && e2b__req_repeatable(req) &&
+         (code == E2B_ERR_CLOSED || code == E2B_ERR_IO);
+}
+
+static void e2b__conn_lost(e2b__conn *conn, const e2b_error *err);
+
+/* The connection failed, and with it what it carries. */
 static void e2b__conn_fail(e2b__conn *conn, const e2b_error *err) {
   e2b__req *req = conn->req;
-  bool again = req && conn->reused && !conn->h1.started && !req->fresh && (req->idempotent || !req->sent) &&
-               (req->idempotent || !req->events->on_source || req->body_done <= req->body.len) &&
-               (err->code == E2B_ERR_CLOSED || err->code == E2B_ERR_IO);
+  bool again = req && e2b__conn_raced(conn, req, conn->h1.started, err->code);
+  if (conn->h2) {
+    e2b__conn_lost(conn, err);
+    return;
+  }
   e2b__conn_close(conn);
   if (!req) return;
   if (again) e2b__req_requeue(req);
@@ -7327,17 +7416,18 @@ static void e2b__conn_fail_with(e2b__conn *conn, e2b_err code, const char *what)
   e2b__conn_fail(conn, &err);
 }
 
+/* The Host field, or :authority. */
+static void e2b__conn_host(const e2b__conn *conn, char *out, size_t cap) {
+  bool ipv6 = strchr(conn->host, ':') != NULL, default_port = conn->port == (conn->tls ? 443 : 80);
+  (void)snprintf(out, cap, ipv6 ? "[%s]" : "%s", conn->host);
+  if (!default_port) (void)snprintf(out + strlen(out), cap - strlen(out), ":%u", (unsigned)conn->port);
+}
+
 /* Begins the exchange on an open connection. */
 static void e2b__conn_begin(e2b__conn *conn) {
   e2b__req *req = conn->req;
   char host[300];
-  bool ipv6 = strchr(conn->host, ':') != NULL;
-  bool default_port = conn->port == (conn->tls ? 443 : 80);
-  (void)snprintf(host, sizeof host, ipv6 ? "[%s]" : "%s", conn->host);
-  if (!default_port) {
-    size_t len = strlen(host);
-    (void)snprintf(host + len, sizeof host - len, ":%u", (unsigned)conn->port);
-  }
+  e2b__conn_host(conn, host, sizeof host);
   e2b__h1_begin(&conn->h1, strcmp(req->method, "HEAD") == 0, false);
   memset(&conn->tx_error, 0, sizeof conn->tx_error);
   conn->out.len = conn->out_done = 0;
@@ -7394,6 +7484,11 @@ static int e2b__conn_fill(e2b__conn *conn) {
   return got;
 }
 
+static const char *e2b__source_failure(e2b_err code) {
+  if (code == E2B_ERR_INVALID_ARGUMENT) return "the source ended before the size it announced";
+  return code == E2B_ERR_CANCELED ? "the source canceled the upload" : "no memory for the request";
+}
+
 /* Sends until the link takes no more, the body waits for its source, or all is sent. */
 static void e2b__conn_send(e2b__conn *conn) {
   e2b__req *req = conn->req;
@@ -7414,8 +7509,7 @@ static void e2b__conn_send(e2b__conn *conn) {
         return;
       }
       if (n < 0) {
-        e2b__conn_fail_with(conn, (e2b_err)n, n == E2B_ERR_INVALID_ARGUMENT ? "the source ended before the size it announced" :
-                            n == E2B_ERR_CANCELED ? "the source canceled the upload" : "no memory for the request");
+        e2b__conn_fail_with(conn, (e2b_err)n, e2b__source_failure((e2b_err)n));
         return;
       }
       if (conn->out.len == 0) return;
@@ -7444,8 +7538,7 @@ static void e2b__conn_complete(e2b__conn *conn, bool leftover) {
   memset(&ok, 0, sizeof ok);
   if (conn->h1.keep_alive && !leftover && sent && conn->client->idle_count < conn->client->config.max_idle_connections) {
     conn->req = NULL;
-    conn->idle_since = conn->client->now;
-    conn->client->idle_count++;
+    e2b__conn_set_idle(conn, true);
     conn->want_write = false;
     e2b__buf_free(&conn->out);
     conn->out_done = 0;
@@ -7512,6 +7605,267 @@ static bool e2b__conn_receive_once(e2b__conn *conn) {
   return false;
 }
 
+#if !defined(E2B_NO_HTTP2)
+/* ---- HTTP/2: many requests on one connection ---- */
+
+#define E2B__H2_PING_AFTER_MS 20000u /* of silence while something is asked: is the server still there? */
+#define E2B__H2_PING_WAIT_MS 10000u
+
+static e2b_err e2b__conn_h2_on_head(e2b__h2_stream *stream, int status, const e2b__headers *headers) {
+  e2b__req *req = (e2b__req *)stream->owner;
+  req->last_progress = req->client->now;
+  return e2b__req_head(req, status, headers);
+}
+
+static e2b_err e2b__conn_h2_on_body(e2b__h2_stream *stream, const uint8_t *data, size_t len) {
+  e2b__req *req = (e2b__req *)stream->owner;
+  e2b_err code;
+  req->last_progress = req->client->now;
+  code = e2b__req_receive(req, data, len);
+  if (!code && req->stream == stream && !e2b__req_held(req)) e2b__h2_refill(stream);
+  return code;
+}
+
+static void e2b__conn_h2_error(const e2b__conn *conn, const e2b__h2_end *end, e2b_error *err) {
+  const e2b_error *lost = &conn->tx_error;
+  if (lost->code && lost->code == end->err) {
+    *err = *lost;
+  } else if (lost->code) {
+    e2b__error_set(err, end->err, E2B_PHASE_BODY, "%s: %.150s", end->detail, lost->message);
+    err->sys_code = lost->sys_code;
+    err->tls_code = lost->tls_code;
+  } else {
+    e2b__error_set(err, end->err, E2B_PHASE_BODY, "%s (%s:%u, HTTP/2 %s)", end->detail, conn->host, (unsigned)conn->port,
+                   e2b__h2_error_name(end->code));
+  }
+}
+
+static void e2b__conn_h2_on_end(e2b__h2_stream *stream, const e2b__h2_end *end) {
+  e2b__req *req = (e2b__req *)stream->owner;
+  e2b__conn *conn = req->conn;
+  e2b_error err;
+  req->sent = conn->tx_written > req->tx_mark && !end->unprocessed;
+  if (end->unprocessed && end->code == E2B__H2_HTTP_1_1_REQUIRED) req->h1_only = true;
+  if (end->err && ((end->unprocessed && e2b__req_repeatable(req)) || e2b__conn_raced(conn, req, stream->answered, end->err))) {
+    req->stream = NULL;
+    e2b__req_requeue(req);
+    return;
+  }
+  memset(&err, 0, sizeof err);
+  if (end->err) {
+    e2b__conn_h2_error(conn, end, &err);
+    err.phase = e2b__req_phase(req);
+  }
+  req->stream = NULL;
+  e2b__req_end(req, &err);
+}
+
+static const e2b__h2_events e2b__conn_h2_events = { e2b__conn_h2_on_head, e2b__conn_h2_on_body, e2b__conn_h2_on_end };
+
+static void e2b__conn_lost(e2b__conn *conn, const e2b_error *err) {
+  conn->tx_error = *err;
+  e2b__h2_lost(conn->h2, err->code, conn->tx_error.message);
+  e2b__conn_close(conn);
+}
+
+/* Puts a request on the connection. */
+static void e2b__conn_h2_attach(e2b__conn *conn, e2b__req *req) {
+  char host[300];
+  e2b_err code;
+  e2b__conn_host(conn, host, sizeof host);
+  req->conn = conn;
+  req->last_progress = conn->client->now;
+  req->tx_mark = conn->tx_written + (conn->out.len - conn->out_done) + conn->h2->out.len;
+  req->body_ended = req->body_len == E2B__BODY_NONE || req->body_len == 0;
+  req->stream = e2b__h2_open(conn->h2, req->method, conn->tls, e2b__str(host), e2b__str_n((const char *)req->path.data, req->path.len),
+                             &req->headers, req->body_len, req, &code);
+  e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
+  conn->kick = true;
+  if (!req->stream) {
+    e2b_error err;
+    e2b__error_set(&err, code, E2B_PHASE_SEND, code == E2B_ERR_NO_MEMORY ? "no memory for the request" : "the request cannot be written");
+    e2b__req_end(req, &err);
+  }
+}
+
+static bool e2b__conn_h2_begin(e2b__conn *conn) {
+  const e2b_client_config *config = &conn->client->config;
+  conn->h2 = (e2b__h2 *)e2b__mem_alloc(&conn->client->mem, sizeof *conn->h2);
+  if (!conn->h2) return false;
+  conn->client->h2_count++;
+  e2b__h2_init(conn->h2, &conn->client->mem, config->stream_buffer_size, config->max_stream_window, config->max_header_bytes,
+               &e2b__conn_h2_events);
+  return true;
+}
+
+typedef enum e2b__fill { E2B__FILL_NOTHING, E2B__FILL_DATA, E2B__FILL_CHANGED } e2b__fill;
+
+/* One DATA frame of one stream into conn->out. CHANGED: the caller's code ran, and the list of streams may be another one. */
+static e2b__fill e2b__conn_h2_fill_stream(e2b__conn *conn, e2b__h2_stream *stream) {
+  e2b__req *req = (e2b__req *)stream->owner;
+  size_t cap = E2B__MIN(e2b__h2_room(stream), (size_t)conn->client->config.io_buffer_size);
+  uint8_t *to;
+  int got;
+  bool end;
+  if (stream->sent_end || req->source_waits || !cap) return E2B__FILL_NOTHING;
+  to = e2b__buf_reserve(&conn->out, E2B__H2_HEAD + cap);
+  if (!to) return E2B__FILL_NOTHING;
+  got = e2b__req_pull_body(req, to + E2B__H2_HEAD, cap);
+  if (req->stream != stream) return E2B__FILL_CHANGED;
+  if (got == E2B_IO_AGAIN) {
+    req->source_waits = true;
+    return E2B__FILL_CHANGED;
+  }
+  if (got == 0 && req->body_len > 0 && req->body_done < (uint64_t)req->body_len) got = E2B_ERR_INVALID_ARGUMENT;
+  if (got < 0) {
+    e2b_error err;
+    e2b__error_set(&err, (e2b_err)got, E2B_PHASE_SEND, "%s", e2b__source_failure((e2b_err)got));
+    e2b__req_fail(req, &err);
+    return E2B__FILL_CHANGED;
+  }
+  end = got == 0 || (req->body_len >= 0 && req->body_done == (uint64_t)req->body_len);
+  e2b__h2_data_head(stream, to, (size_t)got, end);
+  conn->out.len += E2B__H2_HEAD + (size_t)got;
+  req->body_ended = end;
+  req->last_progress = conn->client->now;
+  e2b__h2_rotate(stream);
+  return E2B__FILL_DATA;
+}
+
+/* What goes out next into conn->out: control frames and heads, then data of one stream after the other. */
+static bool e2b__conn_h2_fill(e2b__conn *conn) {
+  e2b__h2_stream *stream;
+  if (conn->h2->out.len) {
+    e2b__h2_take(conn->h2, &conn->out);
+    return true;
+  }
+  for (stream = conn->h2->senders ? conn->h2->streams : NULL; stream;) {
+    e2b__fill fill = e2b__conn_h2_fill_stream(conn, stream);
+    if (fill == E2B__FILL_DATA) return true;
+    stream = fill == E2B__FILL_CHANGED ? conn->h2->streams : stream->next;
+  }
+  return conn->h2->out.len != 0;
+}
+
+static void e2b__conn_h2_send(e2b__conn *conn) {
+  int n, rounds;
+  conn->want_write = false;
+  for (rounds = 0; !conn->tx_error.code; rounds++) {
+    if (conn->out_done == conn->out.len) {
+      conn->out.len = conn->out_done = 0;
+      if (rounds && e2b__budget_spent(conn->client)) {
+        conn->want_write = true;
+        return;
+      }
+      if (!e2b__conn_h2_fill(conn)) break;
+      if (conn->out.err) break;
+      continue;
+    }
+    n = e2b__link_write(&conn->link, conn->out.data + conn->out_done, conn->out.len - conn->out_done, &conn->tx_error);
+    if (n == E2B_IO_AGAIN) {
+      conn->want_write = true;
+      return;
+    }
+    if (n < 0) {
+      if (!conn->tx_error.code) e2b__error_set(&conn->tx_error, E2B_ERR_CLOSED, E2B_PHASE_SEND, "the connection was closed");
+      return; /* answers may wait to be read: the reader ends this */
+    }
+    conn->out_done += (size_t)n;
+    conn->tx_written += (uint64_t)n;
+    conn->client->stats.bytes_tx += (uint64_t)n;
+  }
+  if (conn->out.err) e2b__conn_fail_with(conn, conn->out.err, "no memory for the request");
+}
+
+/* Returns false when there is nothing more to read now. */
+static bool e2b__conn_h2_receive(e2b__conn *conn) {
+  e2b_client *client = conn->client;
+  size_t cap = client->config.io_buffer_size;
+  e2b_error err;
+  e2b_err code;
+  int n;
+  memset(&err, 0, sizeof err);
+  n = e2b__link_read(&conn->link, client->io, cap, &err);
+  if (n == E2B_IO_AGAIN) return false;
+  if (n == E2B_IO_EOF) {
+    if (conn->tx_error.code) err = conn->tx_error;
+    else e2b__error_set(&err, E2B_ERR_CLOSED, E2B_PHASE_BODY, "the server closed the connection (%s:%u)", conn->host, (unsigned)conn->port);
+  }
+  if (n < 0) {
+    e2b__conn_lost(conn, &err);
+    return false;
+  }
+  client->stats.bytes_rx += (uint64_t)n;
+  conn->last_rx = client->now;
+  code = e2b__h2_feed(conn->h2, client->io, (size_t)n, client->now);
+  if (code) {
+    e2b__conn_h2_send(conn); /* our GOAWAY, if it goes out at once */
+    e2b__conn_fail_with(conn, code, conn->h2->detail);
+    return false;
+  }
+  e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
+  return (size_t)n == cap || e2b__link_buffered(&conn->link);
+}
+
+static void e2b__conn_h2_step(e2b__conn *conn) {
+  int rounds;
+  e2b__conn_h2_send(conn);
+  for (rounds = 0; rounds < 8 && conn->state == E2B__CONN_OPEN; rounds++) {
+    if (rounds && e2b__budget_spent(conn->client)) break;
+    if (!e2b__conn_h2_receive(conn)) break;
+  }
+  if (conn->state != E2B__CONN_OPEN) return;
+  if (conn->h2->out.len || conn->h2->senders) e2b__conn_h2_send(conn);
+  if (conn->state != E2B__CONN_OPEN) return;
+  if (conn->idle && conn->out_done == conn->out.len) e2b__buf_free(&conn->out), conn->out_done = 0;
+  if (conn->h2->draining && conn->h2->stream_count == 0) e2b__conn_close(conn);
+}
+
+/* When a connection that says nothing has to be looked at. */
+static uint64_t e2b__conn_h2_deadline(const e2b__conn *conn) {
+  if (conn->state != E2B__CONN_OPEN || !conn->h2 || conn->idle) return (uint64_t)E2B__NEVER;
+  return conn->last_rx + E2B__H2_PING_AFTER_MS + (conn->h2->ping_waits ? E2B__H2_PING_WAIT_MS : 0);
+}
+
+static void e2b__conn_h2_silent(e2b__conn *conn) {
+  if (conn->h2->ping_waits) {
+    e2b__conn_fail_with(conn, E2B_ERR_CLOSED, "the server does not answer any more, not even to a PING");
+  } else {
+    e2b__h2_ping(conn->h2);
+    conn->kick = true;
+    conn->client->work = true;
+  }
+}
+#else
+static void e2b__conn_lost(e2b__conn *conn, const e2b_error *err) {
+  E2B__UNUSED(conn);
+  E2B__UNUSED(err);
+}
+#endif /* E2B_NO_HTTP2 */
+
+/* The link is up: it carries HTTP/2 when both sides agreed on that. */
+static void e2b__conn_opened(e2b__conn *conn) {
+  e2b__req *req = conn->req;
+  conn->state = E2B__CONN_OPEN;
+  conn->opened = conn->last_rx = req->last_progress = conn->client->now;
+#if !defined(E2B_NO_HTTP2)
+  if (conn->tls ? conn->link.alpn && strcmp(conn->link.alpn, "h2") == 0 : conn->client->config.http_version == 2) {
+    if (!e2b__conn_h2_begin(conn)) {
+      e2b__conn_fail_with(conn, E2B_ERR_NO_MEMORY, "no memory for the connection");
+      return;
+    }
+    conn->req = NULL;
+    e2b__conn_h2_attach(conn, req);
+    conn->client->work = true; /* others wait for it */
+    return;
+  }
+#endif
+  if (conn->client->config.http_version == 2)
+    e2b__conn_fail_with(conn, E2B_ERR_PROTOCOL, "the server does not speak HTTP/2, which config.http_version demands");
+  else
+    e2b__conn_begin(conn);
+}
+
 static void e2b__conn_step(e2b__conn *conn) {
   e2b_client *client = conn->client;
   e2b_error err;
@@ -7526,10 +7880,14 @@ static void e2b__conn_step(e2b__conn *conn) {
       e2b__conn_fail(conn, &err);
       return;
     }
-    conn->state = E2B__CONN_OPEN;
-    conn->req->last_progress = client->now;
-    e2b__conn_begin(conn);
+    e2b__conn_opened(conn);
   }
+#if !defined(E2B_NO_HTTP2)
+  if (conn->state == E2B__CONN_OPEN && conn->h2) {
+    e2b__conn_h2_step(conn);
+    return;
+  }
+#endif
   if (conn->state == E2B__CONN_OPEN) e2b__conn_send(conn);
   for (rounds = 0; rounds < 8 && conn->state == E2B__CONN_OPEN; rounds++) {
     if (rounds && e2b__budget_spent(client)) return;
@@ -7537,16 +7895,44 @@ static void e2b__conn_step(e2b__conn *conn) {
   }
 }
 
-/* An idle connection to the request's origin that still lives, or NULL. */
-static e2b__conn *e2b__conn_find_idle(e2b_client *client, const e2b__req *req) {
+#if !defined(E2B_NO_HTTP2)
+/* Whether an HTTP/2 connection takes one more request. *wait: no, but it is not to be helped by another connection. */
+static bool e2b__conn_h2_takes(e2b__conn *conn, const e2b__req *req, bool *wait) {
+  if (req->h1_only || (req->fresh && conn->opened < req->fresh_since)) return false;
+  if (conn->idle)
+    while (e2b__conn_h2_receive(conn)) {} /* it may have been closed meanwhile; nobody is called */
+  if (conn->state != E2B__CONN_OPEN || conn->h2->draining) return false;
+  if (conn->h2->max_streams == 0) *wait = true;
+  return conn->h2->stream_count < conn->h2->max_streams;
+}
+#endif
+
+/* A connection to the request's origin that can take it, or NULL. *wait: there will be one. While the first connection to an origin
+ * opens that may turn out to be HTTP/2, others wait for it instead of opening their own. */
+static e2b__conn *e2b__conn_find(e2b_client *client, const e2b__req *req, bool *wait) {
+  bool maybe_h2 = !req->h1_only && client->config.http_version != 1 && (req->tls || client->config.http_version == 2);
+  bool opening = false, known_h1 = false;
   e2b__conn *conn;
-  for (conn = client->conns; conn && client->idle_count; conn = conn->next) {
-    if (conn->state != E2B__CONN_OPEN || conn->req || conn->port != req->port || conn->tls != req->tls ||
-        strcmp(conn->host, req->host) != 0)
+  *wait = false;
+#if defined(E2B_NO_HTTP2)
+  maybe_h2 = false;
+#endif
+  for (conn = client->conns; conn; conn = conn->next) {
+    if (conn->port != req->port || conn->tls != req->tls || strcmp(conn->host, req->host) != 0) continue;
+    if (conn->state == E2B__CONN_OPENING) opening = true;
+    if (conn->state != E2B__CONN_OPEN) continue;
+#if !defined(E2B_NO_HTTP2)
+    if (conn->h2) {
+      if (e2b__conn_h2_takes(conn, req, wait)) return conn;
       continue;
-    if (!req->fresh && e2b__link_alive(&conn->link)) return conn;
+    }
+#endif
+    known_h1 = true;
+    if (!conn->idle) continue;
+    if ((!req->fresh || conn->opened >= req->fresh_since) && e2b__link_alive(&conn->link)) return conn;
     e2b__conn_close(conn);
   }
+  if (maybe_h2 && opening && !known_h1) *wait = true;
   return NULL;
 }
 
@@ -7560,7 +7946,7 @@ static bool e2b__conn_room(e2b_client *client, const e2b__req *req) {
   for (conn = client->conns; conn; conn = conn->next) {
     if (conn->state == E2B__CONN_CLOSED) continue;
     if (conn->port == req->port && conn->tls == req->tls && strcmp(conn->host, req->host) == 0) same++;
-    if (conn->state == E2B__CONN_OPEN && !conn->req && (!oldest || conn->idle_since < oldest->idle_since)) oldest = conn;
+    if (conn->idle && (!oldest || conn->idle_since < oldest->idle_since)) oldest = conn;
   }
   if (same >= client->config.max_connections_per_host) return false;
   if (client->conn_count < client->config.max_connections) return true;
@@ -7581,6 +7967,7 @@ static e2b__conn *e2b__conn_open(e2b_client *client, e2b__req *req, e2b_error *e
   conn->open_deadline = e2b__deadline(client->now, client->config.connect_timeout_ms);
   e2b__buf_init(&conn->out, &client->mem, SIZE_MAX);
   e2b__link_init(&conn->link, &client->net);
+  conn->link.h1_only = req->h1_only;
   e2b__h1_init(&conn->h1, &client->mem, client->config.max_header_bytes, &e2b__conn_h1_events, conn);
   conn->host = e2b__mem_dup(&client->mem, req->host, strlen(req->host));
   if (!conn->host) {
@@ -7605,12 +7992,12 @@ static e2b__conn *e2b__conn_open(e2b_client *client, e2b__req *req, e2b_error *e
 static void e2b__req_dispatch(e2b__req *req) {
   e2b_client *client = req->client;
   e2b_error err;
-  e2b__conn *conn = e2b__conn_find_idle(client, req);
+  bool wait;
+  e2b__conn *conn = e2b__conn_find(client, req, &wait);
   if (conn) {
-    client->idle_count--;
     conn->reused = true;
   } else {
-    if (!e2b__conn_room(client, req)) return;
+    if (wait || !e2b__conn_room(client, req)) return;
     memset(&err, 0, sizeof err);
     conn = e2b__conn_open(client, req, &err);
     if (!conn) {
@@ -7619,11 +8006,18 @@ static void e2b__req_dispatch(e2b__req *req) {
     }
   }
   e2b__req_set_state(req, E2B__REQ_ACTIVE);
+  client->work = true; /* the turn must not sleep before it steps the connection */
+#if !defined(E2B_NO_HTTP2)
+  if (conn->h2) {
+    e2b__conn_h2_attach(conn, req);
+    return;
+  }
+#endif
+  e2b__conn_set_idle(conn, false);
   req->conn = conn;
   req->last_progress = client->now;
   conn->req = req;
   conn->kick = true;
-  client->work = true; /* the turn must not sleep before it steps the connection */
   if (conn->state == E2B__CONN_OPEN) e2b__conn_begin(conn);
 }
 /* ================================================================================================================== */
@@ -7959,8 +8353,10 @@ static void e2b__timers_fire(e2b_client *client) {
     req = fire ? client->reqs : req->next;
   }
   for (conn = client->conns; conn; conn = conn->next) {
-    if (conn->state == E2B__CONN_OPEN && !conn->req && now >= conn->idle_since + client->config.idle_connection_ms)
-      e2b__conn_close(conn);
+    if (conn->idle && now >= conn->idle_since + client->config.idle_connection_ms) e2b__conn_close(conn);
+#if !defined(E2B_NO_HTTP2)
+    if (now >= e2b__conn_h2_deadline(conn)) e2b__conn_h2_silent(conn);
+#endif
     if (conn->state == E2B__CONN_OPENING && now >= e2b__link_deadline(&conn->link)) conn->kick = true;
   }
 }
@@ -7985,8 +8381,11 @@ static uint64_t e2b__next_timer(const e2b_client *client) {
   for (conn = client->conns; conn; conn = conn->next) {
     if (conn->state == E2B__CONN_OPENING) next = E2B__MIN(next, e2b__link_deadline(&conn->link));
     if (conn->state != E2B__CONN_OPEN) continue;
-    if (!conn->req) next = E2B__MIN(next, conn->idle_since + client->config.idle_connection_ms);
-    else if (e2b__link_buffered(&conn->link) && !e2b__req_held(conn->req)) return 0;
+    if (conn->idle) next = E2B__MIN(next, conn->idle_since + client->config.idle_connection_ms);
+    else if (e2b__link_buffered(&conn->link) && !(conn->req && e2b__req_held(conn->req))) return 0;
+#if !defined(E2B_NO_HTTP2)
+    next = E2B__MIN(next, e2b__conn_h2_deadline(conn));
+#endif
   }
   return next;
 }
@@ -8009,7 +8408,7 @@ static void e2b__requests_start(e2b_client *client) {
   for (req = client->reqs; req && client->queued_count;) {
     e2b__req *next = req->next;
     if (req->state == E2B__REQ_QUEUED && client->now >= req->not_before) {
-      if (client->conn_count >= client->config.max_connections && client->idle_count == 0) return;
+      if (client->conn_count >= client->config.max_connections && client->idle_count == 0 && client->h2_count == 0) return;
       e2b__req_dispatch(req);
       if (req->state == E2B__REQ_NEW) next = client->reqs; /* it ended, and the list may be another one */
     }
@@ -8091,7 +8490,7 @@ static void e2b__conns_step(e2b_client *client) {
   e2b__conn *conn;
   for (conn = client->conns; conn; conn = conn->next) {
     if (conn->state == E2B__CONN_CLOSED) continue;
-    if (!conn->ready && !conn->kick && !(conn->req && e2b__link_buffered(&conn->link))) continue;
+    if (!conn->ready && !conn->kick && !(conn->state == E2B__CONN_OPEN && !conn->idle && e2b__link_buffered(&conn->link))) continue;
     if (e2b__budget_spent(client)) {
       conn->kick = true;
       client->work = true;
@@ -8974,6 +9373,7 @@ static const e2b__config_limit e2b__config_limits[] = {
   E2B__LIMIT(max_header_bytes, 65536u, 256u, 0x1000000u),
   E2B__LIMIT(max_message_bytes, 0x1000000u, 1u, 0x20000000u),
   E2B__LIMIT(stream_buffer_size, 65536u, 1u, 0x20000000u),
+  E2B__LIMIT(max_stream_window, 16u << 20, 1u, 0x20000000u),
 };
 #undef E2B__LIMIT
 
@@ -9052,6 +9452,10 @@ static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_er
     return e2b__invalid(err, "default_user", "has a ':' or a control character");
   if (config->protocol != E2B_PROTOCOL_NATIVE && config->protocol != E2B_PROTOCOL_PRIVATE)
     return e2b__invalid(err, "protocol", "is not one of e2b_protocol");
+  if (config->http_version > 2) return e2b__invalid(err, "http_version", "is not 0, 1 or 2");
+#if defined(E2B_NO_HTTP2)
+  if (config->http_version == 2) return e2b__fail(err, E2B_ERR_NOT_BUILT, "http_version 2 is not in this build (E2B_NO_HTTP2)");
+#endif
   if (strcmp(config->scheme, "https") != 0 && strcmp(config->scheme, "http") != 0)
     return e2b__invalid(err, "scheme (or SCHEME)", "must be \"https\" or \"http\"");
   if (!e2b__domain_ok(config->domain))
@@ -9168,6 +9572,15 @@ static void e2b__client_destroy(e2b_client *client) {
   e2b__mem_free(&mem, client, sizeof *client);
 }
 
+/* What https servers are offered, best first. */
+static void e2b__config_alpn(const e2b_client_config *config, const char **alpn) {
+#if !defined(E2B_NO_HTTP2)
+  if (config->http_version != 1) *alpn++ = "h2";
+#endif
+  if (config->http_version != 2) *alpn++ = "http/1.1";
+  *alpn = NULL;
+}
+
 /* Everything that needs memory or the system. */
 static e2b_err e2b__client_build(e2b_client *client, e2b_error *err) {
   e2b_client_config *config = &client->config;
@@ -9175,7 +9588,7 @@ static e2b_err e2b__client_build(e2b_client *client, e2b_error *err) {
   client->net.mem = &client->mem;
   client->net.logger = &config->logger;
   client->net.transport = config->transport ? config->transport : e2b__net_transport();
-  client->net.alpn[0] = "http/1.1";
+  e2b__config_alpn(config, client->net.alpn);
   client->net.no_env = config->no_env;
   if (!e2b__config_copy(&client->mem, config) || !e2b__config_derive_api_url(&client->mem, config))
     return e2b__no_memory(err);
