@@ -357,6 +357,15 @@ typedef struct e2b_tls_config {
 /* public: client */
 /* ------------------------------------------------------------------------------------------------------------------ */
 
+/* How calls to a sandbox are written, requests and answers alike; file content is not concerned. Results and errors are
+ * the same with each. */
+typedef enum e2b_codec {
+  E2B_CODEC_DEFAULT = 0, /* protobuf; when the server answers HTTP 415 (which says that it did nothing), the call is sent
+                            once more as JSON, within its timeout, and all later calls to this sandbox are JSON at once */
+  E2B_CODEC_PROTOBUF,    /* nothing else                                                                                */
+  E2B_CODEC_JSON         /* from the first call on; output takes a third more bytes on the wire                         */
+} e2b_codec;
+
 typedef enum e2b_protocol {
   E2B_PROTOCOL_DEFAULT = 0,
   E2B_PROTOCOL_NATIVE,  /* <scheme>://api.<domain> and <scheme>://<port>-<id>.<domain>                                  */
@@ -382,6 +391,7 @@ typedef struct e2b_client_config {
   uint16_t runtime_port;        /* envd's port inside the sandbox; 0 = 49983                                            */
   uint8_t http_version;         /* 0: HTTP/2 where an https server agrees (ALPN), else HTTP/1.1. 1: HTTP/1.1 only.
                                    2: HTTP/2 only, over http without asking ("prior knowledge")                         */
+  e2b_codec codec;              /* of calls to sandboxes                                                                */
   int32_t request_timeout_ms;   /* default of call.timeout_ms; 0 = 60000, E2B_TIMEOUT_NONE                              */
   int32_t connect_timeout_ms;   /* name look-up, TCP and TLS; 0 = 10000                                                 */
   int32_t idle_ms;              /* default of call.idle_ms; 0 = 60000, E2B_TIMEOUT_NONE                                 */
@@ -1382,9 +1392,11 @@ static size_t e2b__json_escape(e2b__json_reader *r, char out[4]) {
 
 /* A string, with `at` on its opening quote. */
 static bool e2b__json_read_string(e2b__json_reader *r, e2b_str *out) {
-  char *start = ++r->at, *to = start;
+  char *start = ++r->at, *to;
   char utf8[4];
   size_t i, n;
+  while (r->at < r->end && *r->at != '"' && *r->at != '\\' && (uint8_t)*r->at >= 0x20) r->at++;
+  to = r->at; /* up to the first escape, which mostly is the end, nothing moves */
   while (r->at < r->end && *r->at != '"') {
     utf8[0] = *r->at++;
     if ((uint8_t)utf8[0] < 0x20) return false;
@@ -1680,43 +1692,61 @@ static void e2b__time_format(e2b__timestamp t, e2b__buf *out) {
 
 static void e2b__base64_encode(e2b__buf *out, const uint8_t *data, size_t len, bool padding) {
   static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  while (len > 0) {
-    size_t n = E2B__MIN(len, (size_t)3);
-    uint32_t bits = (uint32_t)data[0] << 16 | (n > 1 ? (uint32_t)data[1] << 8 : 0u) | (n > 2 ? data[2] : 0u);
-    char quad[4];
-    quad[0] = digits[bits >> 18];
-    quad[1] = digits[bits >> 12 & 63];
-    quad[2] = n > 1 ? digits[bits >> 6 & 63] : '=';
-    quad[3] = n > 2 ? digits[bits & 63] : '=';
-    e2b__buf_put(out, quad, padding ? 4 : n + 1);
-    data += n;
-    len -= n;
+  char *to = len <= SIZE_MAX / 2 ? (char *)e2b__buf_reserve(out, len / 3 * 4 + 4) : NULL, *start = to;
+  if (!to) {
+    if (!out->err) out->err = E2B_ERR_LIMIT;
+    return;
   }
+  for (; len >= 3; data += 3, len -= 3, to += 4) {
+    to[0] = digits[data[0] >> 2];
+    to[1] = digits[(data[0] & 3) << 4 | data[1] >> 4];
+    to[2] = digits[(data[1] & 15) << 2 | data[2] >> 6];
+    to[3] = digits[data[2] & 63];
+  }
+  if (len > 0) {
+    *to++ = digits[data[0] >> 2];
+    *to++ = digits[(data[0] & 3) << 4 | (len > 1 ? data[1] >> 4 : 0)];
+    if (len > 1) *to++ = digits[(data[1] & 15) << 2];
+    for (; padding && len < 3; len++) *to++ = '=';
+  }
+  out->len += (size_t)(to - start);
 }
 
-/* -1 = not a base64 digit, of either alphabet. */
-static int e2b__base64_digit(char c) {
-  if (c >= 'A' && c <= 'Z') return c - 'A';
-  if (c >= 'a' && c <= 'z') return c - 'a' + 26;
-  if (c >= '0' && c <= '9') return c - '0' + 52;
-  if (c == '+' || c == '-') return 62;
-  return c == '/' || c == '_' ? 63 : -1;
+/* The value of a digit of either alphabet; 64 and more = not a digit. */
+static uint32_t e2b__base64_digit(char c) {
+  static const uint8_t values['z' - '+' + 1] = {
+    62, 99, 62, 99, 63, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 99, 99, 99, 99, 99, 99, 99, 0, 1, 2, 3, 4,
+    5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 99, 99, 99, 99, 63, 99,
+    26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51
+  };
+  unsigned at = (unsigned)(uint8_t)c - '+';
+  return at < sizeof values ? values[at] : 99u;
 }
 
 /* Standard or url-safe alphabet, padded or not. False when malformed; then the text is garbage. */
 static bool e2b__base64_decode_in_place(char *text, size_t len, size_t *out_len) {
   size_t i, padding = 0, used = 0;
-  uint32_t bits = 0;
+  uint32_t bits = 0, bad = 0;
   while (padding < 2 && padding < len && text[len - 1 - padding] == '=') padding++;
   if ((padding > 0 && len % 4 != 0) || (len - padding) % 4 == 1) return false;
-  for (i = 0; i < len - padding; i++) {
-    int digit = e2b__base64_digit(text[i]);
-    if (digit < 0) return false;
-    bits = bits << 6 | (uint32_t)digit;
+  len -= padding;
+  for (i = 0; len - i >= 4; i += 4) {
+    uint32_t a = e2b__base64_digit(text[i]), b = e2b__base64_digit(text[i + 1]);
+    uint32_t c = e2b__base64_digit(text[i + 2]), d = e2b__base64_digit(text[i + 3]);
+    bad |= a | b | c | d;
+    bits = a << 18 | b << 12 | c << 6 | d;
+    text[used++] = (char)(uint8_t)(bits >> 16);
+    text[used++] = (char)(uint8_t)(bits >> 8);
+    text[used++] = (char)(uint8_t)bits;
+  }
+  for (bits = 0; i < len; i++) {
+    uint32_t digit = e2b__base64_digit(text[i]);
+    bad |= digit;
+    bits = bits << 6 | digit;
     if (i % 4 != 0) text[used++] = (char)(uint8_t)(bits >> (6 - i % 4 * 2));
   }
   *out_len = used;
-  return true;
+  return bad < 64;
 }
 
 /* ---- access to members through the table ---- */
@@ -1840,10 +1870,6 @@ static size_t e2b__pb_put(const e2b__message *m, const void *in, e2b__buf *out) 
     for (; count > 0; count--, value += e2b__field_size(f)) n += e2b__pb_put_value(f, value, out);
   }
   return n;
-}
-
-static size_t e2b__pb_size(const e2b__message *m, const void *in) {
-  return e2b__pb_put(m, in, NULL);
 }
 
 /* Failures stick in out->err. */
@@ -2016,7 +2042,7 @@ static void e2b__json_put(e2b__json_writer *w, const e2b__message *m, const void
 }
 
 /* Failures stick in out->err. */
-E2B__MAYBE_UNUSED static void e2b__json_encode(const e2b__message *m, const void *in, e2b__buf *out) {
+static void e2b__json_encode(const e2b__message *m, const void *in, e2b__buf *out) {
   e2b__json_writer w;
   w.out = out;
   w.comma = false;
@@ -2092,10 +2118,23 @@ static e2b_err e2b__json_get_member(e2b__json_reader *r, const e2b__message *m, 
   return E2B_OK;
 }
 
+/* Whether a member is called `name`, as in JSON (exitCode) or as in the .proto file (exit_code). */
+static bool e2b__json_is_name(const e2b__field *f, e2b_str name) {
+  const char *at = f->name;
+  size_t i;
+  for (i = 0; i < name.len; i++, at++) {
+    bool capital = *at >= 'A' && *at <= 'Z';
+    if (name.ptr[i] == *at && *at) continue;
+    if (!capital || !f->number || name.ptr[i] != '_') return false;
+    if (++i == name.len || name.ptr[i] != e2b__ascii_lower(*at)) return false;
+  }
+  return !*at;
+}
+
 static const e2b__field *e2b__json_find(const e2b__message *m, e2b_str name) {
   size_t i;
   for (i = 0; i < m->count; i++)
-    if (e2b__str_eq(name, m->fields[i].name)) return &m->fields[i];
+    if (e2b__json_is_name(&m->fields[i], name)) return &m->fields[i];
   return NULL;
 }
 
@@ -8851,6 +8890,7 @@ struct e2b_sandbox {
   e2b_file_stream *streams;
   e2b__probe *probe; /* under way, or NULL */
   bool files_as_form; /* its envd takes uploads as forms only */
+  bool json;          /* RPC in JSON: asked for, or its envd refused protobuf */
 };
 
 /* Headers every request carries. Ours first; those of the configuration and of the call replace them. */
@@ -9086,12 +9126,111 @@ static void e2b__mourn_no_more(e2b__mourner *mourner) {
   mourner->sandbox = NULL;
 }
 
+/* ---- messages in either codec ---- */
+
+/* How the messages of one RPC travel: callers fill and get structs. Embedded beside the e2b__req that carries them. */
+typedef struct e2b__rpc {
+  const e2b__message *request; /* what req->body holds; NULL = not an RPC */
+  bool stream;                 /* in envelopes */
+  bool json;
+} e2b__rpc;
+
+static const char *e2b__rpc_codec_name(const e2b__rpc *rpc) {
+  return rpc->json ? "JSON" : "protobuf";
+}
+
+static const char *e2b__rpc_content_type(const e2b__rpc *rpc) {
+  if (rpc->stream) return rpc->json ? "application/connect+json" : "application/connect+proto";
+  return rpc->json ? "application/json" : "application/proto";
+}
+
+#define E2B__ENVELOPE_HEAD 5u /* flags, and the length in four bytes */
+
+/* Appends a message. Failures stick in out->err. */
+static void e2b__rpc_encode(const e2b__rpc *rpc, const e2b__message *type, const void *message, e2b__buf *out) {
+  size_t at = out->len, len;
+  if (rpc->stream) e2b__buf_put(out, "\0\0\0\0", E2B__ENVELOPE_HEAD);
+  if (rpc->json) e2b__json_encode(type, message, out);
+  else e2b__pb_encode(type, message, out);
+  if (!rpc->stream || out->err) return;
+  len = out->len - at - E2B__ENVELOPE_HEAD;
+  if ((uint64_t)len > UINT32_MAX) out->err = E2B_ERR_LIMIT;
+  out->data[at + 1] = (uint8_t)(len >> 24 & 0xff);
+  out->data[at + 2] = (uint8_t)(len >> 16 & 0xff);
+  out->data[at + 3] = (uint8_t)(len >> 8 & 0xff);
+  out->data[at + 4] = (uint8_t)(len & 0xff);
+}
+
+/* Reads a message, without its envelope, into *out: E2B_OK, or *err is filled. JSON is changed in place, text and
+ * base64: `data` must lie in a buffer of ours (all received bytes do) and can be read only once. */
+static e2b_err e2b__rpc_decode(const e2b__rpc *rpc, const e2b__message *type, const uint8_t *data, size_t len,
+                               e2b__arena *arena, void *out, e2b_error *err) {
+  e2b_err code = rpc->json ? e2b__json_decode(type, (char *)data, len, arena, out)
+                           : e2b__pb_decode(type, data, len, arena, out);
+  if (code == E2B_ERR_PROTOCOL)
+    e2b__error_say(err, code, "a message of the server is not valid %s", e2b__rpc_codec_name(rpc));
+  else if (code == E2B_ERR_LIMIT) e2b__error_say(err, code, "a message of the server is too large");
+  else if (code) e2b__error_say(err, code, "no memory for a message of the server");
+  return code;
+}
+
+/* Makes `message` the body of the request, in the codec of rpc->json. */
+static void e2b__rpc_write(const e2b__rpc *rpc, e2b__req *req, const void *message) {
+  e2b__headers_set(&req->headers, "content-type", e2b__str(e2b__rpc_content_type(rpc)));
+  e2b__headers_set(&req->headers, "connect-protocol-version", e2b__str("1"));
+  req->body.len = 0;
+  e2b__rpc_encode(rpc, rpc->request, message, &req->body);
+  req->body_len = (int64_t)req->body.len;
+}
+
+/* Sets up rpc and puts the one message of a unary call, or the first of a stream. Failures stick in the request. */
+static void e2b__rpc_begin(e2b__rpc *rpc, bool stream, const e2b_sandbox *sandbox, e2b__req *req,
+                           const e2b__message *type, const void *message) {
+  rpc->request = type;
+  rpc->stream = stream;
+  rpc->json = sandbox->json;
+  e2b__rpc_write(rpc, req, message);
+}
+
+/* Whether the answer says that the server does not know protobuf, and so did nothing, and JSON may be tried. */
+static bool e2b__rpc_refused(const e2b__rpc *rpc, const e2b__req *req) {
+  return req->status == 415 && rpc->request && !rpc->json && req->client->config.codec == E2B_CODEC_DEFAULT;
+}
+
+/* After that: writes the request again as JSON, from its own bytes, and sends it. E2B_PENDING, or why it cannot be. */
+static e2b_err e2b__rpc_again_as_json(e2b__rpc *rpc, e2b_sandbox *sandbox, e2b__req *req, e2b_error *err) {
+  e2b_client *client = req->client;
+  size_t head = rpc->stream ? E2B__ENVELOPE_HEAD : 0;
+  e2b__buf old = req->body;
+  e2b__arena arena;
+  e2b_err code;
+  void *message;
+  rpc->json = sandbox->json = true;
+  e2b__log(&client->config.logger, E2B_LOG_INFO, "sandbox %.64s does not take protobuf (HTTP 415): from now on JSON",
+           sandbox->id);
+  e2b__arena_init(&arena, &client->mem, SIZE_MAX / 2);
+  e2b__buf_init(&req->body, &client->mem, old.max);
+  message = e2b__arena_alloc(&arena, rpc->request->size);
+  code = arena.err;
+  if (message) code = e2b__pb_decode(rpc->request, old.len ? old.data + head : NULL, old.len - head, &arena, message);
+  if (!code) {
+    e2b__rpc_write(rpc, req, message);
+    req->fresh = true; /* who refuses early may close as early; a Start must not be lost to that */
+    code = e2b__req_submit(req);
+  }
+  e2b__arena_free(&arena);
+  e2b__buf_free(&old);
+  if (code) return e2b__error_say(err, code, code == E2B_ERR_LIMIT ? "the request is too large" : "out of memory");
+  return E2B_PENDING;
+}
+
 /* ---- one exchange with envd ---- */
 
 /* A task that talks to a sandbox: on_answer sees only what concerns it, broken ends and 502s first get their verdict. */
 typedef struct e2b__data_task {
   e2b__task task;
   e2b__mourner mourner;
+  e2b__rpc rpc;                   /* unary RPC: the codec of its messages */
   e2b__task_fn on_success;        /* the answer has status 2xx */
   const e2b__message *answer;     /* unary RPC: how to read it; NULL = its content does not matter */
   e2b__fill_fn fill;              /* unary RPC: how to hand it to the caller's out */
@@ -9116,6 +9255,8 @@ static e2b_err e2b__data_answered(e2b__task *task, e2b_error *err) {
   e2b__data_task *data = (e2b__data_task *)task;
   e2b_err code;
   if (task->req.status >= 200 && task->req.status < 300) return data->on_success(task, err);
+  if (e2b__rpc_refused(&data->rpc, &task->req))
+    return e2b__rpc_again_as_json(&data->rpc, task->op.sandbox, &task->req, err);
   code = e2b__answer_error(&task->req, task->subject, "check the sandbox's access token and the user", err);
   if (code == data->absent && code != E2B_OK) {
     if (task->flag) *task->flag = false;
@@ -9156,21 +9297,23 @@ static e2b_err e2b__rpc_answered(e2b__task *task, e2b_error *err) {
   e2b__data_task *data = (e2b__data_task *)task;
   e2b_client *client = task->op.client;
   const char *type = e2b__headers_get(&task->req.answer_headers, "content-type");
+  const char *wanted = e2b__rpc_content_type(&data->rpc);
   e2b__arena arena;
   e2b_err code = E2B_OK;
   void *message;
   err->phase = E2B_PHASE_DECODE;
-  if (!type || strncmp(type, "application/proto", 17) != 0) {
+  if (!type || strncmp(type, wanted, strlen(wanted)) != 0) {
     err->maybe_done = !task->req.idempotent;
-    return e2b__error_say(err, E2B_ERR_PROTOCOL, "the answer is not protobuf but %.60s: is this URL really envd?", type ? type : "of no type");
+    return e2b__error_say(err, E2B_ERR_PROTOCOL, "the answer is not %s but %.60s: is this URL really envd?",
+                          e2b__rpc_codec_name(&data->rpc), type ? type : "of no type");
   }
   if (task->flag) *task->flag = true;
   if (!data->answer) return E2B_OK;
   e2b__arena_init(&arena, &client->mem, (size_t)client->config.max_message_bytes * 4);
   message = e2b__arena_alloc(&arena, data->answer->size);
-  code = message ? e2b__pb_decode(data->answer, task->req.rx.data, task->req.rx.len, &arena, message) : arena.err;
-  if (code) e2b__error_say(err, code, code == E2B_ERR_PROTOCOL ? "the answer is not valid protobuf" : "no memory for the answer");
-  else if (data->fill && task->out) code = e2b__result_fill(client, data->fill, message, task->out, err);
+  code = message ? e2b__rpc_decode(&data->rpc, data->answer, task->req.rx.data, task->req.rx.len, &arena, message, err)
+                 : e2b__error_say(err, arena.err, "no memory for the answer");
+  if (!code && data->fill && task->out) code = e2b__result_fill(client, data->fill, message, task->out, err);
   e2b__arena_free(&arena);
   return code;
 }
@@ -9189,28 +9332,12 @@ static e2b__data_task *e2b__rpc_new(e2b_sandbox *sandbox, const char *service_me
   req->method = "POST";
   e2b__buf_text(&req->path, service_method);
   e2b__data_headers(req, sandbox, e2b__user(sandbox, user, false), call);
-  e2b__headers_set(&req->headers, "content-type", e2b__str("application/proto"));
-  e2b__headers_set(&req->headers, "connect-protocol-version", e2b__str("1"));
-  e2b__pb_encode(type, message, &req->body);
-  req->body_len = (int64_t)req->body.len;
+  e2b__rpc_begin(&data->rpc, false, sandbox, req, type, message);
   data->on_success = e2b__rpc_answered;
   return data;
 }
 
 /* ---- server streams ---- */
-
-/* Appends one enveloped message. */
-static void e2b__envelope_put(e2b__buf *out, const e2b__message *type, const void *message) {
-  size_t len = e2b__pb_size(type, message);
-  uint8_t head[5];
-  head[0] = 0;
-  head[1] = (uint8_t)(len >> 24);
-  head[2] = (uint8_t)(len >> 16);
-  head[3] = (uint8_t)(len >> 8);
-  head[4] = (uint8_t)len;
-  e2b__buf_put(out, head, sizeof head);
-  e2b__pb_encode(type, message, out);
-}
 
 typedef struct e2b__envelope {
   bool end;              /* end of stream: data is JSON */
@@ -9456,6 +9583,8 @@ static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_er
 #if defined(E2B_NO_HTTP2)
   if (config->http_version == 2) return e2b__fail(err, E2B_ERR_NOT_BUILT, "http_version 2 is not in this build (E2B_NO_HTTP2)");
 #endif
+  if (config->codec != E2B_CODEC_DEFAULT && config->codec != E2B_CODEC_PROTOBUF && config->codec != E2B_CODEC_JSON)
+    return e2b__invalid(err, "codec", "is not one of e2b_codec");
   if (strcmp(config->scheme, "https") != 0 && strcmp(config->scheme, "http") != 0)
     return e2b__invalid(err, "scheme (or SCHEME)", "must be \"https\" or \"http\"");
   if (!e2b__domain_ok(config->domain))
@@ -9826,6 +9955,7 @@ static e2b_err e2b__sandbox_new(e2b_client *client, const e2b__sandbox_parts *pa
   sandbox = (e2b_sandbox *)e2b__object_new(client, sizeof *sandbox);
   if (!sandbox) return e2b__no_memory(err);
   sandbox->client = client;
+  sandbox->json = client->config.codec == E2B_CODEC_JSON;
   code = e2b__sandbox_fill(sandbox, parts, err);
   if (code) {
     e2b__sandbox_destroy(sandbox);
@@ -10762,6 +10892,7 @@ struct e2b_command_handle {
   e2b_sandbox *sandbox;
   e2b_command_handle *prev, *next; /* in sandbox->handles */
   e2b__req req;
+  e2b__rpc rpc;
   e2b__mourner mourner;
   e2b__op *op;              /* the start, run or wait under way, or NULL */
   uint32_t pid;
@@ -10903,9 +11034,9 @@ static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envel
     return e2b__envelope_end(client, envelope, E2B_SUBJECT_PROCESS, err);
   }
   e2b__arena_init(&arena, &client->mem, 4096);
-  code = e2b__pb_decode(&e2b__msg_event_response, envelope->data, envelope->len, &arena, &message);
+  code = e2b__rpc_decode(&handle->rpc, &e2b__msg_event_response, envelope->data, envelope->len, &arena, &message, err);
   if (code) {
-    e2b__error_say(err, code, "a message of the stream is not valid protobuf");
+    /* said */
   } else if (message.event.has_start) {
     e2b__command_started(handle, message.event.start.pid);
   } else if (message.event.has_data) {
@@ -10961,7 +11092,9 @@ static void e2b__command_on_end(e2b__req *req, const e2b_error *end) {
   e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)req - offsetof(e2b_command_handle, req));
   e2b_error err = *end;
   uint64_t deadline = handle->op ? handle->op->deadline : (uint64_t)E2B__NEVER;
-  if (!err.code && req->status != 200) {
+  if (!err.code && e2b__rpc_refused(&handle->rpc, req)) {
+    if (e2b__rpc_again_as_json(&handle->rpc, handle->sandbox, req, &err) == E2B_PENDING) return;
+  } else if (!err.code && req->status != 200) {
     e2b__answer_error(req, E2B_SUBJECT_SANDBOX, "check the sandbox's access token and the user", &err);
   } else if (!err.code && !(handle->ended && handle->closed)) {
     e2b__error_say(&err, E2B_ERR_TRUNCATED, "the stream ended without the command's result; the process may still run (pid %lu)", (unsigned long)handle->pid);
@@ -11045,8 +11178,6 @@ static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *me
   e2b__req_target(&handle->req, &sandbox->runtime);
   e2b__buf_text(&handle->req.path, method);
   e2b__data_headers(&handle->req, sandbox, e2b__user(sandbox, opts->user, false), &opts->call);
-  e2b__headers_set(&handle->req.headers, "content-type", e2b__str("application/connect+proto"));
-  e2b__headers_set(&handle->req.headers, "connect-protocol-version", e2b__str("1"));
   (void)snprintf(text, sizeof text, "%d", (int)client->config.keepalive_interval_s);
   e2b__headers_set(&handle->req.headers, "keepalive-ping-interval", e2b__str(text));
   if (opts->run_timeout_ms > 0) { /* the life of the process; never 0, which would end it at once */
@@ -11076,8 +11207,7 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   op->out = out;
   op->owns_handle = true;
   op->handle->collect = !out_handle && !(opts && opts->no_collect);
-  e2b__envelope_put(&op->handle->req.body, type, message);
-  op->handle->req.body_len = (int64_t)op->handle->req.body.len;
+  e2b__rpc_begin(&op->handle->rpc, true, sandbox, &op->handle->req, type, message);
   code = e2b__req_submit(&op->handle->req);
   if (code) {
     e2b__op_release(&op->op);
@@ -11540,6 +11670,7 @@ static e2b_err e2b__files_rpc_answered(e2b__task *task, e2b_error *err) {
   e2b_err absent = data->absent, code;
   data->absent = E2B_OK;
   code = e2b__data_answered(task, err);
+  data->absent = absent; /* it may be asked again */
   code = e2b__files_doubt(code, err->connect_code != E2B_CONNECT_NONE, err);
   if (code == E2B_OK || code != absent) return code;
   if (task->flag) *task->flag = false;

@@ -5,15 +5,19 @@
 
      -l  list the tests      -v  name each test and print the messages of expected failures      -q  small transfers
 
-   Tests with a '/' in their name run end to end: "http/..." and "https/..." against the local server, which is started
-   from the directory of this program and stopped at the end; "envd/..." against the envd at E2B_ENVD_URL (with
-   E2B_ENVD_TOKEN when it wants one). With E2B_ENVD_URL set only those run.
+   Tests with a '/' in their name run end to end: "http/...", "https/..." and "json/..." (RPC in JSON instead of protobuf)
+   against the local server, which is started from the directory of this program and stopped at the end; "envd/..." and
+   "envd-json/..." against the envd at E2B_ENVD_URL (with E2B_ENVD_TOKEN when it wants one). With E2B_ENVD_URL set only
+   those run.
 
    CONTENTS OF THIS FILE (search for the text after the bar)
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
      | >>>> codecs          | >>>> url and http1   | >>>> http2           | >>>> network
      | >>>> client and sandbox                     | >>>> files           | >>>> hosts
      | >>>> end to end      | >>>> bad input       | >>>> table
+     | >>>> codecs          | >>>> url and http1   | >>>> network         | >>>> client and sandbox
+     | >>>> files           | >>>> rpc             | >>>> hosts           | >>>> end to end
+     | >>>> bad input       | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -296,6 +300,7 @@ typedef struct peer {
   int stop, live, accepted;
   peer_reply replies[PEER_MAX];
   int reply_count, reply_next;
+  const char *refusal;      /* the answer to requests in protobuf, outside the script; NULL = as to everything */
   const char *health;       /* the answer to GET /health, outside the script; NULL = as to everything */
   char *requests[PEER_MAX]; /* the latest ones, without those to /health; chunks as they came */
   size_t request_lens[PEER_MAX];
@@ -429,6 +434,11 @@ static bool peer_serve(peer_conn *conn) {
   if (p->health && strncmp(text, "GET /health ", 12) == 0) {
     free(text);
     return peer_send(conn, p->health, strlen(p->health), false);
+  }
+  if (p->refusal && find_bytes(text, len, "proto\r\n")) { /* of its content type */
+    more = peer_read(conn, false, &text, &len);
+    peer_note(p, text, len);
+    return more && peer_send(conn, p->refusal, strlen(p->refusal), false);
   }
   if (!peer_next(p, &reply)) {
     if (verbose) printf("  no answer is left for: %.60s\n", text);
@@ -835,7 +845,7 @@ static bool codec_case(bool ok, const char *name) {
 static void codec_check_encodings(codec_bench *b, const codec_vector *v, const codec_any *m) {
   uint8_t bytes[512];
   size_t len = codec_unhex(v->hex, bytes);
-  CHECK(codec_case(e2b__pb_size(v->message, m) == len, v->name));
+  CHECK(codec_case(e2b__pb_put(v->message, m, NULL) == len, v->name));
   e2b__pb_encode(v->message, m, &b->out);
   CHECK(codec_case(codec_same(b, bytes, len), v->name));
   e2b__json_encode(v->message, m, &b->out);
@@ -914,7 +924,7 @@ static void test_codec_damaged(void) {
       if ((json ? e2b__json_decode(v->message, data, text_len, &b.arena, &m)
                 : e2b__pb_decode(v->message, (const uint8_t *)data, len, &b.arena, &m)) == E2B_OK) {
         e2b__pb_encode(v->message, &m, &b.out);
-        CHECK_INT(b.out.len, e2b__pb_size(v->message, &m));
+        CHECK_INT(b.out.len, e2b__pb_put(v->message, &m, NULL));
         e2b__json_encode(v->message, &m, &b.out);
         CHECK_INT(b.out.err, E2B_OK);
       }
@@ -1203,7 +1213,7 @@ static void test_pb_long(void) {
     in.has_process = true;
     in.process.cmd = e2b__str_n(text, len);
     e2b__pb_encode(&e2b__msg_start_request, &in, &b.out);
-    CHECK_INT(b.out.len, e2b__pb_size(&e2b__msg_start_request, &in));
+    CHECK_INT(b.out.len, e2b__pb_put(&e2b__msg_start_request, &in, NULL));
     CHECK_INT(e2b__pb_decode(&e2b__msg_start_request, b.out.data, b.out.len, &b.arena, &out), E2B_OK);
     CHECK_INT(out.process.cmd.len, len);
     codec_close(&b);
@@ -1547,6 +1557,11 @@ static void test_json_rules(void) {
   CHECK(entry.type == E2B__FILE_TYPE_DIRECTORY && entry.size == INT64_MIN);
   CODEC_READ(entry_info, "{\"type\":99999999999999999999}", entry);
   CHECK_INT(entry.type, -1);
+  CODEC_READ(entry_info, "{\"modified_time\":\"1970-01-01T00:00:01Z\",\"symlink_target\":\"t\"}", entry);
+  CHECK(entry.has_modified_time && entry.modified_time.seconds == 1 && e2b__str_eq(entry.symlink_target, "t"));
+  CODEC_READ(entry_info, "{\"symlink_Target\":1,\"symlinktarget\":1,\"symlink__target\":1,\"symlink_\":1,"
+                         "\"symlink_targe\":1,\"symlink_target_\":1,\"_symlinkTarget\":1,\"symlinkTarget\\u0000\":1}", entry);
+  CHECK(!entry.has_symlink_target); /* nobody's names */
   CODEC_READ(send_signal_request, "{\"signal\":\"\"}", signal);
   CHECK_INT(signal.signal, -1); /* no hole in the names */
   signal.signal = 3;
@@ -8883,14 +8898,638 @@ static void test_files_no_memory(void) {
 }
 
 /* ================================================================================================================== */
+/* >>>> rpc */
+/* ================================================================================================================== */
+
+/* RPC in protobuf and in JSON, against a scripted envd. */
+
+static void rpc_open(files_bench *b, e2b_codec codec) {
+  files_begin(b);
+  b->config.codec = codec;
+  files_open(b, NULL, NULL);
+}
+
+/* A sandbox of whose codec nothing is known yet. */
+static void rpc_forget(files_bench *b, e2b_codec codec) {
+  files_close(b);
+  memset(&b->heap, 0, sizeof b->heap);
+  memset(&b->err, 0, sizeof b->err);
+  b->config.codec = codec;
+  files_open(b, NULL, NULL);
+}
+
+#define RPC_STREAM_MAX 4096
+
+/* The messages of an answer, in envelopes. */
+typedef struct rpc_stream {
+  bool json;
+  uint8_t bytes[RPC_STREAM_MAX];
+  size_t len;
+} rpc_stream;
+
+static void rpc_put(rpc_stream *s, uint8_t flags, const void *payload, size_t len) {
+  if (!CHECK(s->len + 5 + len <= sizeof s->bytes)) return;
+  s->bytes[s->len] = flags;
+  s->bytes[s->len + 1] = s->bytes[s->len + 2] = 0;
+  s->bytes[s->len + 3] = (uint8_t)(len >> 8);
+  s->bytes[s->len + 4] = (uint8_t)len;
+  memcpy(s->bytes + s->len + 5, payload, len);
+  s->len += 5 + len;
+}
+
+static void rpc_put_text(rpc_stream *s, uint8_t flags, const char *text) {
+  rpc_put(s, flags, text, strlen(text));
+}
+
+/* One of the vectors, in the codec of the stream. */
+static void rpc_put_vector(rpc_stream *s, const char *name) {
+  uint8_t bytes[512];
+  size_t i;
+  for (i = 0; i < E2B__COUNT(codec_vectors) && strcmp(codec_vectors[i].name, name) != 0; i++) continue;
+  if (!CHECK(i < E2B__COUNT(codec_vectors))) return;
+  if (s->json) rpc_put_text(s, 0, codec_vectors[i].json);
+  else rpc_put(s, 0, bytes, codec_unhex(codec_vectors[i].hex, bytes));
+}
+
+/* "hi\n" and "err\n", exit code 0. */
+static void rpc_put_command(rpc_stream *s, bool json) {
+  memset(s, 0, sizeof *s);
+  s->json = json;
+  rpc_put_vector(s, "start_response_start");
+  rpc_put_vector(s, "start_response_keepalive");
+  rpc_put_vector(s, "start_response_stdout");
+  rpc_put_vector(s, "start_response_stderr");
+  rpc_put_vector(s, "start_response_end_0");
+  rpc_put_text(s, 2, "{}");
+}
+
+static void rpc_say_stream(peer *p, const rpc_stream *s, size_t len, unsigned flags) {
+  files_say_body(p, s->json ? "200 OK\r\ncontent-type: application/connect+json"
+                            : "200 OK\r\ncontent-type: application/connect+proto", s->bytes, len, flags);
+}
+
+static void rpc_say_command(peer *p, bool json) {
+  rpc_stream s;
+  rpc_put_command(&s, json);
+  rpc_say_stream(p, &s, s.len, 0);
+}
+
+static void rpc_say_json(peer *p, const char *body) {
+  files_say_text(p, "200 OK\r\ncontent-type: application/json", body, 0);
+}
+
+#define RPC_REFUSED                                                                                                    \
+  "HTTP/1.1 415 Unsupported Media Type\r\naccept-post: application/json, application/connect+json\r\n"                 \
+  "content-length: 0\r\n\r\n"
+
+/* Runs a command that says "hi\n" and "err\n". */
+static e2b_err rpc_try_run(files_bench *b) {
+  static const e2b_kv envs[] = { { "A", "1" } };
+  e2b_command_result result;
+  e2b_run_opts opts;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  memset(&result, 0, sizeof result);
+  opts.cwd = "/tmp";
+  opts.envs.items = envs;
+  opts.envs.count = 1;
+  code = e2b_commands_run(b->sandbox, "echo hi", &opts, &result, &b->err);
+  if (!code) {
+    CHECK_STR(result.stdout_data.ptr, "hi\n");
+    CHECK_STR(result.stderr_data.ptr, "err\n");
+    CHECK_INT(result.exit_code, 0);
+  }
+  e2b_mem_free(&result.mem);
+  return code;
+}
+
+#define RPC_HEAD(path)                                                                                                 \
+  "POST " path " HTTP/1.1\r\nhost: HOST\r\nuser-agent: t\r\naccept: application/json\r\n"                              \
+  "accept-encoding: identity\r\ne2b-sandbox-id: sbx\r\ne2b-sandbox-port: 49983\r\nx-access-token: tok\r\n"
+#define RPC_FILES_HEAD(path) RPC_HEAD("/filesystem.Filesystem/" path)
+/* A recorded request is a Start in JSON, with the body of the vector. */
+static void rpc_check_start_json(peer *p, int at) {
+  static const char body[] =
+      "\0\0\0\0\x68{\"process\":{\"cmd\":\"/bin/bash\",\"args\":[\"-l\",\"-c\",\"echo hi\"],\"envs\":{\"A\":\"1\"},"
+      "\"cwd\":\"/tmp\"},\"stdin\":false}";
+  size_t len = sizeof body - 1;
+  const char *text = peer_asked(p, at);
+  CHECK(strncmp(text, "POST /process.Process/Start HTTP/1.1\r\n", 38) == 0);
+  CHECK_HAS(text, "\r\ncontent-type: application/connect+json\r\n");
+  CHECK_HAS(text, "\r\nconnect-protocol-version: 1\r\n");
+  CHECK_HAS(text, "\r\nkeepalive-ping-interval: 50\r\n");
+  CHECK_HAS(text, "\r\ncontent-length: 109\r\n");
+  CHECK(!strstr(text, "proto\r\n"));
+  if (!CHECK(at < p->request_count && p->request_lens[at] > len)) return;
+  CHECK(memcmp(p->requests[at] + p->request_lens[at] - len, body, len) == 0);
+}
+
+static void test_rpc_json_unary(void) {
+  files_bench b;
+  e2b_entry_list list;
+  e2b_process_list processes;
+  bool killed = false;
+  rpc_open(&b, E2B_CODEC_JSON);
+  memset(&list, 0, sizeof list);
+  memset(&processes, 0, sizeof processes);
+  /* what servers may write: unknown members, null, numbers as text and text escaped, either spelling of names */
+  files_say_text(&b.peer, "200 OK\r\ncontent-type: application/json; charset=utf-8",
+                 " {\"next\":[{\"x\":[]}],\"entries\":[\n"
+                 "{\"name\":\"\\u00e4\\/\",\"path\":\"/d/a\",\"type\":\"FILE_TYPE_DIRECTORY\",\"size\":\"5368709120\","
+                 "\"mode\":\"493\",\"modifiedTime\":\"2026-01-02T03:04:05.5Z\",\"symlinkTarget\":null,"
+                 "\"metadata\":{\"k\":\"v\"},\"inode\":7},"
+                 "{\"path\":\"/d/b\",\"type\":1,\"size\":7,\"modified_time\":null,\"symlink_target\":\"/t\"},"
+                 "{\"path\":\"/d/c\",\"type\":\"FILE_TYPE_SOCKET\",\"metadata\":null}]} ", 0);
+  CHECK_INT(e2b_files_list(b.sandbox, "/d", NULL, &list, &b.err), E2B_OK);
+  CHECK_REQUEST(&b.peer, 0, RPC_FILES_HEAD("ListDir")
+                "content-type: application/json\r\nconnect-protocol-version: 1\r\ncontent-length: 23\r\n\r\n"
+                "{\"path\":\"/d\",\"depth\":1}");
+  if (CHECK_INT(list.count, 3)) {
+    CHECK_STR(list.items[0].name, "\xc3\xa4/");
+    CHECK_INT(list.items[0].type, E2B_ENTRY_DIR);
+    CHECK_INT(list.items[0].size, 5368709120);
+    CHECK_INT(list.items[0].mode, 0755);
+    CHECK_INT(list.items[0].modified_time_ns, 1767323045500000000);
+    CHECK(list.items[0].symlink_target == NULL && list.items[0].metadata.count == 1);
+    CHECK_INT(list.items[1].type, E2B_ENTRY_FILE);
+    CHECK_INT(list.items[1].size, 7);
+    CHECK_STR(list.items[1].symlink_target, "/t");
+    CHECK_INT(list.items[2].type, E2B_ENTRY_UNKNOWN);
+    CHECK_STR(list.items[2].path, "/d/c");
+  }
+  e2b_mem_free(&list.mem);
+
+  rpc_say_json(&b.peer, "{\"processes\":[{\"config\":{\"cmd\":\"a\",\"args\":[\"\\\"\"]},\"pid\":\"4242\",\"tag\":\"\"}]}");
+  CHECK_INT(e2b_commands_list(b.sandbox, NULL, &processes, &b.err), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 1), "content-length: 2\r\n\r\n{}");
+  CHECK(processes.count == 1 && processes.items[0].pid == 4242 && processes.items[0].args.count == 1);
+  e2b_mem_free(&processes.mem);
+
+  rpc_say_json(&b.peer, "{}");
+  CHECK_INT(e2b_commands_kill(b.sandbox, 4242, NULL, &killed, &b.err), E2B_OK);
+  CHECK(killed);
+  CHECK_HAS(peer_asked(&b.peer, 2), "\r\n\r\n{\"process\":{\"pid\":4242},\"signal\":\"SIGNAL_SIGKILL\"}");
+  rpc_say_json(&b.peer, "{}");
+  CHECK_INT(e2b_commands_send_stdin(b.sandbox, 4242, "a\0\xff", 3, NULL, &b.err), E2B_OK);
+  CHECK_HAS(peer_asked(&b.peer, 3), "\r\n\r\n{\"process\":{\"pid\":4242},\"input\":{\"stdin\":\"YQD/\"}}");
+  CHECK_INT(peer_asked_count(&b.peer), 4);
+  files_end(&b);
+}
+
+/* Answers that are no answer, and that nothing may be taken for success. */
+static void test_rpc_json_bad_answers(void) {
+  static const char *const bad[] = {
+    "", "{", "[]", "1", "{}{}", "{\"entry\":1}", "{\"entry\":{\"size\":\"x\"}}", "{\"entry\":{\"path\":1}}",
+    "{\"entry\":{\"path\":\"/a\"}", "{\"entry\":{\"path\":\"/a\"}} x", "{\"entry\":{\"path\":\"/\\q\"}}", "{}", "null"
+  };
+  files_bench b;
+  e2b_entry_info info;
+  size_t i;
+  rpc_open(&b, E2B_CODEC_JSON);
+  for (i = 0; i < E2B__COUNT(bad); i++) {
+    memset(&info, 0, sizeof info);
+    rpc_say_json(&b.peer, bad[i]);
+    CHECK(codec_case(e2b_files_get_info(b.sandbox, "/a", NULL, &info, &b.err) == E2B_ERR_PROTOCOL, bad[i]));
+    CHECK(info.mem.ptr == NULL && b.err.message[0] && b.err.http_status == 200);
+  }
+  files_say_text(&b.peer, "200 OK\r\ncontent-type: application/proto", "", 0); /* the other codec */
+  CHECK_INT(e2b_files_get_info(b.sandbox, "/a", NULL, &info, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(b.err.message, "not JSON but application/proto");
+  files_say_text(&b.peer, "200 OK\r\ncontent-type: text/html", "<html>", 0);
+  CHECK_INT(e2b_files_get_info(b.sandbox, "/a", NULL, &info, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_INT(peer_asked_count(&b.peer), (int)E2B__COUNT(bad) + 2);
+  files_end(&b);
+}
+
+static void test_rpc_json_stream(void) {
+  files_bench b;
+  rpc_stream s;
+  e2b_command_result result;
+  int form;
+  rpc_open(&b, E2B_CODEC_JSON);
+  for (form = 0; form < 3; form++) { /* as it comes, byte by byte, in chunks */
+    rpc_put_command(&s, true);
+    if (form == 2) {
+      char head[200], all[RPC_STREAM_MAX + 200];
+      int len = snprintf(head, sizeof head, "HTTP/1.1 200 OK\r\ncontent-type: application/connect+json; charset=utf-8\r\n"
+                         "transfer-encoding: chunked\r\n\r\n7\r\n");
+      memcpy(all, head, (size_t)len);
+      memcpy(all + len, s.bytes, 7);
+      len += 7;
+      len += snprintf(all + len, 40, "\r\n%x\r\n", (unsigned)(s.len - 7));
+      memcpy(all + len, s.bytes + 7, s.len - 7);
+      memcpy(all + len + s.len - 7, "\r\n0\r\n\r\n", 7);
+      peer_say_n(&b.peer, all, (size_t)len + s.len, PEER_DRIBBLE);
+    } else {
+      rpc_say_stream(&b.peer, &s, s.len, form ? PEER_DRIBBLE : 0);
+    }
+    CHECK_INT(rpc_try_run(&b), E2B_OK);
+    rpc_check_start_json(&b.peer, form);
+  }
+  memset(&s, 0, sizeof s);
+  s.json = true;
+  rpc_put_text(&s, 0, "null");
+  rpc_put_text(&s, 0, " {\"event\" : {\"start\":{\"pid\":\"7\",\"x\":{}}},\"x\":null} ");
+  rpc_put_text(&s, 0, "{\"event\":{\"data\":{\"stdout\":\"YQ==\"}}}");       /* padded */
+  rpc_put_text(&s, 0, "{\"event\":{\"data\":{\"stdout\":\"YmM\"}}}");        /* not padded */
+  rpc_put_text(&s, 0, "{\"event\":{\"data\":{\"stdout\":\"+/-_\"}}}");       /* both alphabets */
+  rpc_put_text(&s, 0, "{\"event\":{\"data\":{\"stdout\":\"\\u0041A\\/\\/\"}}}");
+  rpc_put_text(&s, 0, "{\"event\":{\"data\":{\"stdout\":\"\"}}}");
+  rpc_put_text(&s, 0, "{\"event\":{\"data\":{\"stdout\":null,\"stderr\":\"ZQ\"}}}");
+  rpc_put_text(&s, 0, "{\"event\":{\"newer\":{\"a\":[1]}}}");
+  rpc_put_text(&s, 0, "{\"event\":{\"end\":{\"exit_code\":\"-1\",\"status\":\"signal: \\u006billed\",\"error\":\"e\"}}}");
+  rpc_put_text(&s, 2, "{\"metadata\":{}}");
+  rpc_say_stream(&b.peer, &s, s.len, 0);
+  memset(&result, 0, sizeof result);
+  CHECK_INT(e2b_commands_run(b.sandbox, "x", NULL, &result, &b.err), E2B_COMMAND_EXIT);
+  CHECK(result.stdout_data.len == 9 && memcmp(result.stdout_data.ptr, "abc\xfb\xff\xbf\x00\x0f\xff", 9) == 0);
+  CHECK_STR(result.stderr_data.ptr, "e");
+  CHECK_INT(result.exit_code, -1);
+  CHECK_STR(result.status, "signal: killed");
+  e2b_mem_free(&result.mem);
+  files_end(&b);
+}
+
+/* The same by pull, in both codecs. */
+static void test_rpc_pulled(void) {
+  int json;
+  for (json = 0; json < 2; json++) {
+    files_bench b;
+    e2b_command_handle *handle = NULL;
+    e2b_command_event event;
+    rpc_open(&b, json ? E2B_CODEC_JSON : E2B_CODEC_PROTOBUF);
+    rpc_say_command(&b.peer, json);
+    CHECK_INT(e2b_commands_start(b.sandbox, "x", NULL, &handle, &b.err), E2B_OK);
+    CHECK_INT(e2b_command_handle_pid(handle), 4242);
+    CHECK_INT(e2b_command_handle_next(handle, 10000, &event, &b.err), E2B_OK);
+    CHECK(event.kind == E2B_EVENT_STDOUT && event.len == 3 && strcmp(event.data, "hi\n") == 0);
+    CHECK_INT(e2b_command_handle_next(handle, 10000, &event, &b.err), E2B_OK);
+    CHECK(event.kind == E2B_EVENT_STDERR && event.len == 4 && strcmp(event.data, "err\n") == 0);
+    CHECK_INT(e2b_command_handle_next(handle, 10000, &event, &b.err), E2B_OK);
+    CHECK(event.kind == E2B_EVENT_EXIT && event.exit_code == 0 && event.exited);
+    CHECK_INT(e2b_command_handle_next(handle, 10000, &event, &b.err), E2B_EOF);
+    e2b_command_handle_free(handle);
+    files_end(&b);
+  }
+}
+
+/* A stream cut anywhere is never a success, whatever the codec; what arrived is kept. */
+static void test_rpc_stream_cut(void) {
+  int json;
+  size_t n;
+  for (json = 0; json < 2; json++) {
+    files_bench b;
+    rpc_stream s;
+    rpc_open(&b, json ? E2B_CODEC_JSON : E2B_CODEC_PROTOBUF);
+    rpc_put_command(&s, json);
+    for (n = 0; n < s.len; n += json ? 3 : 1) {
+      peer_clear(&b.peer);
+      rpc_say_stream(&b.peer, &s, n, 0);
+      CHECK_INT(rpc_try_run(&b), E2B_ERR_TRUNCATED);
+      CHECK(b.err.message[0] != 0);
+    }
+    files_end(&b);
+  }
+}
+
+/* Every byte changed: whatever comes of it is an error or a result, and the client stays usable. */
+static void test_rpc_stream_damaged(void) {
+  static const uint8_t masks[] = { 0x01, 0x20, 0x80 };
+  int json;
+  size_t n;
+  for (json = 0; json < 2; json++) {
+    files_bench b;
+    rpc_stream s;
+    rpc_open(&b, json ? E2B_CODEC_JSON : E2B_CODEC_PROTOBUF);
+    for (n = 0;; n++) {
+      e2b_command_result result;
+      e2b_err code;
+      rpc_put_command(&s, json);
+      if (n >= s.len) break;
+      s.bytes[n] ^= masks[n % E2B__COUNT(masks)];
+      peer_clear(&b.peer);
+      rpc_say_stream(&b.peer, &s, s.len, 0);
+      memset(&result, 0, sizeof result);
+      code = e2b_commands_run(b.sandbox, "x", NULL, &result, &b.err);
+      CHECK(code == E2B_OK || code == E2B_COMMAND_EXIT || b.err.message[0]);
+      CHECK(code != E2B_OK || result.exited);
+      e2b_mem_free(&result.mem);
+    }
+    peer_clear(&b.peer);
+    rpc_say_command(&b.peer, json);
+    CHECK_INT(rpc_try_run(&b), E2B_OK);
+    files_end(&b);
+  }
+}
+
+/* An error says the same in both codecs. */
+static void test_rpc_same_errors(void) {
+  static const struct {
+    const char *status, *body;
+    e2b_err code;
+  } unary[] = {
+    { "404 Not Found\r\ncontent-type: application/json", "{\"code\":\"not_found\",\"message\":\"no such process\"}",
+      E2B_ERR_NOT_FOUND },
+    { "401 Unauthorized\r\ncontent-type: application/json", "{\"code\":401,\"message\":\"bad token\"}",
+      E2B_ERR_UNAUTHENTICATED },
+    { "429 Too Many Requests\r\ncontent-type: application/json", "{\"code\":\"resource_exhausted\"}",
+      E2B_ERR_RATE_LIMITED },
+    { "400 Bad Request\r\ncontent-type: text/html", "<h1>what?</h1>", E2B_ERR_INVALID_ARGUMENT },
+    { "501 Not Implemented\r\ncontent-type: application/json", "{\"code\":\"unimplemented\"}", E2B_ERR_NOT_BUILT },
+  };
+  static const struct {
+    const char *end;
+    e2b_err code;
+  } streams[] = {
+    { "{\"error\":{\"code\":\"not_found\",\"message\":\"no \\u003cpid\\u003e\"}}", E2B_ERR_NOT_FOUND },
+    { "{\"error\":{\"code\":\"deadline_exceeded\"}}", E2B_ERR_TIMEOUT },
+    { "{\"error\":{\"code\":99}}", E2B_ERR_SERVICE },
+    { "{\"error\"", E2B_ERR_PROTOCOL },
+    { "{}", E2B_ERR_TRUNCATED }, /* no end event */
+  };
+  files_bench b[2];
+  e2b_command_handle *handle;
+  rpc_stream s;
+  size_t i;
+  int json;
+  for (json = 0; json < 2; json++) rpc_open(&b[json], json ? E2B_CODEC_JSON : E2B_CODEC_DEFAULT);
+  for (i = 0; i < E2B__COUNT(unary) + E2B__COUNT(streams); i++) {
+    bool stream = i >= E2B__COUNT(unary);
+    e2b_err want = stream ? streams[i - E2B__COUNT(unary)].code : unary[i].code, code;
+    for (json = 0; json < 2; json++) {
+      if (stream) {
+        memset(&s, 0, sizeof s);
+        s.json = json;
+        rpc_put_text(&s, 2, streams[i - E2B__COUNT(unary)].end);
+        rpc_say_stream(&b[json].peer, &s, s.len, 0);
+        code = e2b_commands_start(b[json].sandbox, "x", NULL, &handle, &b[json].err);
+      } else {
+        files_say_text(&b[json].peer, unary[i].status, unary[i].body, 0);
+        code = e2b_commands_send_stdin(b[json].sandbox, 1, "x", 1, NULL, &b[json].err);
+      }
+      CHECK_INT(code, want);
+    }
+    CHECK_STR(b[1].err.message, b[0].err.message);
+    CHECK(b[0].err.code == b[1].err.code && b[0].err.subject == b[1].err.subject);
+    CHECK(b[0].err.connect_code == b[1].err.connect_code && b[0].err.http_status == b[1].err.http_status);
+    CHECK(b[0].err.phase == b[1].err.phase && b[0].err.maybe_done == b[1].err.maybe_done);
+  }
+  for (json = 0; json < 2; json++) {
+    memset(&s, 0, sizeof s);
+    s.json = json;
+    rpc_put_vector(&s, "start_response_start");
+    rpc_put_text(&s, 0, json ? "{\"event\":{\"data\":{\"stdout\":\"*\"}}}" : "\x0a\x07\x12\x05\x0a\x03hi");
+    rpc_say_stream(&b[json].peer, &s, s.len, 0);
+    CHECK_INT(rpc_try_run(&b[json]), E2B_ERR_PROTOCOL);
+    CHECK_HAS(b[json].err.message, json ? "not valid JSON" : "not valid protobuf");
+    files_end(&b[json]);
+  }
+}
+
+/* A message larger than max_message_bytes ends the stream, one of just that size does not. */
+static void test_rpc_message_limit(void) {
+  static const char message[] = "{\"event\":{\"start\":{\"pid\":1}}}";
+  char bytes[5 + 4097];
+  size_t extra;
+  for (extra = 0; extra < 2; extra++) {
+    files_bench b;
+    e2b_command_handle *handle = NULL;
+    files_begin(&b);
+    b.config.codec = E2B_CODEC_JSON;
+    b.config.max_message_bytes = 4096;
+    files_open(&b, NULL, NULL);
+    memset(bytes, ' ', sizeof bytes);
+    memcpy(bytes, "\0\0\0\x10", 4);
+    bytes[4] = (char)extra;
+    memcpy(bytes + 5, message, sizeof message - 1);
+    files_say_body(&b.peer, "200 OK\r\ncontent-type: application/connect+json", bytes, 5 + 4096 + extra, PEER_HANG);
+    CHECK_INT(e2b_commands_start(b.sandbox, "x", NULL, &handle, &b.err), extra ? E2B_ERR_LIMIT : E2B_OK);
+    e2b_command_handle_free(handle);
+    files_end(&b);
+  }
+}
+
+/* A server that answers 415 gets the request once more, as JSON, and then nothing else. */
+static void test_rpc_415_unary(void) {
+  files_bench b;
+  e2b_entry_list list;
+  bool exists = true;
+  rpc_open(&b, E2B_CODEC_DEFAULT);
+  memset(&list, 0, sizeof list);
+  peer_say(&b.peer, RPC_REFUSED, 0);
+  rpc_say_json(&b.peer, "{\"entries\":[{\"path\":\"/d/a\",\"size\":\"3\"}]}");
+  CHECK_INT(e2b_files_list(b.sandbox, "/d", NULL, &list, &b.err), E2B_OK);
+  CHECK(list.count == 1 && list.items[0].size == 3);
+  CHECK_INT(peer_asked_count(&b.peer), 2);
+  CHECK_REQUEST(&b.peer, 0, RPC_FILES_HEAD("ListDir") "content-type: application/proto\r\n"
+                "connect-protocol-version: 1\r\ncontent-length: 6\r\n\r\n\x0a\x02/d\x10\x01");
+  CHECK_REQUEST(&b.peer, 1, RPC_FILES_HEAD("ListDir") "content-type: application/json\r\n"
+                "connect-protocol-version: 1\r\ncontent-length: 23\r\n\r\n{\"path\":\"/d\",\"depth\":1}");
+  e2b_mem_free(&list.mem);
+  rpc_say_json(&b.peer, "{}"); /* remembered */
+  CHECK_INT(e2b_files_list(b.sandbox, "/d", NULL, &list, &b.err), E2B_OK);
+  CHECK_INT(peer_asked_count(&b.peer), 3);
+  CHECK_HAS(peer_asked(&b.peer, 2), "content-type: application/json\r\n");
+  e2b_mem_free(&list.mem);
+  rpc_say_command(&b.peer, true); /* for streams too */
+  CHECK_INT(rpc_try_run(&b), E2B_OK);
+  CHECK_INT(peer_asked_count(&b.peer), 4);
+  rpc_check_start_json(&b.peer, 3);
+
+  rpc_forget(&b, E2B_CODEC_DEFAULT); /* an error that is an answer stays one, when it comes second */
+  peer_clear(&b.peer);
+  peer_say(&b.peer, RPC_REFUSED, 0);
+  files_say_text(&b.peer, "404 Not Found\r\ncontent-type: application/json", "{\"code\":\"not_found\"}", 0);
+  CHECK_INT(e2b_files_exists(b.sandbox, "/x", NULL, &exists, &b.err), E2B_OK);
+  CHECK(!exists);
+  CHECK_INT(peer_asked_count(&b.peer), 2);
+  CHECK_HAS(peer_asked(&b.peer, 1), "\r\n\r\n{\"path\":\"/x\"}");
+  files_end(&b);
+}
+
+/* The same for a Start: sent twice, run once. */
+static void test_rpc_415_start(void) {
+  files_bench b;
+  rpc_stream s;
+  e2b_command_handle *handle = NULL;
+  int form, accepted;
+  rpc_open(&b, E2B_CODEC_DEFAULT);
+  rpc_put_command(&s, true);
+  for (form = 0; form < 3; form++) { /* the connection stays, closes as it said, closes without a word */
+    if (form) rpc_forget(&b, E2B_CODEC_DEFAULT);
+    peer_clear(&b.peer);
+    if (form == 1)
+      peer_say(&b.peer, "HTTP/1.1 415 X\r\nconnection: close\r\ncontent-length: 4\r\n\r\nnone", PEER_CLOSE);
+    else
+      peer_say(&b.peer, RPC_REFUSED, form ? PEER_CLOSE : 0);
+    rpc_say_stream(&b.peer, &s, s.len, 0);
+    accepted = b.peer.accepted;
+    CHECK_INT(rpc_try_run(&b), E2B_OK);
+    CHECK_INT(b.peer.accepted, accepted + 2); /* who refuses may close without a word: a connection of its own */
+    CHECK_INT(peer_asked_count(&b.peer), 2);
+    CHECK_REQUEST(&b.peer, 0, RPC_HEAD("/process.Process/Start") "keepalive-ping-interval: 50\r\n"
+                  "content-type: application/connect+proto\r\nconnect-protocol-version: 1\r\ncontent-length: 51\r\n\r\n"
+                  "\0\0\0\0\x2e\x0a\x2a\x0a\x09/bin/bash\x12\x02-l\x12\x02-c\x12\x07" "echo hi\x1a\x06\x0a\x01"
+                  "A\x12\x01" "1\"\x04/tmp\x20\0");
+    rpc_check_start_json(&b.peer, 1);
+    rpc_say_stream(&b.peer, &s, s.len, 0); /* remembered */
+    CHECK_INT(e2b_commands_start(b.sandbox, "x", NULL, &handle, &b.err), E2B_OK);
+    CHECK_INT(peer_asked_count(&b.peer), 3);
+    CHECK_HAS(peer_asked(&b.peer, 2), "content-type: application/connect+json\r\n");
+    e2b_command_handle_free(handle);
+  }
+  files_end(&b);
+}
+
+/* Who sent protobuf before the refusal was known is refused as well, and goes on as well: each call is sent twice. */
+static void test_rpc_415_at_once(void) {
+  files_bench b;
+  rpc_stream s;
+  e2b_run_opts opts;
+  e2b_op ops[3];
+  e2b_command_result results[3];
+  e2b_err code;
+  int i, json = 0;
+  rpc_open(&b, E2B_CODEC_DEFAULT);
+  memset(&opts, 0, sizeof opts);
+  memset(results, 0, sizeof results);
+  b.peer.refusal = RPC_REFUSED;
+  rpc_put_command(&s, true);
+  rpc_say_stream(&b.peer, &s, s.len, PEER_REPEAT);
+  for (i = 0; i < 3; i++) {
+    opts.call.op = &ops[i];
+    CHECK_INT(e2b_commands_run(b.sandbox, "x", &opts, &results[i], &b.err), E2B_PENDING);
+  }
+  for (i = 0; i < 3; i++) {
+    while ((code = e2b_op_poll(b.client, ops[i], &b.err)) == E2B_PENDING) (void)e2b_client_poll(b.client, -1);
+    CHECK_INT(code, E2B_OK);
+    CHECK_STR(results[i].stdout_data.ptr, "hi\n");
+    e2b_mem_free(&results[i].mem);
+  }
+  CHECK_INT(peer_asked_count(&b.peer), 6);
+  for (i = 0; i < 6; i++) json += strstr(peer_asked(&b.peer, i), "connect+json\r\n") ? 1 : 0;
+  CHECK_INT(json, 3);
+  files_end(&b);
+}
+
+/* 415 is an error where it means something else: for JSON, and when nothing but protobuf was wanted. */
+static void test_rpc_415_is_final(void) {
+  static const struct {
+    e2b_codec codec;
+    int requests;
+  } cases[] = { { E2B_CODEC_DEFAULT, 2 }, { E2B_CODEC_JSON, 1 }, { E2B_CODEC_PROTOBUF, 1 } };
+  files_bench b;
+  bool exists;
+  size_t i;
+  rpc_open(&b, E2B_CODEC_DEFAULT);
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    rpc_forget(&b, cases[i].codec);
+    peer_clear(&b.peer);
+    peer_say(&b.peer, RPC_REFUSED, PEER_REPEAT);
+    CHECK_INT(rpc_try_run(&b), E2B_ERR_SERVICE);
+    CHECK_INT(b.err.http_status, 415);
+    CHECK_HAS(b.err.message, "415");
+    CHECK_INT(peer_asked_count(&b.peer), cases[i].requests);
+    rpc_forget(&b, cases[i].codec);
+    CHECK_INT(e2b_files_exists(b.sandbox, "/x", NULL, &exists, &b.err), E2B_ERR_SERVICE);
+    CHECK_INT(peer_asked_count(&b.peer), 2 * cases[i].requests);
+    peer_clear(&b.peer); /* content has no codec: nothing is sent again */
+    peer_say(&b.peer, RPC_REFUSED, PEER_REPEAT);
+    CHECK_INT(e2b_files_write(b.sandbox, "/x", "x", 1, NULL, NULL, &b.err), E2B_ERR_SERVICE);
+    CHECK_INT(peer_asked_count(&b.peer), 1);
+  }
+  files_end(&b);
+}
+
+/* The second request lives within the timeout of the call, and dies with it. */
+static void test_rpc_415_deadline(void) {
+  files_bench b;
+  e2b_run_opts opts;
+  e2b_command_handle *handle = NULL;
+  e2b_command_result result;
+  e2b_op op;
+  rpc_open(&b, E2B_CODEC_DEFAULT);
+  memset(&opts, 0, sizeof opts);
+  memset(&result, 0, sizeof result);
+  peer_say(&b.peer, RPC_REFUSED, 0);
+  peer_say(&b.peer, "", PEER_HANG);
+  opts.call.timeout_ms = 300;
+  CHECK_INT(e2b_commands_start(b.sandbox, "x", &opts, &handle, &b.err), E2B_ERR_TIMEOUT);
+  CHECK(b.err.maybe_done && handle == NULL);
+  CHECK_INT(peer_asked_count(&b.peer), 2);
+  rpc_forget(&b, E2B_CODEC_DEFAULT);
+  peer_clear(&b.peer);
+  peer_say(&b.peer, RPC_REFUSED, 0);
+  peer_say(&b.peer, "", PEER_HANG);
+  opts.call.timeout_ms = 0;
+  opts.call.op = &op;
+  CHECK_INT(e2b_commands_run(b.sandbox, "x", &opts, &result, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, peer_asked_count(&b.peer) == 2);
+  e2b_op_cancel(b.client, op);
+  peer_say(&b.peer, "", PEER_HANG);
+  CHECK_INT(e2b_commands_run(b.sandbox, "x", &opts, &result, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, peer_asked_count(&b.peer) == 3);
+  files_end(&b); /* with a call under way */
+}
+
+static void test_rpc_codec_option(void) {
+  e2b_client_config config;
+  e2b_error err;
+  memset(&config, 0, sizeof config);
+  config.no_env = true;
+  config.codec = (e2b_codec)3;
+  CHECK(e2b_client_create(&config, &err) == NULL);
+  CHECK_INT(err.code, E2B_ERR_INVALID_ARGUMENT);
+  CHECK_HAS(err.message, "codec");
+}
+
+/* Every allocation of an RPC fails once: the call fails cleanly, the next one works. */
+static void rpc_each_allocation(e2b_err (*attempt)(files_bench *b), bool stream, e2b_codec codec) {
+  files_bench b;
+  rpc_stream s;
+  size_t n;
+  bool reached = true;
+  files_begin(&b);
+  b.config.codec = codec;
+  b.peer.refusal = RPC_REFUSED;
+  rpc_put_command(&s, true);
+  if (stream) rpc_say_stream(&b.peer, &s, s.len, PEER_REPEAT);
+  else files_say_text(&b.peer, "200 OK\r\ncontent-type: application/json", "{\"entries\":[{\"path\":\"/a\"}]}",
+                      PEER_REPEAT);
+  for (n = 1; reached && n < 1000; n++) {
+    e2b_err code;
+    files_open(&b, NULL, NULL);
+    b.heap.fail_at = b.heap.calls + n;
+    code = attempt(&b);
+    reached = b.heap.calls >= b.heap.fail_at;
+    CHECK(code == E2B_OK || (reached && code == E2B_ERR_NO_MEMORY && b.err.message[0]));
+    b.heap.fail_at = 0;
+    CHECK_INT(attempt(&b), E2B_OK);
+    files_close(&b);
+    memset(&b.heap, 0, sizeof b.heap);
+    memset(&b.err, 0, sizeof b.err);
+  }
+  CHECK(n > 10 && n < 1000);
+  peer_stop(&b.peer);
+}
+
+static void test_rpc_no_memory(void) {
+  rpc_each_allocation(files_try_list, false, E2B_CODEC_JSON);
+  rpc_each_allocation(files_try_list, false, E2B_CODEC_DEFAULT);
+  rpc_each_allocation(rpc_try_run, true, E2B_CODEC_JSON);
+  rpc_each_allocation(rpc_try_run, true, E2B_CODEC_DEFAULT);
+}
+
+/* ================================================================================================================== */
 /* >>>> hosts */
 /* ================================================================================================================== */
 
-/* What the end-to-end tests run against, each in turn: the local server over http and https, or an envd without a control
- * plane. */
+/* What the end-to-end tests run against, each in turn: the local server over http and https, and once more with RPC in
+ * JSON; or an envd without a control plane, with each codec. */
 typedef struct host {
   const char *name;
   bool tls, control_plane;
+  e2b_codec codec;
   char url[128], ca_file[128]; /* "" = nothing to trust */
   char why_not[200];           /* why it cannot be used; "" = it can */
   pid_t pid;                   /* of the local server; 0 = not started */
@@ -8898,9 +9537,11 @@ typedef struct host {
 } host;
 
 static host hosts[] = {
-  { "http", false, true, "", "", "", 0, -1 },
-  { "https", true, true, "", "", "", 0, -1 },
-  { "envd", false, false, "", "", "", 0, -1 },
+  { "http", false, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
+  { "https", true, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
+  { "json", false, true, E2B_CODEC_JSON, "", "", "", 0, -1 },
+  { "envd", false, false, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
+  { "envd-json", false, false, E2B_CODEC_JSON, "", "", "", 0, -1 },
 };
 static host *the_host;                      /* of the test under way */
 static char server_path[512], work_dir[64]; /* the local server; where its files and ours go */
@@ -8994,6 +9635,7 @@ static e2b_client_config host_config(const host *h) {
   config.no_env = true;
   config.api_key = HOST_KEY;
   config.api_url = config.sandbox_url = h->url;
+  config.codec = h->codec;
   if (h->ca_file[0]) config.tls.ca_file = h->ca_file;
   return config;
 }
@@ -10386,7 +11028,8 @@ static void e2e_inside_callbacks(fixture *f) {
   opts.on_stdout = free_inside;
   opts.output_user = &in;
   CHECK_OK(e2b_commands_start(f->sandbox, "sleep 0.1; echo one; sleep 0.1; echo two", &opts, &in.handle, &err));
-  for (i = 0; i < 40; i++) {
+  for (i = 0; i < 2000 && !in.calls; i++) e2b_client_poll(f->client, 10);
+  for (i = 0; i < 40; i++) { /* and nothing after it */
     e2b_client_poll(f->client, 10);
     sleep_ms(5);
   }
@@ -10580,17 +11223,31 @@ static void e2e_dead_sandbox(fixture *f) {
   e2b_command_handle *handle;
   e2b_command_result r = { 0 };
   e2b_buf buf = { { 0 }, NULL, 0 };
+  e2b_run_opts run = { 0 };
+  e2b_call call = { 0 };
+  e2b_client_stats before, now;
+  uint64_t give_up = now_ms() + 30000;
   e2b_error err;
+  e2b_op op;
   e2b_command_event event;
   bool killed = false, running = true, exists;
   if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, NULL, &sandbox, &err))) return;
-  CHECK_OK(e2b_commands_start(sandbox, "echo begun; sleep 0.3; echo more; sleep 100", NULL, &handle, &err));
-  CHECK_OK(e2b_command_handle_next(handle, 5000, &event, &err));
-  sleep_ms(500);
+  run.stdin_open = true;
+  CHECK_OK(e2b_commands_start(sandbox, "echo begun; read go; head -c 20000 /dev/zero; sleep 100", &run, &handle, &err));
+  CHECK_OK(e2b_command_handle_next(handle, -1, &event, &err));
+  call.op = &op;
+  CHECK_RC(e2b_command_handle_wait(handle, &call, &r, &err), E2B_PENDING);
+  e2b_client_get_stats(f->client, &before);
+  CHECK_OK(e2b_commands_send_stdin(sandbox, e2b_command_handle_pid(handle), "go\n", 3, NULL, &err));
+  do { /* the answer to send_stdin is less than 1000 bytes */
+    (void)e2b_client_poll(f->client, 100);
+    e2b_client_get_stats(f->client, &now);
+  } while (now.bytes_rx - before.bytes_rx < 20000 && now_ms() < give_up);
   CHECK_OK(e2b_sandbox_kill(sandbox, NULL, &killed, &err));
   CHECK(killed);
-  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_ERR_SANDBOX_GONE); /* with its output so far */
-  CHECK_STR(r.stdout_data.ptr, "more\n");
+  while (e2b_op_poll(f->client, op, &err) == E2B_PENDING) (void)e2b_client_poll(f->client, -1);
+  CHECK_RC(err.code, E2B_ERR_SANDBOX_GONE); /* with its output so far */
+  CHECK(r.stdout_data.len > 19000);
   e2b_mem_free(&r.mem);
   e2b_command_handle_free(handle);
   CHECK_RC(e2b_commands_run(sandbox, "true", NULL, NULL, &err), E2B_ERR_SANDBOX_GONE);
@@ -11340,8 +11997,9 @@ static void test_injection(void) {
 
 typedef enum test_needs {
   NEEDS_NOTHING = 0,
-  NEEDS_HOST,  /* a sandbox: runs on every host */
-  NEEDS_SERVER /* a control plane too: runs on every host that has one */
+  NEEDS_HOST,    /* a sandbox: runs on every host */
+  NEEDS_CONTENT, /* the same, but it moves file content, which knows no codec: not on the hosts of JSON */
+  NEEDS_SERVER   /* a control plane too: runs on every host that has one; not on those of JSON, as it knows no codec */
 } test_needs;
 
 typedef struct test {
@@ -11353,6 +12011,7 @@ typedef struct test {
 
 #define UNIT(function) { #function, test_##function, NULL, NEEDS_NOTHING }
 #define HOST(function) { #function, NULL, e2e_##function, NEEDS_HOST }
+#define CONTENT(function) { #function, NULL, e2e_##function, NEEDS_CONTENT }
 #define SERVER(function) { #function, NULL, e2e_##function, NEEDS_SERVER }
 
 static const test tests[] = {
@@ -11393,6 +12052,9 @@ static const test tests[] = {
   UNIT(files_upload), UNIT(files_read_stream), UNIT(files_read_stream_cut), UNIT(files_read_stream_control),
   UNIT(files_read_stream_deadline), UNIT(files_read_stream_held), UNIT(files_write_stream),
   UNIT(files_write_stream_control), UNIT(files_no_memory),
+  UNIT(rpc_json_unary), UNIT(rpc_json_bad_answers), UNIT(rpc_json_stream), UNIT(rpc_pulled), UNIT(rpc_stream_cut),
+  UNIT(rpc_stream_damaged), UNIT(rpc_same_errors), UNIT(rpc_message_limit), UNIT(rpc_415_unary), UNIT(rpc_415_start),
+  UNIT(rpc_415_at_once), UNIT(rpc_415_is_final), UNIT(rpc_415_deadline), UNIT(rpc_codec_option), UNIT(rpc_no_memory),
   UNIT(bad_answers), UNIT(endless_answers), UNIT(unreachable), UNIT(null_arguments), UNIT(injection),
 
   UNIT(sha256),
@@ -11400,8 +12062,9 @@ static const test tests[] = {
   HOST(run), HOST(run_binary), HOST(run_exit_code), HOST(run_signal), HOST(run_where_and_with), HOST(run_deadlines),
   HOST(run_stdin_is_closed), HOST(run_max_collect), HOST(stream_output), HOST(stream_backpressure), HOST(stream_pause),
   HOST(stdin), HOST(kill), HOST(reconnect), HOST(process_list),
-  HOST(write_and_read), HOST(missing_files), HOST(directories), HOST(big_file), HOST(upload_and_download),
-  HOST(streams_given_up), HOST(files_content), HOST(files_content_as_form), HOST(files_streams), HOST(files_aborts), HOST(files_bulk),
+  HOST(write_and_read), HOST(missing_files), HOST(directories), CONTENT(big_file), CONTENT(upload_and_download),
+  HOST(streams_given_up), CONTENT(files_content), CONTENT(files_content_as_form), CONTENT(files_streams),
+  HOST(files_aborts), CONTENT(files_bulk),
   HOST(op_poll), HOST(drive_by_poll), HOST(drive_by_pump), HOST(drive_by_own_loop), HOST(parallel_commands), HOST(cancel),
   HOST(wake_and_interrupt), HOST(inside_callbacks), HOST(free_with_things_open), HOST(two_clients),
   SERVER(quickstart), SERVER(sandbox_options), SERVER(sandbox_list), SERVER(pause_and_connect), SERVER(dead_sandbox),
@@ -11441,6 +12104,12 @@ static void run_test(const test *t, const char *name) {
     failed++;
 }
 
+static bool runs_on(const test *t, const host *h) {
+  if (!h || t->needs == NEEDS_NOTHING) return !h && t->needs == NEEDS_NOTHING;
+  if (t->needs != NEEDS_HOST && h->codec == E2B_CODEC_JSON) return false;
+  return t->needs != NEEDS_SERVER || h->control_plane;
+}
+
 /* All tests on one host, or those that need none. */
 static void run_tests(host *h, bool list, int count, char **filters) {
   char name[100];
@@ -11448,7 +12117,7 @@ static void run_tests(host *h, bool list, int count, char **filters) {
   the_host = h;
   for (i = 0; i < E2B__COUNT(tests); i++) {
     const test *t = &tests[i];
-    if (h ? t->needs == NEEDS_NOTHING || (t->needs == NEEDS_SERVER && !h->control_plane) : t->needs != NEEDS_NOTHING) continue;
+    if (!runs_on(t, h)) continue;
     snprintf(name, sizeof name, "%s%s%s", h ? h->name : "", h ? "/" : "", t->name);
     if (!wanted(name, count, filters)) continue;
     if (list)
@@ -11492,13 +12161,16 @@ int main(int argc, char **argv) {
   if (!list && !mkdtemp(work_dir)) return 2;
 
   if (envd && *envd) {
-    snprintf(hosts[2].url, sizeof hosts[2].url, "%s", envd);
-    run_tests(&hosts[2], list, argc, argv);
+    for (i = 0; i < E2B__COUNT(hosts); i++) {
+      if (hosts[i].control_plane) continue;
+      snprintf(hosts[i].url, sizeof hosts[i].url, "%s", envd);
+      run_tests(&hosts[i], list, argc, argv);
+    }
   } else {
     net_pki_open();
     run_tests(NULL, list, argc, argv);
-    run_tests(&hosts[0], list, argc, argv);
-    run_tests(&hosts[1], list, argc, argv);
+    for (i = 0; i < E2B__COUNT(hosts); i++)
+      if (hosts[i].control_plane) run_tests(&hosts[i], list, argc, argv);
     net_pki_close();
   }
   if (list) return 0;
