@@ -34,10 +34,11 @@
      declarations     | public: basics, errors, memory, hooks, client, driving, operations, sandbox, api, commands, files
      implementation   | >>>> platform      | >>>> memory        | >>>> bytes         | >>>> errors
                       | >>>> json          | >>>> protobuf      | >>>> messages      | >>>> url
-                      | >>>> http1         | >>>> sockets       | >>>> dns           | >>>> tls
-                      | >>>> link          | >>>> requests      | >>>> connections   | >>>> operations
-                      | >>>> loop          | >>>> answers       | >>>> rpc           | >>>> client
-                      | >>>> sandbox       | >>>> commands      | >>>> files
+                      | >>>> http1         | >>>> hpack         | >>>> http2         | >>>> sockets
+                      | >>>> dns           | >>>> tls           | >>>> link          | >>>> requests
+                      | >>>> connections   | >>>> operations    | >>>> loop          | >>>> answers
+                      | >>>> rpc           | >>>> client        | >>>> sandbox       | >>>> commands
+                      | >>>> files
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.

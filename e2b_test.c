@@ -13,11 +13,8 @@
    CONTENTS OF THIS FILE (search for the text after the bar)
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
      | >>>> codecs          | >>>> url and http1   | >>>> http2           | >>>> network
-     | >>>> client and sandbox                     | >>>> files           | >>>> hosts
-     | >>>> end to end      | >>>> bad input       | >>>> table
-     | >>>> codecs          | >>>> url and http1   | >>>> network         | >>>> client and sandbox
-     | >>>> files           | >>>> rpc             | >>>> hosts           | >>>> end to end
-     | >>>> bad input       | >>>> table
+     | >>>> client and sandbox                     | >>>> files           | >>>> rpc
+     | >>>> hosts           | >>>> end to end      | >>>> bad input       | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
