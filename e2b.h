@@ -3998,7 +3998,8 @@ struct e2b__h2 {
   const e2b__h2_events *events;
   e2b_err err;
   uint32_t next_id, goaway_last, goaway_code;
-  uint32_t window, max_window; /* of streams opened now, and how far it may grow */
+  uint32_t initial_window;     /* by our SETTINGS, */
+  uint32_t window, max_window; /* what a stream gets once its data is being taken, and how far that may grow */
   uint32_t max_list;           /* bytes of one header list */
   uint32_t peer_window;        /* streams start with, for sending */
   uint32_t settings_waiting;   /* of ours, not acknowledged */
@@ -4095,7 +4096,7 @@ static void e2b__h2_init(e2b__h2 *h2, e2b__mem *mem, uint32_t window, uint32_t m
   h2->next_id = 1;
   h2->goaway_last = E2B__H2_WINDOW_MAX;
   h2->max_streams = E2B__H2_STREAMS_ASSUMED;
-  h2->window = E2B__MIN(window, (uint32_t)E2B__H2_WINDOW_MAX);
+  h2->initial_window = h2->window = E2B__MIN(window, (uint32_t)E2B__H2_WINDOW_MAX);
   h2->max_window = E2B__MIN(E2B__MAX(window, max_window), (uint32_t)E2B__H2_CONN_WINDOW);
   h2->max_list = max_list;
   h2->peer_window = E2B__H2_DEFAULT_WINDOW;
@@ -4216,7 +4217,7 @@ static e2b__h2_stream *e2b__h2_open(e2b__h2 *h2, const char *method, bool tls, e
   stream->id = h2->next_id;
   stream->head_request = strcmp(method, "HEAD") == 0;
   stream->send_window = h2->peer_window;
-  stream->receive_window = h2->window;
+  stream->receive_window = h2->initial_window;
   stream->length = -1;
   h2->next_id += 2;
   if (h2->next_id > E2B__H2_MAX_ID) h2->draining = true;
@@ -7388,14 +7389,21 @@ static void e2b__req_fail(e2b__req *req, const e2b_error *err) {
   e2b__req_end(req, err);
 }
 
+/* HTTP/2: the server may send more when the consumer can take it. (With HTTP/1.1 reading goes on, no word is needed.) */
+static void e2b__req_refill(e2b__req *req) {
+#if !defined(E2B_NO_HTTP2)
+  if (req->stream && !e2b__req_held(req)) e2b__h2_refill(req->stream);
+#else
+  E2B__UNUSED(req);
+#endif
+}
+
 /* After the consumer made room or the source has bytes again. */
 static void e2b__req_kick(e2b__req *req) {
   req->source_waits = false;
   req->last_progress = req->client->now;
   if (req->conn) req->conn->kick = true;
-#if !defined(E2B_NO_HTTP2)
-  if (req->stream && !e2b__req_held(req)) e2b__h2_refill(req->stream);
-#endif
+  e2b__req_refill(req);
   req->client->work = true;
 }
 
@@ -7418,6 +7426,8 @@ static void e2b__req_flush(e2b__req *req) {
     e2b__req_fail(req, &err);
   } else if (req->state == E2B__REQ_ENDED && !req->paused) {
     e2b__req_finish(req);
+  } else {
+    e2b__req_refill(req);
   }
 }
 
@@ -7662,7 +7672,7 @@ static e2b_err e2b__conn_h2_on_body(e2b__h2_stream *stream, const uint8_t *data,
   e2b_err code;
   req->last_progress = req->client->now;
   code = e2b__req_receive(req, data, len);
-  if (!code && req->stream == stream && !e2b__req_held(req)) e2b__h2_refill(stream);
+  if (!code && req->stream == stream) e2b__req_refill(req);
   return code;
 }
 

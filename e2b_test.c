@@ -9539,7 +9539,10 @@ static host hosts[] = {
   { "json", false, true, E2B_CODEC_JSON, "", "", "", 0, -1 },
   { "envd", false, false, E2B_CODEC_DEFAULT, "", "", "", 0, -1 },
   { "envd-json", false, false, E2B_CODEC_JSON, "", "", "", 0, -1 },
+  { "front", true, true, E2B_CODEC_DEFAULT, "", "", "", -1, -1 },
 };
+static const char *front_url, *front_key;   /* a local server behind somebody else's proxy, see tests/http2.sh */
+static uint8_t front_http_version;
 static host *the_host;                      /* of the test under way */
 static char server_path[512], work_dir[64]; /* the local server; where its files and ours go */
 
@@ -9633,6 +9636,10 @@ static e2b_client_config host_config(const host *h) {
   config.api_key = HOST_KEY;
   config.api_url = config.sandbox_url = h->url;
   config.codec = h->codec;
+  if (h->url[0] && front_url && strcmp(h->url, front_url) == 0) {
+    config.api_key = front_key;
+    config.http_version = front_http_version;
+  }
   if (h->ca_file[0]) config.tls.ca_file = h->ca_file;
   return config;
 }
@@ -12151,13 +12158,28 @@ int main(int argc, char **argv) {
     if (option == '?') return 2;
   }
   argc -= optind;
+  if (getenv("E2B_FRONT_URL") && *getenv("E2B_FRONT_URL")) {
+    static char key[100];
+    front_url = getenv("E2B_FRONT_URL");
+    snprintf(key, sizeof key, "%s", getenv("E2B_API_KEY") ? getenv("E2B_API_KEY") : HOST_KEY);
+    front_key = key;
+    front_http_version = (uint8_t)strtol(getenv("E2B_FRONT_HTTP") ? getenv("E2B_FRONT_HTTP") : "0", NULL, 10);
+  }
   for (i = 0; i < E2B__COUNT(variables); i++) unsetenv(variables[i]);
   find_server(argv[0]);
   argv += optind;
   snprintf(work_dir, sizeof work_dir, "/tmp/e2b-test-XXXXXX");
   if (!list && !mkdtemp(work_dir)) return 2;
 
-  if (envd && *envd) {
+  if (front_url) {
+    host *front = &hosts[E2B__COUNT(hosts) - 1];
+    snprintf(front->url, sizeof front->url, "%s", front_url);
+    snprintf(front->ca_file, sizeof front->ca_file, "%s", getenv("E2B_FRONT_CA") ? getenv("E2B_FRONT_CA") : "");
+    front->tls = strncmp(front_url, "https", 5) == 0;
+    net_pki_open();
+    run_tests(front, list, argc, argv);
+    net_pki_close();
+  } else if (envd && *envd) {
     for (i = 0; i < E2B__COUNT(hosts); i++) {
       if (hosts[i].control_plane) continue;
       snprintf(hosts[i].url, sizeof hosts[i].url, "%s", envd);
@@ -12167,7 +12189,7 @@ int main(int argc, char **argv) {
     net_pki_open();
     run_tests(NULL, list, argc, argv);
     for (i = 0; i < E2B__COUNT(hosts); i++)
-      if (hosts[i].control_plane) run_tests(&hosts[i], list, argc, argv);
+      if (hosts[i].control_plane && hosts[i].pid == 0) run_tests(&hosts[i], list, argc, argv);
     net_pki_close();
   }
   if (list) return 0;
