@@ -7091,10 +7091,10 @@ struct e2b__req {
   uint64_t body_done;          /* bytes handed to the connection */
   bool body_ended, source_waits;
   bool idempotent;             /* may be sent again when a reused connection turns out to be dead */
-  bool fresh;                  /* is being sent again: trust no connection that is older than this */
+  bool fresh;                  /* is being sent again, by a connection numbered above fresh_since (0: no idle one of HTTP/1.1) */
   bool h1_only;                /* the server demanded it (HTTP_1_1_REQUIRED) */
   bool sent;                   /* a byte of it was given to the network */
-  uint64_t fresh_since;
+  uint32_t fresh_since;
   uint64_t tx_mark;            /* HTTP/2: where in the connection's output its head begins */
 
   /* the answer */
@@ -7175,7 +7175,7 @@ static e2b_err e2b__req_submit(e2b__req *req) {
 static void e2b__req_requeue(e2b__req *req) {
   req->conn = NULL;
   req->fresh = true;
-  req->fresh_since = req->client->now;
+  req->fresh_since = req->client->stats.connections_made;
   e2b__req_clear_answer(req);
   e2b__req_unlink(req);
   e2b__req_link(req, true);
@@ -7283,7 +7283,8 @@ struct e2b__conn {
   e2b__h1 h1;
   e2b__req *req;          /* it is opened for; HTTP/1.1: it carries */
   struct e2b__h2 *h2;     /* NULL = HTTP/1.1 */
-  uint64_t opened, last_rx;
+  uint32_t number;        /* counted by stats.connections_made */
+  uint64_t last_rx;
   uint64_t tx_written;    /* bytes given to the network */
   e2b__buf out;           /* what goes to the link next; refilled only when empty */
   size_t out_done;
@@ -7694,11 +7695,16 @@ static void e2b__conn_h2_on_end(e2b__h2_stream *stream, const e2b__h2_end *end) 
   e2b__req *req = (e2b__req *)stream->owner;
   e2b__conn *conn = req->conn;
   e2b_error err;
+  bool again = end->unprocessed;
   req->sent = conn->tx_written > req->tx_mark && !end->unprocessed;
-  if (end->unprocessed && end->code == E2B__H2_HTTP_1_1_REQUIRED) req->h1_only = true;
-  if (end->err && ((end->unprocessed && e2b__req_repeatable(req)) || e2b__conn_raced(conn, req, stream->answered, end->err))) {
+  if (end->unprocessed && end->code == E2B__H2_HTTP_1_1_REQUIRED) {
+    req->h1_only = conn->tls && conn->client->config.http_version != 2;
+    again = req->h1_only;
+  }
+  if (end->err && ((again && e2b__req_repeatable(req)) || e2b__conn_raced(conn, req, stream->answered, end->err))) {
     req->stream = NULL;
     e2b__req_requeue(req);
+    if (end->unprocessed) req->fresh_since = conn->number; /* nothing is wrong with later ones */
     return;
   }
   memset(&err, 0, sizeof err);
@@ -7725,6 +7731,7 @@ static void e2b__conn_h2_attach(e2b__conn *conn, e2b__req *req) {
   e2b__conn_host(conn, host, sizeof host);
   req->conn = conn;
   req->last_progress = conn->client->now;
+  if (conn->h2->stream_count == 0) conn->last_rx = conn->client->now; /* until now it had nothing to say */
   req->tx_mark = conn->tx_written + (conn->out.len - conn->out_done) + conn->h2->out.len;
   req->body_ended = req->body_len == E2B__BODY_NONE || req->body_len == 0;
   req->stream = e2b__h2_open(conn->h2, req->method, conn->tls, e2b__str(host), e2b__str_n((const char *)req->path.data, req->path.len),
@@ -7827,12 +7834,21 @@ static void e2b__conn_h2_send(e2b__conn *conn) {
   if (conn->out.err) e2b__conn_fail_with(conn, conn->out.err, "no memory for the request");
 }
 
+/* Whether the protocol failed; then it is over with the connection. */
+static bool e2b__conn_h2_broken(e2b__conn *conn) {
+  e2b_err code = conn->h2->err ? conn->h2->err : conn->h2->out.err;
+  if (conn->state != E2B__CONN_OPEN) return true;
+  if (!code) return false;
+  e2b__conn_h2_send(conn); /* our GOAWAY, if it goes out at once */
+  if (conn->state == E2B__CONN_OPEN) e2b__conn_fail_with(conn, code, conn->h2->detail ? conn->h2->detail : "no memory for the connection");
+  return true;
+}
+
 /* Returns false when there is nothing more to read now. */
 static bool e2b__conn_h2_receive(e2b__conn *conn) {
   e2b_client *client = conn->client;
   size_t cap = client->config.io_buffer_size;
   e2b_error err;
-  e2b_err code;
   int n;
   memset(&err, 0, sizeof err);
   n = e2b__link_read(&conn->link, client->io, cap, &err);
@@ -7847,18 +7863,15 @@ static bool e2b__conn_h2_receive(e2b__conn *conn) {
   }
   client->stats.bytes_rx += (uint64_t)n;
   conn->last_rx = client->now;
-  code = e2b__h2_feed(conn->h2, client->io, (size_t)n, client->now);
-  if (code) {
-    e2b__conn_h2_send(conn); /* our GOAWAY, if it goes out at once */
-    e2b__conn_fail_with(conn, code, conn->h2->detail);
-    return false;
-  }
+  (void)e2b__h2_feed(conn->h2, client->io, (size_t)n, client->now);
+  if (e2b__conn_h2_broken(conn)) return false;
   e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
   return (size_t)n == cap || e2b__link_buffered(&conn->link);
 }
 
 static void e2b__conn_h2_step(e2b__conn *conn) {
   int rounds;
+  if (e2b__conn_h2_broken(conn)) return; /* while requests were put on it, or taken off */
   e2b__conn_h2_send(conn);
   for (rounds = 0; rounds < 8 && conn->state == E2B__CONN_OPEN; rounds++) {
     if (rounds && e2b__budget_spent(conn->client)) break;
@@ -7866,9 +7879,10 @@ static void e2b__conn_h2_step(e2b__conn *conn) {
   }
   if (conn->state != E2B__CONN_OPEN) return;
   if (conn->h2->out.len || conn->h2->senders) e2b__conn_h2_send(conn);
-  if (conn->state != E2B__CONN_OPEN) return;
+  if (e2b__conn_h2_broken(conn)) return;
   if (conn->idle && conn->out_done == conn->out.len) e2b__buf_free(&conn->out), conn->out_done = 0;
-  if (conn->h2->draining && conn->h2->stream_count == 0) e2b__conn_close(conn);
+  if (conn->h2->stream_count == 0 && (conn->h2->draining || conn->client->idle_count > conn->client->config.max_idle_connections))
+    e2b__conn_close(conn);
 }
 
 /* When a connection that says nothing has to be looked at. */
@@ -7878,6 +7892,7 @@ static uint64_t e2b__conn_h2_deadline(const e2b__conn *conn) {
 }
 
 static void e2b__conn_h2_silent(e2b__conn *conn) {
+  if (conn->kick) return; /* what it said may not have been read yet */
   if (conn->h2->ping_waits) {
     e2b__conn_fail_with(conn, E2B_ERR_CLOSED, "the server does not answer any more, not even to a PING");
   } else {
@@ -7897,7 +7912,7 @@ static void e2b__conn_lost(e2b__conn *conn, const e2b_error *err) {
 static void e2b__conn_opened(e2b__conn *conn) {
   e2b__req *req = conn->req;
   conn->state = E2B__CONN_OPEN;
-  conn->opened = conn->last_rx = req->last_progress = conn->client->now;
+  conn->last_rx = req->last_progress = conn->client->now;
 #if !defined(E2B_NO_HTTP2)
   if (conn->tls ? conn->link.alpn && strcmp(conn->link.alpn, "h2") == 0 : conn->client->config.http_version == 2) {
     if (!e2b__conn_h2_begin(conn)) {
@@ -7948,10 +7963,13 @@ static void e2b__conn_step(e2b__conn *conn) {
 #if !defined(E2B_NO_HTTP2)
 /* Whether an HTTP/2 connection takes one more request. *wait: no, but it is not to be helped by another connection. */
 static bool e2b__conn_h2_takes(e2b__conn *conn, const e2b__req *req, bool *wait) {
-  if (req->h1_only || (req->fresh && conn->opened < req->fresh_since)) return false;
-  if (conn->idle)
-    while (e2b__conn_h2_receive(conn)) {} /* it may have been closed meanwhile; nobody is called */
-  if (conn->state != E2B__CONN_OPEN || conn->h2->draining) return false;
+  uint64_t seen = conn->client->stats.bytes_rx - 1;
+  if (req->h1_only || (req->fresh && conn->number <= req->fresh_since)) return false;
+  while (conn->idle && seen != conn->client->stats.bytes_rx) { /* it may have been closed meanwhile; nobody is called */
+    seen = conn->client->stats.bytes_rx;
+    (void)e2b__conn_h2_receive(conn);
+  }
+  if (conn->state != E2B__CONN_OPEN || conn->h2->draining || conn->tx_error.code) return false;
   if (conn->h2->max_streams == 0) *wait = true;
   return conn->h2->stream_count < conn->h2->max_streams;
 }
@@ -7979,7 +7997,7 @@ static e2b__conn *e2b__conn_find(e2b_client *client, const e2b__req *req, bool *
 #endif
     known_h1 = true;
     if (!conn->idle) continue;
-    if ((!req->fresh || conn->opened >= req->fresh_since) && e2b__link_alive(&conn->link)) return conn;
+    if ((!req->fresh || (req->fresh_since && conn->number > req->fresh_since)) && e2b__link_alive(&conn->link)) return conn;
     e2b__conn_close(conn);
   }
   if (maybe_h2 && opening && !known_h1) *wait = true;
@@ -8034,7 +8052,7 @@ static e2b__conn *e2b__conn_open(e2b_client *client, e2b__req *req, e2b_error *e
   conn->next = client->conns;
   client->conns = conn;
   client->conn_count++;
-  client->stats.connections_made++;
+  conn->number = ++client->stats.connections_made;
   return conn;
 }
 
@@ -9227,6 +9245,7 @@ static e2b_err e2b__rpc_again_as_json(e2b__rpc *rpc, e2b_sandbox *sandbox, e2b__
   if (!code) {
     e2b__rpc_write(rpc, req, message);
     req->fresh = true; /* who refuses early may close as early; a Start must not be lost to that */
+    req->fresh_since = 0;
     code = e2b__req_submit(req);
   }
   e2b__arena_free(&arena);
@@ -11847,8 +11866,8 @@ static const char *e2b__files_unusable(const e2b__req *req) {
   const char *encoding = e2b__headers_get(&req->answer_headers, "content-encoding");
   if (encoding && encoding[0] && !e2b__str_eq_nocase(e2b__str(encoding), "identity"))
     return "the server compressed the file although it was asked not to";
-  if (req->status == 204 ||
-      (e2b__files_length(req) < 0 && !e2b__headers_get(&req->answer_headers, "transfer-encoding")))
+  if (req->status == 204 || /* HTTP/2 needs neither: its frames tell the end */
+      (e2b__files_length(req) < 0 && !req->stream && !e2b__headers_get(&req->answer_headers, "transfer-encoding")))
     return "the answer has neither a content-length nor chunks: a file cut short would look complete";
   return NULL;
 }

@@ -14,7 +14,8 @@
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
      | >>>> codecs          | >>>> url and http1   | >>>> http2           | >>>> network
      | >>>> client and sandbox                     | >>>> files           | >>>> rpc
-     | >>>> hosts           | >>>> end to end      | >>>> bad input       | >>>> table
+     | >>>> pool            | >>>> hosts           | >>>> end to end      | >>>> bad input
+     | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -3579,6 +3580,9 @@ static void test_http2_windows(void) {
   CHECK_INT(e2b__h2_feed(&c.h2, c.in.data, c.in.len, 1010), E2B_OK);
   CHECK(!c.h2.ping_waits && c.h2.window == 2000);
   c.in.len = 0;
+  h2_open(&c, 1, "GET", E2B__BODY_NONE); /* a new stream begins with what SETTINGS said: the server knows of no more yet */
+  CHECK_INT(c.streams[1]->receive_window, 1000);
+  CHECK_INT(c.h2.initial_window, 1000);
   h2_finish(&c);
 }
 
@@ -3941,7 +3945,8 @@ typedef enum net_mode {
   NET_HELLO_CLEAN, /* "hello", close_notify, FIN */
   NET_HELLO_CUT,   /* "hello", FIN */
   NET_RESET,       /* reads something, RST */
-  NET_TICKETS_ONLY /* handshake, then silence until the client is gone */
+  NET_TICKETS_ONLY, /* handshake, then silence until the client is gone */
+  NET_HTTP1_REQUIRED /* HTTP/2 that refuses the first stream with HTTP_1_1_REQUIRED; "one" to each request in HTTP/1.1 */
 } net_mode;
 
 typedef struct net_server {
@@ -3990,6 +3995,19 @@ static int net_server_bio_tx(void *arg, const unsigned char *buf, size_t len) {
   return send_all(*(int *)arg, buf, len) ? (int)len : MBEDTLS_ERR_NET_SEND_FAILED;
 }
 
+static void net_serve_http1_required(mbedtls_ssl_context *ssl, int fd) {
+  static const char http1[] = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none";
+  static const char http2[] = "\0\0\0\4\0\0\0\0\0" "\0\0\4\3\0\0\0\0\1\0\0\0\15";
+  const char *alpn = mbedtls_ssl_get_alpn_protocol(ssl);
+  bool refuse = alpn && strcmp(alpn, "h2") == 0;
+  unsigned char buf[16384];
+  if (mbedtls_ssl_read(ssl, buf, sizeof buf) <= 0) return;
+  (void)mbedtls_ssl_write(ssl, (const unsigned char *)(refuse ? http2 : http1), refuse ? sizeof http2 - 1 : sizeof http1 - 1);
+  (void)mbedtls_ssl_close_notify(ssl);
+  (void)shutdown(fd, SHUT_WR);
+  while (mbedtls_ssl_read(ssl, buf, sizeof buf) > 0) continue;
+}
+
 static void net_serve_tls(net_server *s, int fd) {
   mbedtls_ssl_context ssl;
   unsigned char buf[16384];
@@ -3998,7 +4016,9 @@ static void net_serve_tls(net_server *s, int fd) {
   if (mbedtls_ssl_setup(&ssl, &s->conf) == 0) {
     mbedtls_ssl_set_bio(&ssl, &fd, net_server_bio_tx, net_server_bio_rx, NULL);
     if (mbedtls_ssl_handshake(&ssl) == 0) {
-      if (s->mode == NET_ECHO || s->mode == NET_TICKETS_ONLY) {
+      if (s->mode == NET_HTTP1_REQUIRED) {
+        net_serve_http1_required(&ssl, fd);
+      } else if (s->mode == NET_ECHO || s->mode == NET_TICKETS_ONLY) {
         while ((n = mbedtls_ssl_read(&ssl, buf, sizeof buf)) > 0)
           for (at = 0; at < n;) {
             int put = mbedtls_ssl_write(&ssl, buf + at, (size_t)(n - at));
@@ -4088,6 +4108,7 @@ static void net_tls_server_start(net_server *s, net_mode mode, const net_names *
   CHECK_INT(mbedtls_ssl_conf_own_cert(&s->conf, &s->cert, &net_the_pki->key), 0);
   mbedtls_ssl_conf_session_tickets_cb(&s->conf, net_ticket_write, net_ticket_parse, s);
   s->alpn[0] = alpn;
+  if (mode == NET_HTTP1_REQUIRED) s->alpn[1] = "http/1.1";
   if (alpn) CHECK_INT(mbedtls_ssl_conf_alpn_protocols(&s->conf, s->alpn), 0);
   net_server_start(s, mode);
 }
@@ -9518,6 +9539,981 @@ static void test_rpc_no_memory(void) {
 }
 
 /* ================================================================================================================== */
+/* >>>> pool */
+/* ================================================================================================================== */
+
+#if !defined(E2B_NO_HTTP2)
+
+/* A server of HTTP/2 in the clear on this very thread: each turn polls the client and takes in what it sent. It greets, acknowledges
+ * SETTINGS and PING, and answers GET /health; the rest the tests say by hand. */
+typedef struct pool_side { /* one connection as the server has it */
+  int fd;                  /* -1 = closed */
+  e2b__buf in;
+  bool greeted;            /* the preface came */
+  uint32_t ends;           /* the client's GOAWAYs */
+  int acks, pings, ping_acks;
+  char frames[16];         /* the first ones that came: S A H C D W P R G */
+  size_t frame_count;
+  e2b__hpack_decoder decoder;
+  e2b__hpack_encoder encoder;
+} pool_side;
+
+typedef struct pool_asked { /* a request */
+  int side;
+  uint32_t id;
+  char fields[1500];        /* "name=value\n" */
+  e2b__buf block, body;
+  bool ended;
+  long reset;               /* the code it was reset with, -1 = was not */
+  uint64_t allowed;         /* by WINDOW_UPDATE */
+} pool_asked;
+
+typedef struct pool_call {
+  e2b_op op;
+  e2b_err done;             /* E2B_PENDING until on_done */
+  e2b_error err;
+  e2b_buf buf;
+  size_t taken, given, size;
+  bool pause;
+} pool_call;
+
+typedef struct pool_world {
+  e2b__mem mem;
+  int listener;
+  uint16_t port;
+  const char *settings;     /* payload of the greeting, in hex; NULL = says nothing by itself */
+  bool deaf;                /* answers no PING */
+  pool_side sides[12];
+  int side_count;
+  pool_asked asked[40];
+  int asked_count;
+  test_heap heap;
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  uint64_t clock;
+  char url[64];
+} pool_world;
+
+static void pool_write(pool_world *w, int side, int type, uint32_t flags, uint32_t id, const void *payload, size_t len) {
+  e2b__buf out;
+  e2b__buf_init(&out, &w->mem, SIZE_MAX);
+  e2b__h2_put_frame(&out, (uint8_t)type, flags, id, payload, len);
+  if (w->sides[side].fd >= 0) (void)send_all(w->sides[side].fd, out.data, out.len);
+  e2b__buf_free(&out);
+}
+
+static void pool_word(pool_world *w, int side, int type, uint32_t id, uint32_t word) {
+  uint8_t payload[4];
+  e2b__h2_put_u32(payload, word);
+  pool_write(w, side, type, 0, id, payload, 4);
+}
+
+static void pool_goaway(pool_world *w, int side, uint32_t last, uint32_t code) {
+  uint8_t payload[8];
+  e2b__h2_put_u32(payload, last);
+  e2b__h2_put_u32(payload + 4, code);
+  pool_write(w, side, E2B__H2_GOAWAY, 0, 0, payload, 8);
+}
+
+static void pool_settings(pool_world *w, int side, const char *hex) {
+  uint8_t payload[64];
+  size_t len = codec_unhex(hex, payload);
+  pool_write(w, side, E2B__H2_SETTINGS, 0, 0, payload, len);
+}
+
+static void pool_head(pool_world *w, int side, uint32_t flags, uint32_t id, const char *fields) {
+  e2b__buf block;
+  e2b__buf_init(&block, &w->mem, SIZE_MAX);
+  while (*fields) {
+    const char *equals = strchr(fields + 1, '='), *end = strchr(fields, '\n');
+    e2b__hpack_encode(&w->sides[side].encoder, &block, e2b__str_n(fields, (size_t)(equals - fields)), e2b__str_n(equals + 1, (size_t)(end - equals - 1)));
+    fields = end + 1;
+  }
+  pool_write(w, side, E2B__H2_HEADERS, flags | E2B__H2_END_HEADERS, id, block.data, block.len);
+  e2b__buf_free(&block);
+}
+
+/* The whole answer to the request of that index. */
+static void pool_answer(pool_world *w, int at, const char *fields, const char *body) {
+  pool_asked *a = &w->asked[at];
+  if (!CHECK(at < w->asked_count)) return;
+  pool_head(w, a->side, *body ? 0 : E2B__H2_END_STREAM, a->id, fields);
+  if (*body) pool_write(w, a->side, E2B__H2_DATA, E2B__H2_END_STREAM, a->id, body, strlen(body));
+}
+
+static void pool_close(pool_world *w, int side) {
+  if (w->sides[side].fd >= 0) close(w->sides[side].fd);
+  w->sides[side].fd = -1;
+}
+
+static pool_asked *pool_find(pool_world *w, int side, uint32_t id) {
+  int i;
+  for (i = 0; i < w->asked_count; i++)
+    if (w->asked[i].side == side && w->asked[i].id == id) return &w->asked[i];
+  return NULL;
+}
+
+static void pool_on_field(void *owner, e2b_str name, e2b_str value) {
+  pool_asked *a = (pool_asked *)owner;
+  size_t len = strlen(a->fields);
+  (void)snprintf(a->fields + len, sizeof a->fields - len, "%.*s=%.*s\n", (int)name.len, name.ptr, (int)value.len, value.ptr);
+}
+
+static void pool_on_head(pool_world *w, int side, uint32_t flags, uint32_t id, const uint8_t *data, size_t len) {
+  pool_asked *a = &w->asked[w->asked_count];
+  if (!CHECK(w->asked_count < (int)E2B__COUNT(w->asked)) || !CHECK(flags & E2B__H2_END_HEADERS)) return;
+  memset(a, 0, sizeof *a);
+  a->side = side;
+  a->id = id;
+  a->reset = -1;
+  a->ended = (flags & E2B__H2_END_STREAM) != 0;
+  e2b__buf_init(&a->block, &w->mem, SIZE_MAX);
+  e2b__buf_init(&a->body, &w->mem, SIZE_MAX);
+  e2b__buf_put(&a->block, data, len);
+  CHECK_INT(e2b__hpack_decode(&w->sides[side].decoder, data, len, pool_on_field, a), E2B_OK);
+  w->asked_count++;
+  if (!strstr(a->fields, ":path=/health\n")) return;
+  w->asked_count--;
+  e2b__buf_free(&a->block);
+  pool_head(w, side, E2B__H2_END_STREAM, id, ":status=204\n");
+}
+
+static void pool_on_frame(pool_world *w, int side, const uint8_t *frame, size_t len) {
+  pool_side *s = &w->sides[side];
+  uint32_t flags = frame[4], id = e2b__h2_get_u32(frame + 5);
+  const uint8_t *payload = frame + E2B__H2_HEAD;
+  pool_asked *a = id ? pool_find(w, side, id) : NULL;
+  if (s->frame_count < sizeof s->frames - 1)
+    s->frames[s->frame_count++] = frame[3] == E2B__H2_SETTINGS && flags ? 'A' : frame[3] < 10 ? "DHprSpPGWC"[frame[3]] : '?';
+  switch (frame[3]) {
+    case E2B__H2_HEADERS: pool_on_head(w, side, flags, id, payload, len); break;
+    case E2B__H2_DATA:
+      if (a) e2b__buf_put(&a->body, payload, len);
+      if (a && flags & E2B__H2_END_STREAM) a->ended = true;
+      break;
+    case E2B__H2_SETTINGS:
+      if (flags & E2B__H2_ACK) s->acks++;
+      else if (w->settings) pool_write(w, side, E2B__H2_SETTINGS, E2B__H2_ACK, 0, NULL, 0);
+      break;
+    case E2B__H2_PING:
+      if (flags & E2B__H2_ACK) s->ping_acks++;
+      else if (s->pings++, !w->deaf) pool_write(w, side, E2B__H2_PING, E2B__H2_ACK, 0, payload, 8);
+      break;
+    case E2B__H2_RST_STREAM: if (a) a->reset = (long)e2b__h2_get_u32(payload); break;
+    case E2B__H2_GOAWAY: s->ends++; break;
+    case E2B__H2_WINDOW_UPDATE: if (a) a->allowed += e2b__h2_get_u32(payload); break;
+    default: CHECK(false);
+  }
+}
+
+static void pool_take(pool_world *w, int side) {
+  pool_side *s = &w->sides[side];
+  uint8_t bytes[16384];
+  size_t at = 0;
+  ssize_t n;
+  while (s->fd >= 0 && (n = recv(s->fd, bytes, sizeof bytes, MSG_DONTWAIT)) >= 0) {
+    if (n == 0) pool_close(w, side);
+    e2b__buf_put(&s->in, bytes, (size_t)n);
+  }
+  if (!s->greeted && s->in.len >= 24) {
+    CHECK(memcmp(s->in.data, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24) == 0);
+    s->greeted = true;
+    at = 24;
+  }
+  while (s->greeted && at + E2B__H2_HEAD <= s->in.len) {
+    size_t len = e2b__h2_get_u32(s->in.data + at) >> 8;
+    if (at + E2B__H2_HEAD + len > s->in.len) break;
+    pool_on_frame(w, side, s->in.data + at, len);
+    at += E2B__H2_HEAD + len;
+  }
+  e2b__buf_drop(&s->in, at);
+}
+
+static void pool_turn(pool_world *w) {
+  struct pollfd p;
+  int i;
+  (void)e2b_client_poll(w->client, 1);
+  p.fd = w->listener;
+  p.events = POLLIN;
+  while (poll(&p, 1, 0) > 0 && CHECK(w->side_count < (int)E2B__COUNT(w->sides))) {
+    pool_side *s = &w->sides[w->side_count++];
+    s->fd = accept(w->listener, NULL, NULL);
+    e2b__buf_init(&s->in, &w->mem, SIZE_MAX);
+    e2b__hpack_decoder_init(&s->decoder, &w->mem);
+    e2b__hpack_encoder_init(&s->encoder);
+    if (w->settings) pool_settings(w, w->side_count - 1, w->settings);
+  }
+  for (i = 0; i < w->side_count; i++) pool_take(w, i);
+}
+
+static void pool_turns(pool_world *w, int turns) {
+  while (turns--) pool_turn(w);
+}
+
+/* Turns until it holds. */
+#define POOL_UNTIL(w, condition)                                                                                       \
+  do {                                                                                                                 \
+    int turns_;                                                                                                        \
+    for (turns_ = 0; turns_ < 5000 && !(condition); turns_++) pool_turn(w);                                            \
+    CHECK(condition);                                                                                                  \
+  } while (0)
+
+static uint64_t pool_now(void *user) {
+  return ((pool_world *)user)->clock;
+}
+
+static e2b_sandbox *pool_sandbox(pool_world *w, const char *id) {
+  e2b_attach_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  memset(&opts, 0, sizeof opts);
+  opts.access_token = "envd-secret";
+  CHECK_INT(e2b_sandbox_attach(w->client, id, &opts, &sandbox, &w->err), E2B_OK);
+  return sandbox;
+}
+
+/* What is set in w->config before stays; with a clock of its own when that is not 0. */
+static void pool_begin(pool_world *w) {
+  e2b__mem_init(&w->mem, NULL);
+  w->listener = listen_somewhere(&w->port);
+  (void)snprintf(w->url, sizeof w->url, "http://127.0.0.1:%u", (unsigned)w->port);
+  w->config.allocator = heap_allocator(&w->heap);
+  w->config.no_env = true;
+  w->config.http_version = 2;
+  w->config.api_key = "api-secret";
+  w->config.api_url = w->config.sandbox_url = w->url;
+  if (w->clock) w->config.now_ms_fn = pool_now;
+  w->config.platform_user = w;
+  w->client = e2b_client_create(&w->config, &w->err);
+  if (CHECK(w->client != NULL)) w->sandbox = pool_sandbox(w, "sbx1");
+}
+
+static void pool_new(pool_world *w) {
+  memset(w, 0, sizeof *w);
+  w->settings = "";
+}
+
+static void pool_end(pool_world *w) {
+  int i;
+  e2b_client_free(w->client);
+  HEAP_CHECK_EMPTY(&w->heap);
+  for (i = 0; i < w->side_count; i++) {
+    pool_close(w, i);
+    e2b__buf_free(&w->sides[i].in);
+    e2b__buf_free(&w->sides[i].decoder.field);
+  }
+  for (i = 0; i < w->asked_count; i++) {
+    e2b__buf_free(&w->asked[i].block);
+    e2b__buf_free(&w->asked[i].body);
+  }
+  close(w->listener);
+  CHECK_INT(w->mem.now, 0);
+}
+
+/* ---- calls ---- */
+
+static void pool_done(void *user, const e2b_error *err) {
+  pool_call *call = (pool_call *)user;
+  call->err = *err;
+  call->done = err->code;
+}
+
+static void pool_call_init(pool_call *call, e2b_files_opts *opts) {
+  memset(call, 0, sizeof *call);
+  memset(opts, 0, sizeof *opts);
+  call->done = E2B_PENDING;
+  opts->call.op = &call->op;
+  opts->call.on_done = pool_done;
+  opts->call.user = call;
+}
+
+static int pool_sink(void *user, const char *data, size_t len) {
+  pool_call *call = (pool_call *)user;
+  E2B__UNUSED(data);
+  call->taken += len;
+  return call->pause ? E2B_PAUSE : 0;
+}
+
+static int pool_source(void *user, void *buf, size_t cap) {
+  pool_call *call = (pool_call *)user;
+  size_t i, n = E2B__MIN(cap, call->size - call->given);
+  for (i = 0; i < n; i++) ((uint8_t *)buf)[i] = (uint8_t)((call->given + i) % 251);
+  call->given += n;
+  return (int)n;
+}
+
+/* A GET of a whole file, idempotent. */
+static void pool_read(pool_world *w, pool_call *call, int32_t timeout_ms) {
+  e2b_files_opts opts;
+  pool_call_init(call, &opts);
+  opts.call.timeout_ms = timeout_ms;
+  CHECK_INT(e2b_files_read(w->sandbox, "/x", &opts, &call->buf, &w->err), E2B_PENDING);
+}
+
+/* A POST that must not be sent twice. */
+static void pool_move(pool_world *w, pool_call *call) {
+  e2b_files_opts opts;
+  pool_call_init(call, &opts);
+  CHECK_INT(e2b_files_rename(w->sandbox, "/a", "/b", &opts, NULL, &w->err), E2B_PENDING);
+}
+
+static void pool_download(pool_world *w, pool_call *call, int32_t idle_ms, bool pause) {
+  e2b_files_opts opts;
+  pool_call_init(call, &opts);
+  opts.call.idle_ms = idle_ms;
+  call->pause = pause;
+  CHECK_INT(e2b_files_download(w->sandbox, "/x", pool_sink, call, &opts, &w->err), E2B_PENDING);
+}
+
+static void pool_upload(pool_world *w, pool_call *call, size_t size) {
+  e2b_files_opts opts;
+  pool_call_init(call, &opts);
+  call->size = size;
+  CHECK_INT(e2b_files_upload(w->sandbox, "/x", pool_source, call, (int64_t)size, &opts, NULL, &w->err), E2B_PENDING);
+}
+
+static void pool_call_free(pool_call *call) {
+  e2b_mem_free(&call->buf.mem);
+}
+
+static uint32_t pool_made(pool_world *w) {
+  e2b_client_stats stats;
+  e2b_client_get_stats(w->client, &stats);
+  return stats.connections_made;
+}
+
+/* A first exchange, so that the client knows the server's SETTINGS: it leaves request 0. */
+static void pool_warm(pool_world *w) {
+  pool_call call;
+  pool_read(w, &call, 0);
+  POOL_UNTIL(w, w->asked_count == 1 && w->asked[0].ended);
+  pool_answer(w, 0, ":status=200\n", "x");
+  POOL_UNTIL(w, call.done != E2B_PENDING && w->sides[0].acks == 1);
+  CHECK_INT(call.done, E2B_OK);
+  pool_call_free(&call);
+}
+
+#define POOL_OK ":status=200\ncontent-type=application/proto\n"
+#define POOL_REFUSED E2B__H2_REFUSED_STREAM
+
+/* How the field with that value was written: the first octet of its representation; 0 = it is not there. */
+static int pool_written_as(const pool_asked *a, const e2b__hpack_decoder *before, const char *value) {
+  static e2b__hpack_decoder now, next;
+  size_t at = 0, len;
+  now = *before;
+  e2b__buf_init(&now.field, before->field.mem, SIZE_MAX);
+  while (at < a->block.len) {
+    e2b__buf text;
+    bool is;
+    e2b__buf_init(&text, before->field.mem, SIZE_MAX);
+    for (len = 1; at + len <= a->block.len; len++) { /* the shortest that decodes is one field */
+      next = now;
+      e2b__buf_init(&next.field, before->field.mem, SIZE_MAX);
+      text.len = 0;
+      is = e2b__hpack_decode(&next, a->block.data + at, len, hpack_collect, &text) == E2B_OK;
+      e2b__buf_free(&next.field);
+      if (is) break;
+    }
+    is = text.len && strstr(e2b__buf_cstr(&text), value) != NULL;
+    e2b__buf_free(&text);
+    if (is) return a->block.data[at];
+    now = next;
+    at += len;
+  }
+  return 0;
+}
+
+/* The order on the wire; nothing waits for the server's SETTINGS; one connection carries all; what is secret enters no table. */
+static void test_pool_one_connection(void) {
+  static e2b__hpack_decoder empty;
+  static pool_world w;
+  pool_call calls[6];
+  e2b_sandbox *other;
+  int i;
+  pool_new(&w);
+  w.settings = NULL;
+  pool_begin(&w);
+  other = pool_sandbox(&w, "sbx2");
+  for (i = 0; i < 6; i++) {
+    e2b_sandbox *first = w.sandbox;
+    if (i % 2) w.sandbox = other;
+    if (i < 4) pool_read(&w, &calls[i], 0); else pool_move(&w, &calls[i]);
+    w.sandbox = first;
+  }
+  POOL_UNTIL(&w, w.asked_count == 6 && w.asked[5].ended);
+  CHECK_STR(w.sides[0].frames, "SWHHHHHHDD");
+  pool_settings(&w, 0, "");
+  for (i = 5; i >= 0; i--) pool_answer(&w, i, POOL_OK, i < 4 ? "text" : "");
+  for (i = 0; i < 6; i++) {
+    POOL_UNTIL(&w, calls[i].done != E2B_PENDING);
+    if (!CHECK_INT(calls[i].done, E2B_OK)) printf("  %s\n", calls[i].err.message);
+    pool_call_free(&calls[i]);
+  }
+  POOL_UNTIL(&w, w.sides[0].acks == 1);
+  CHECK(w.side_count == 1 && pool_made(&w) == 1);
+  CHECK_HAS(w.asked[0].fields, ":method=GET\n:scheme=http\n:authority=127.0.0.1:");
+  CHECK_HAS(w.asked[0].fields, "x-access-token=envd-secret\n");
+  CHECK(strstr(w.asked[0].fields, "sbx1") && strstr(w.asked[1].fields, "sbx2"));
+  e2b__hpack_decoder_init(&empty, &w.mem);
+  CHECK_INT(pool_written_as(&w.asked[0], &empty, "=envd-secret") & 0xf0, 0x10);
+  CHECK_INT(pool_written_as(&w.asked[0], &empty, ":path=") & 0xf0, 0x10);
+  CHECK_INT(pool_written_as(&w.asked[0], &empty, "user-agent=") & 0xc0, 0x40);
+  CHECK(!find_bytes(w.sides[0].decoder.table.text, w.sides[0].decoder.table.text_len, "secret"));
+  pool_end(&w);
+}
+
+/* One stream at a time, then none: requests wait with their deadlines, and no connection is opened in vain. */
+static void test_pool_stream_limit(void) {
+  static pool_world w;
+  pool_call calls[4];
+  int i;
+  pool_new(&w);
+  w.settings = "000300000001";
+  w.config.max_connections_per_host = 1;
+  pool_begin(&w);
+  pool_warm(&w);
+  for (i = 0; i < 3; i++) pool_read(&w, &calls[i], i == 1 ? 30 : 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING);
+  CHECK_INT(calls[1].done, E2B_ERR_TIMEOUT);
+  CHECK_INT(calls[1].err.phase, E2B_PHASE_QUEUE);
+  CHECK(!calls[1].err.maybe_done);
+  CHECK_INT(w.asked_count, 2);
+  pool_answer(&w, 1, ":status=200\n", "");
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_answer(&w, 2, ":status=200\n", "");
+  POOL_UNTIL(&w, calls[2].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_OK && calls[2].done == E2B_OK && pool_made(&w) == 1);
+  for (i = 0; i < 3; i++) pool_call_free(&calls[i]);
+  pool_end(&w);
+
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_settings(&w, 0, "000300000000");
+  POOL_UNTIL(&w, w.sides[0].acks == 2);
+  pool_read(&w, &calls[0], 50);
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_ERR_TIMEOUT);
+  CHECK_INT(w.asked_count, 1);
+  pool_settings(&w, 0, "000300000005");
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_answer(&w, 1, ":status=200\n", "");
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING);
+  CHECK(calls[1].done == E2B_OK && pool_made(&w) == 1);
+  for (i = 0; i < 2; i++) pool_call_free(&calls[i]);
+  pool_end(&w);
+}
+
+/* A refused stream did nothing: whatever it was, it goes out once more, by another connection; then it is an error. */
+static void test_pool_refused(void) {
+  static pool_world w;
+  pool_call call;
+  int round, after;
+  for (round = 0; round < 4; round++) { /* POST or GET, refused once or twice */
+    pool_new(&w);
+    pool_begin(&w);
+    pool_warm(&w);
+    if (round & 1) pool_read(&w, &call, 0); else pool_move(&w, &call);
+    POOL_UNTIL(&w, w.asked_count == 2);
+    pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, POOL_REFUSED);
+    POOL_UNTIL(&w, w.asked_count == 3 && w.asked[2].ended);
+    CHECK_INT(w.asked[2].side, 1);
+    after = round & 2;
+    if (after) pool_word(&w, 1, E2B__H2_RST_STREAM, w.asked[2].id, POOL_REFUSED);
+    else pool_answer(&w, 2, POOL_OK, "");
+    POOL_UNTIL(&w, call.done != E2B_PENDING);
+    CHECK_INT(call.done, after ? E2B_ERR_UNAVAILABLE : E2B_OK);
+    CHECK(!call.err.maybe_done);
+    if (after) CHECK_HAS(call.err.message, "REFUSED_STREAM");
+    CHECK_INT(w.asked_count, 3);
+    pool_call_free(&call);
+    pool_end(&w);
+  }
+
+  pool_new(&w); /* at once, on the first connection there ever was */
+  pool_begin(&w);
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.asked_count == 1);
+  pool_word(&w, 0, E2B__H2_RST_STREAM, 1, POOL_REFUSED);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  CHECK_INT(w.asked[1].side, 1);
+  pool_answer(&w, 1, POOL_OK, "");
+  POOL_UNTIL(&w, call.done != E2B_PENDING);
+  CHECK_INT(call.done, E2B_OK);
+  pool_end(&w);
+}
+
+/* A server that goes away: in peace first, then for good. */
+static void test_pool_goaway(void) {
+  static pool_world w;
+  pool_call calls[4];
+  int i;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  for (i = 0; i < 3; i++) pool_move(&w, &calls[i]); /* 3, 5, 7 */
+  POOL_UNTIL(&w, w.asked_count == 4 && w.asked[3].ended);
+  pool_goaway(&w, 0, 0x7fffffff, 0);
+  pool_turns(&w, 5);
+  CHECK(calls[0].done == E2B_PENDING && calls[2].done == E2B_PENDING);
+  pool_read(&w, &calls[3], 0); /* nothing new on the old one */
+  POOL_UNTIL(&w, w.asked_count == 5);
+  CHECK_INT(w.asked[4].side, 1);
+  pool_goaway(&w, 0, 5, 0);
+  POOL_UNTIL(&w, w.asked_count == 6 && w.asked[5].ended); /* 7 was not looked at: a POST goes out again */
+  CHECK(w.asked[5].side == 1 && strstr(w.asked[5].fields, "POST"));
+  pool_answer(&w, 1, POOL_OK, "");
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  pool_close(&w, 0);
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING);
+  pool_answer(&w, 4, ":status=200\n", "");
+  pool_answer(&w, 5, POOL_OK, "");
+  POOL_UNTIL(&w, calls[2].done != E2B_PENDING && calls[3].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_OK && calls[2].done == E2B_OK && calls[3].done == E2B_OK);
+  CHECK(calls[1].done == E2B_ERR_CLOSED && calls[1].err.maybe_done); /* 5 may have been worked on: not sent again */
+  CHECK_INT(w.asked_count, 6);
+  pool_call_free(&calls[3]);
+  pool_end(&w);
+
+  pool_new(&w); /* not looked at twice: an error, and surely not done */
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_move(&w, &calls[0]);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_goaway(&w, 0, 1, E2B__H2_ENHANCE_YOUR_CALM);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_goaway(&w, 1, 0, E2B__H2_ENHANCE_YOUR_CALM);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_ERR_CLOSED && !calls[0].err.maybe_done);
+  CHECK_HAS(calls[0].err.message, "ENHANCE_YOUR_CALM");
+  pool_end(&w);
+}
+
+/* Each code of a reset says its name; an answer that had begun is truncated. */
+static void test_pool_resets(void) {
+  static pool_world w;
+  pool_call calls[2];
+  uint32_t code;
+  int at = 1;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  for (code = 0; code < 15; code++) {
+    if (code == E2B__H2_REFUSED_STREAM || code == E2B__H2_HTTP_1_1_REQUIRED) continue;
+    pool_move(&w, &calls[0]);
+    pool_download(&w, &calls[1], 0, false);
+    POOL_UNTIL(&w, w.asked_count == at + 2 && w.asked[at].ended);
+    pool_head(&w, 0, 0, w.asked[at + 1].id, ":status=200\n");
+    pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[at].id, code == 14 ? 99 : code);
+    pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[at + 1].id, code == 14 ? 99 : code);
+    POOL_UNTIL(&w, calls[0].done != E2B_PENDING && calls[1].done != E2B_PENDING);
+    CHECK(calls[0].done == E2B_ERR_CLOSED && calls[0].err.maybe_done);
+    CHECK(calls[1].done == E2B_ERR_TRUNCATED && !calls[1].err.maybe_done);
+    CHECK_HAS(calls[0].err.message, code == 14 ? "unknown error" : e2b__h2_error_name(code));
+    if (at + 2 < 38) at += 2;
+    else break;
+  }
+  CHECK_INT(pool_made(&w), 1);
+  pool_move(&w, &calls[0]); /* in the clear there is no HTTP/1.1 to fall back to */
+  POOL_UNTIL(&w, w.asked_count == at + 1);
+  pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[at].id, E2B__H2_HTTP_1_1_REQUIRED);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_ERR_UNAVAILABLE && !calls[0].err.maybe_done);
+  CHECK_HAS(calls[0].err.message, "HTTP_1_1_REQUIRED");
+  pool_end(&w);
+}
+
+/* The connection breaks: each stream learns what is true for it. */
+static void test_pool_lost(void) {
+  static pool_world w;
+  pool_call calls[4];
+  int i;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &calls[0], 0, false);
+  pool_move(&w, &calls[1]);
+  pool_read(&w, &calls[2], 0);
+  POOL_UNTIL(&w, w.asked_count == 4 && w.asked[2].ended);
+  pool_head(&w, 0, 0, w.asked[1].id, ":status=200\n");
+  pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[1].id, "part", 4);
+  POOL_UNTIL(&w, calls[0].taken == 4);
+  reset_on_close(w.sides[0].fd);
+  pool_close(&w, 0);
+  POOL_UNTIL(&w, w.asked_count == 5); /* the GET again: it can do no harm */
+  CHECK(w.asked[4].side == 1 && strstr(w.asked[4].fields, ":method=GET\n"));
+  pool_answer(&w, 4, ":status=200\n", "again");
+  for (i = 0; i < 3; i++) POOL_UNTIL(&w, calls[i].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_ERR_TRUNCATED && !calls[0].err.maybe_done);
+  CHECK((calls[1].done == E2B_ERR_CLOSED || calls[1].done == E2B_ERR_IO) && calls[1].err.maybe_done);
+  CHECK(calls[2].done == E2B_OK && calls[2].buf.len == 5);
+  pool_call_free(&calls[2]);
+  pool_end(&w);
+
+  pool_new(&w); /* it had carried nothing before: no second try */
+  pool_begin(&w);
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 1);
+  pool_close(&w, 0);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK(calls[0].done < 0 && w.asked_count == 1);
+  pool_end(&w);
+
+  pool_new(&w); /* closed while it lay idle: a new one, without an error */
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_close(&w, 0);
+  pool_move(&w, &calls[0]);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+  CHECK_INT(w.asked[1].side, 1);
+  pool_answer(&w, 1, POOL_OK, "");
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_OK);
+  pool_end(&w);
+
+  pool_new(&w); /* a broken protocol ends them all, with our GOAWAY */
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_write(&w, 0, E2B__H2_PING, 0, 0, "short", 5);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING && w.sides[0].ends == 1);
+  CHECK_INT(calls[0].done, E2B_ERR_PROTOCOL);
+  CHECK_HAS(calls[0].err.message, "wrong size");
+  pool_end(&w);
+}
+
+/* Canceled: the server is told, and what it had sent already does no harm, not even to the tables. */
+static void test_pool_cancel(void) {
+  static pool_world w;
+  pool_call calls[3];
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &calls[0], 0, false);
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  e2b_op_cancel(w.client, calls[0].op);
+  pool_head(&w, 0, 0, w.asked[1].id, ":status=200\ncontent-type=late/late\n");
+  pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[1].id, "late", 4);
+  pool_head(&w, 0, E2B__H2_END_STREAM, w.asked[1].id, "user-agent=trailer\n");
+  pool_word(&w, 0, E2B__H2_WINDOW_UPDATE, w.asked[1].id, 1);
+  pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, 0);
+  pool_head(&w, 0, E2B__H2_END_STREAM, w.asked[2].id, ":status=200\ncontent-type=late/late\nuser-agent=trailer\n");
+  POOL_UNTIL(&w, w.asked[1].reset >= 0 && calls[1].done != E2B_PENDING);
+  CHECK_INT(w.asked[1].reset, E2B__H2_CANCEL);
+  CHECK_INT(calls[0].done, E2B_PENDING);
+  CHECK_INT(calls[1].done, E2B_OK);
+  CHECK_INT(w.client->conns->h2->receive_window, E2B__H2_CONN_WINDOW - 5);
+  CHECK_INT(w.client->conns->h2->decoder.table.count, 2);
+  pool_read(&w, &calls[2], 0);
+  POOL_UNTIL(&w, w.asked_count == 4);
+  pool_answer(&w, 3, ":status=200\n", "");
+  POOL_UNTIL(&w, calls[2].done != E2B_PENDING);
+  CHECK(calls[2].done == E2B_OK && pool_made(&w) == 1);
+  pool_call_free(&calls[1]);
+  pool_call_free(&calls[2]);
+  pool_end(&w);
+}
+
+/* A server that says nothing: after 20 s a PING, after 10 s more the end; a connection that lay idle for longer is no such case. */
+static void test_pool_silence(void) {
+  static pool_world w;
+  pool_call calls[2];
+  pool_new(&w);
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  w.config.idle_connection_ms = 600000;
+  pool_begin(&w);
+  pool_warm(&w);
+  POOL_UNTIL(&w, !w.client->conns->h2->ping_waits); /* of measuring */
+  w.sides[0].pings = 0;
+  w.deaf = true;
+  w.clock += 300000;
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_turns(&w, 5);
+  CHECK(calls[0].done == E2B_PENDING && w.sides[0].pings == 0);
+  w.clock += 19999;
+  pool_turns(&w, 5);
+  CHECK_INT(w.sides[0].pings, 0);
+  w.clock += 1;
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  w.clock += 9999;
+  pool_turns(&w, 5);
+  CHECK_INT(calls[0].done, E2B_PENDING);
+  pool_write(&w, 0, E2B__H2_PING, E2B__H2_ACK, 0, "e2b.h\0\0\0", 8);
+  POOL_UNTIL(&w, !w.client->conns->h2->ping_waits);
+  w.clock += 20000;
+  POOL_UNTIL(&w, w.sides[0].pings == 2);
+  w.clock += 10000;
+  POOL_UNTIL(&w, w.side_count == 2 && w.asked_count == 3); /* idempotent, and the connection was not new: once more */
+  pool_turns(&w, 5);
+  CHECK_INT(calls[0].done, E2B_PENDING);
+  w.clock += 20000;
+  POOL_UNTIL(&w, w.sides[1].pings == 1);
+  w.clock += 10000;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_ERR_CLOSED);
+  CHECK_HAS(calls[0].err.message, "PING");
+  pool_end(&w);
+
+  pool_new(&w); /* nobody looked for a minute, but the server had answered */
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_move(&w, &calls[0]);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+  w.clock += 25000;
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  pool_answer(&w, 1, POOL_OK, "");
+  w.clock += 60000;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_OK);
+  pool_end(&w);
+}
+
+/* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
+static void test_pool_deadlines(void) {
+  static pool_world w;
+  pool_call calls[3];
+  pool_new(&w);
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_read(&w, &calls[0], 5000);
+  pool_download(&w, &calls[1], 7000, false);
+  pool_read(&w, &calls[2], 0);
+  POOL_UNTIL(&w, w.asked_count == 4);
+  pool_head(&w, 0, 0, w.asked[2].id, ":status=200\n");
+  pool_turns(&w, 5);
+  w.clock += 4999;
+  pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[2].id, "x", 1);
+  POOL_UNTIL(&w, calls[1].taken == 1);
+  CHECK_INT(calls[0].done, E2B_PENDING);
+  w.clock += 1;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING && w.asked[1].reset >= 0);
+  CHECK_INT(calls[0].done, E2B_ERR_TIMEOUT);
+  CHECK_INT(calls[0].err.phase, E2B_PHASE_HEADERS);
+  CHECK_INT(w.asked[1].reset, E2B__H2_CANCEL);
+  w.clock += 6997;
+  pool_turns(&w, 5);
+  CHECK_INT(calls[1].done, E2B_PENDING);
+  w.clock += 2;
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING && w.asked[2].reset >= 0);
+  CHECK_INT(calls[1].done, E2B_ERR_IDLE_TIMEOUT);
+  pool_answer(&w, 3, ":status=200\n", "fine");
+  POOL_UNTIL(&w, calls[2].done != E2B_PENDING);
+  CHECK(calls[2].done == E2B_OK && pool_made(&w) == 1);
+  pool_call_free(&calls[2]);
+  pool_end(&w);
+}
+
+/* Who takes nothing is sent no more than a window, and the others go on. */
+static void test_pool_paused(void) {
+  static pool_world w;
+  static char bytes[16384];
+  pool_call calls[2];
+  uint32_t window = 65536;
+  int i;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &calls[0], 0, true);
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_head(&w, 0, 0, w.asked[1].id, ":status=200\n");
+  pool_head(&w, 0, 0, w.asked[2].id, ":status=200\n");
+  for (i = 0; i < 4; i++) pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[1].id, bytes, 16384);
+  for (i = 0; i < 20; i++) { /* five times the window, as it is given */
+    pool_write(&w, 0, E2B__H2_DATA, i == 19 ? E2B__H2_END_STREAM : 0, w.asked[2].id, bytes, 16384);
+    if (i >= 1 && i < 19) POOL_UNTIL(&w, window + w.asked[2].allowed >= (uint64_t)(i + 2) * 16384);
+  }
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING);
+  CHECK(calls[1].done == E2B_OK && calls[1].buf.len == 20 * 16384);
+  CHECK_INT(w.asked[1].allowed, 0);
+  CHECK(calls[0].taken > 0 && calls[0].taken < 65536 && calls[0].done == E2B_PENDING);
+  calls[0].pause = false;
+  e2b_op_resume(w.client, calls[0].op);
+  POOL_UNTIL(&w, calls[0].taken == 65536 && w.asked[1].allowed > 0);
+  pool_write(&w, 0, E2B__H2_DATA, E2B__H2_END_STREAM, w.asked[1].id, bytes, 100);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_OK && calls[0].taken == 65636);
+  pool_call_free(&calls[1]);
+  pool_end(&w);
+}
+
+/* An upload beyond all windows, which the server moves meanwhile; one that is answered before its end. */
+static void test_pool_upload(void) {
+  static pool_world w;
+  pool_call call;
+  size_t i, size = 300000;
+  pool_new(&w);
+  w.settings = "000400000064"; /* 100 bytes */
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_upload(&w, &call, size);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].body.len == 100);
+  pool_turns(&w, 3);
+  CHECK_INT(w.asked[1].body.len, 100);
+  pool_settings(&w, 0, "00040000000a"); /* 90 less: below zero */
+  pool_word(&w, 0, E2B__H2_WINDOW_UPDATE, w.asked[1].id, 91);
+  POOL_UNTIL(&w, w.asked[1].body.len == 101);
+  pool_settings(&w, 0, "000400100000"); /* now the connection's window is the limit */
+  POOL_UNTIL(&w, w.asked[1].body.len == 65535);
+  pool_turns(&w, 3);
+  CHECK_INT(w.asked[1].body.len, 65535);
+  while (w.asked[1].body.len < size && w.sides[0].fd >= 0) {
+    size_t before = w.asked[1].body.len;
+    pool_word(&w, 0, E2B__H2_WINDOW_UPDATE, 0, 30000);
+    POOL_UNTIL(&w, w.asked[1].body.len == E2B__MIN(size, before + 30000));
+    if (w.asked[1].body.len == before) break;
+  }
+  POOL_UNTIL(&w, w.asked[1].ended);
+  for (i = 0; i < w.asked[1].body.len && w.asked[1].body.data[i] == i % 251; i++) {}
+  CHECK_INT(i, size);
+  CHECK_HAS(w.asked[1].fields, "content-length=300000\n");
+  pool_answer(&w, 1, ":status=200\ncontent-type=application/json\n", "[{\"path\":\"/x\",\"name\":\"x\",\"type\":\"file\"}]");
+  POOL_UNTIL(&w, call.done != E2B_PENDING);
+  if (!CHECK_INT(call.done, E2B_OK)) printf("  %s\n", call.err.message);
+
+  pool_upload(&w, &call, size);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_answer(&w, 2, ":status=413\n", "too much");
+  POOL_UNTIL(&w, call.done != E2B_PENDING && w.asked[2].reset >= 0);
+  CHECK_INT(call.err.http_status, 413);
+  CHECK(!w.asked[2].ended && pool_made(&w) == 1);
+  pool_end(&w);
+}
+
+/* The last stream a connection can have, and then another connection. */
+static void test_pool_ids(void) {
+  static pool_world w;
+  pool_call calls[2];
+  int i;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  w.client->conns->h2->next_id = E2B__H2_MAX_ID;
+  for (i = 0; i < 2; i++) pool_move(&w, &calls[i]);
+  POOL_UNTIL(&w, w.asked_count == 3 && w.asked[1].ended && w.asked[2].ended);
+  CHECK(w.asked[1].side == 0 && w.asked[1].id == 0x7ffffffd);
+  CHECK(w.asked[2].side == 1 && w.asked[2].id == 1);
+  for (i = 0; i < 2; i++) pool_answer(&w, i + 1, POOL_OK, "");
+  for (i = 0; i < 2; i++) POOL_UNTIL(&w, calls[i].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_OK && calls[1].done == E2B_OK);
+  POOL_UNTIL(&w, w.sides[0].fd < 0); /* the used up one is closed */
+  pool_end(&w);
+}
+
+/* A port that speaks HTTP/1.1 only. */
+static void test_pool_not_http2(void) {
+  static const char *const answers[] = { "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", "220 smtp.example.com ready\r\n" };
+  static const char *const words[] = { "answered with HTTP/1", "does not speak HTTP/2" };
+  int i;
+  for (i = 0; i < 2; i++) {
+    static pool_world w;
+    net_server s;
+    e2b_buf out;
+    memset(&s, 0, sizeof s);
+    s.say = answers[i];
+    s.say_len = strlen(answers[i]);
+    net_server_start(&s, NET_SAY);
+    pool_new(&w);
+    pool_begin(&w);
+    e2b_client_free(w.client);
+    (void)snprintf(w.url, sizeof w.url, "http://127.0.0.1:%u", (unsigned)s.port);
+    w.client = e2b_client_create(&w.config, &w.err);
+    w.sandbox = pool_sandbox(&w, "sbx");
+    memset(&out, 0, sizeof out);
+    CHECK_INT(e2b_files_read(w.sandbox, "/x", NULL, &out, &w.err), E2B_ERR_PROTOCOL);
+    CHECK_HAS(w.err.message, words[i]);
+    pool_end(&w);
+    net_server_stop(&s);
+  }
+}
+
+/* HTTP_1_1_REQUIRED over TLS: the same request by HTTP/1.1 on a connection of its own. */
+static void test_pool_http1_required(void) {
+  static pool_world w;
+  net_server s;
+  e2b_buf out;
+  int version;
+  uint8_t der[2048];
+  size_t len = net_cert_make(NULL, der, sizeof der);
+  for (version = 0; version < 3; version += 2) {
+    net_tls_server_start(&s, NET_HTTP1_REQUIRED, &net_localhost, "h2");
+    pool_new(&w);
+    pool_begin(&w);
+    e2b_client_free(w.client);
+    (void)snprintf(w.url, sizeof w.url, "https://localhost:%u", (unsigned)s.port);
+    w.config.http_version = (uint8_t)version;
+    w.config.tls.ca_pem = (const char *)der;
+    w.config.tls.ca_pem_len = len;
+    w.client = e2b_client_create(&w.config, &w.err);
+    w.sandbox = pool_sandbox(&w, "sbx");
+    memset(&out, 0, sizeof out);
+    CHECK_INT(e2b_files_read(w.sandbox, "/x", NULL, &out, &w.err), version ? E2B_ERR_UNAVAILABLE : E2B_OK);
+    if (version) CHECK_HAS(w.err.message, "HTTP_1_1_REQUIRED"); /* HTTP/2 was demanded */
+    else CHECK_STR((const char *)out.data, "one");
+    e2b_mem_free(&out.mem);
+    pool_end(&w);
+    net_tls_server_stop(&s);
+    CHECK(version || s.accepted == 2);
+  }
+}
+
+/* Every allocation failing in turn while two requests of one connection are under way: each ends, as what it is. */
+static void test_pool_no_memory(void) {
+  static pool_world w;
+  size_t fail;
+  bool met = true;
+  for (fail = 1; met && fail < 1000; fail++) {
+    e2b_files_opts opts;
+    pool_call calls[2];
+    int i, turns, said = 0;
+    pool_new(&w);
+    pool_begin(&w);
+    w.heap.calls = 0;
+    w.heap.fail_at = fail;
+    for (i = 0; i < 2; i++) {
+      e2b_err rc;
+      pool_call_init(&calls[i], &opts);
+      calls[i].size = 70000;
+      rc = i ? e2b_files_upload(w.sandbox, "/x", pool_source, &calls[i], 70000, &opts, NULL, &w.err)
+             : e2b_files_read(w.sandbox, "/x", &opts, &calls[i].buf, &w.err);
+      if (rc != E2B_PENDING) calls[i].done = rc;
+      CHECK(rc == E2B_PENDING || rc == E2B_ERR_NO_MEMORY);
+    }
+    for (turns = 0; turns < 2000 && (calls[0].done == E2B_PENDING || calls[1].done == E2B_PENDING); turns++) {
+      pool_turn(&w);
+      for (; said < w.asked_count; said++) {
+        bool post = strstr(w.asked[said].fields, ":method=POST") != NULL;
+        if (!post) pool_answer(&w, said, ":status=200\ncontent-type=text/plain\nserver=x\n", "content");
+        else if (w.asked[said].ended) pool_answer(&w, said, ":status=200\n", "[{\"path\":\"/x\",\"name\":\"x\",\"type\":\"file\"}]");
+        else break;
+      }
+      for (i = said; i < w.asked_count; i++) pool_word(&w, w.asked[i].side, E2B__H2_WINDOW_UPDATE, 0, 20000), pool_word(&w, w.asked[i].side, E2B__H2_WINDOW_UPDATE, w.asked[i].id, 20000);
+    }
+    met = w.heap.calls >= fail;
+    for (i = 0; i < 2; i++) {
+      if (!CHECK(calls[i].done == E2B_OK || (met && calls[i].done == E2B_ERR_NO_MEMORY)))
+        printf("  allocation %d, call %d: %s: %s\n", (int)fail, i, e2b_err_name(calls[i].done), calls[i].err.message);
+      if (calls[i].done == E2B_OK) pool_call_free(&calls[i]);
+    }
+    w.heap.fail_at = 0;
+    pool_end(&w);
+  }
+  CHECK(fail > 30 && fail < 1000);
+}
+#endif /* E2B_NO_HTTP2 */
+
+/* ================================================================================================================== */
 /* >>>> hosts */
 /* ================================================================================================================== */
 
@@ -12059,6 +13055,11 @@ static const test tests[] = {
   UNIT(rpc_json_unary), UNIT(rpc_json_bad_answers), UNIT(rpc_json_stream), UNIT(rpc_pulled), UNIT(rpc_stream_cut),
   UNIT(rpc_stream_damaged), UNIT(rpc_same_errors), UNIT(rpc_message_limit), UNIT(rpc_415_unary), UNIT(rpc_415_start),
   UNIT(rpc_415_at_once), UNIT(rpc_415_is_final), UNIT(rpc_415_deadline), UNIT(rpc_codec_option), UNIT(rpc_no_memory),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
+  UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
+  UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
+#endif
   UNIT(bad_answers), UNIT(endless_answers), UNIT(unreachable), UNIT(null_arguments), UNIT(injection),
 
   UNIT(sha256),

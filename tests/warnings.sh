@@ -118,6 +118,7 @@ for cc in gcc clang; do
   check "warnings, $cc, declarations first" compile $cc "-std=gnu99 $strict_c" late.c late.o
   check "warnings, $cc, E2B_STATIC" compile $cc "-std=c99 $strict_c -DSTATIC_NAME=one" static.c static.o
   check "warnings, $cc, E2B_NO_THREADS" compile $cc "-std=c99 $strict_c -DE2B_NO_THREADS" all.c no_threads.o
+  check "warnings, $cc, E2B_NO_HTTP2" compile $cc "-std=c99 $strict_c -DE2B_NO_HTTP2" all.c no_http2.o
   check "warnings, $cc, E2B_MALLOC and E2B_ASSERT" compile $cc "-std=c99 $strict_c" allocator.c allocator.o
   check "warnings, $cc, NDEBUG" compile $cc "-std=c99 -O2 $strict_c -DNDEBUG" all.c ndebug.o
   for example in quickstart stream_output thousand_sandboxes; do
