@@ -3,6 +3,7 @@
 # make test    builds and runs e2b_test.c;
 #              make test T="http1 http/"                  only the tests whose names begin so
 #              make test E2B_ENVD_URL=http://HOST:PORT    the end-to-end tests against a running envd
+# make corpus                                          replays what the fuzzers of tests/fuzz_*.c found
 # make examples, make bench, make check (warnings, names, linking; needs gcc and clang), make clean
 #
 # mbedTLS and llhttp are found, or fetched where that is allowed, by tests/deps.sh. Your own copies: MBEDTLS_DIR=, LLHTTP_DIR=.
@@ -30,7 +31,7 @@ else
   DEMO_SERVER = $(BUILD)/local_server
 endif
 
-.PHONY: all demo test examples bench check clean FORCE
+.PHONY: all demo test examples bench check corpus clean FORCE
 all: examples $(BUILD)/e2b_test
 
 demo: $(BUILD)/quickstart $(DEMO_SERVER)
@@ -43,6 +44,10 @@ examples: $(EXAMPLES) $(SERVER)
 
 bench: $(BUILD)/bench_pump $(SERVER)
 	@sh tests/with_server.sh $(BUILD)/local_server -- $(BUILD)/bench_pump
+
+corpus: $(BUILD)/fuzz_hpack $(BUILD)/fuzz_http2
+	@$(BUILD)/fuzz_hpack tests/corpus/hpack/*
+	@$(BUILD)/fuzz_http2 tests/corpus/http2/*
 
 check: $(DEPS)
 	@bash tests/warnings.sh $(BUILD)
@@ -58,6 +63,9 @@ $(BUILD)/e2b_test: e2b_test.c e2b.h $(DEPS)
 
 $(BUILD)/bench_pump: tests/bench_pump.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
+
+$(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz_main.h e2b.h $(DEPS)
+	$(COMPILE) -DFUZZ_MAIN $< $(LINK) -o $@
 
 # The script looks again only when the compiler, its flags or the directories have changed.
 $(DEPS): FORCE

@@ -3798,7 +3798,7 @@ static e2b_err e2b__hpack_get_literal(e2b__hpack_decoder *decoder, const uint8_t
 
 /* Decodes a whole block. E2B_ERR_PROTOCOL, _LIMIT and _NO_MEMORY leave the table out of step: the connection is lost. */
 static e2b_err e2b__hpack_decode(e2b__hpack_decoder *decoder, const uint8_t *data, size_t len, e2b__hpack_fn on_field, void *owner) {
-  const uint8_t *at = data, *end = data + len;
+  const uint8_t *at = data, *end = len ? data + len : data;
   e2b_str name, value;
   bool first = true;
   while (at < end) {
@@ -4487,7 +4487,7 @@ static e2b_err e2b__h2_on_headers(e2b__h2 *h2) {
   } else if (++h2->block_frames > E2B__H2_MAX_CONTINUATIONS) {
     return e2b__h2_calm(h2, "the response head comes in too many pieces");
   }
-  e2b__buf_put(&h2->block, data + from, len - from - pad);
+  if (len > from + pad) e2b__buf_put(&h2->block, data + from, len - from - pad);
   if (h2->block.err == E2B_ERR_LIMIT) return e2b__h2_calm(h2, "the response head is too long");
   if (h2->block.err) return e2b__h2_fail(h2, h2->block.err, E2B__H2_INTERNAL_ERROR, "out of memory for the answer's head");
   return h2->flags & E2B__H2_END_HEADERS ? e2b__h2_block_end(h2) : E2B_OK;

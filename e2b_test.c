@@ -2918,6 +2918,34 @@ static void hpack_collect(void *owner, e2b_str name, e2b_str value) {
   e2b__buf_byte(text, '\n');
 }
 
+/* With E2B_DUMP_HPACK set, what our encoder wrote goes to that file, for tests/hpack_oracle.c. */
+static FILE *hpack_dump_file(void) {
+  static FILE *file;
+  static bool tried;
+  const char *name = getenv("E2B_DUMP_HPACK");
+  if (!tried && name && *name) file = fopen(name, "w");
+  tried = true;
+  return file;
+}
+
+static unsigned hpack_dump_new(void) {
+  static unsigned count;
+  if (hpack_dump_file()) fprintf(hpack_dump_file(), "new %u\n", count);
+  return count++;
+}
+
+static void hpack_dump_block(unsigned id, const uint8_t *block, size_t len, const void *fields, size_t fields_len) {
+  FILE *file = hpack_dump_file();
+  size_t i;
+  if (!file) return;
+  fprintf(file, "block %u ", id);
+  for (i = 0; i < len; i++) fprintf(file, "%02x", block[i]);
+  fputc(' ', file);
+  for (i = 0; i < fields_len; i++) fprintf(file, "%02x", ((const uint8_t *)fields)[i]);
+  fputc('\n', file);
+  fflush(file);
+}
+
 static bool hpack_text_is(const e2b__buf *text, const char *want) {
   return text->len == strlen(want) && (text->len == 0 || memcmp(text->data, want, text->len) == 0);
 }
@@ -3045,6 +3073,7 @@ static void test_hpack_encoder(void) {
   e2b__buf out, text, want;
   e2b__mem mem;
   size_t i, first = 0;
+  unsigned dump;
   int round;
   e2b__mem_init(&mem, NULL);
   e2b__buf_init(&out, &mem, SIZE_MAX);
@@ -3053,12 +3082,12 @@ static void test_hpack_encoder(void) {
   e2b__hpack_encoder_init(&encoder);
   e2b__hpack_decoder_init(&decoder, &mem);
   for (i = 0; i < E2B__COUNT(fields); i++) hpack_collect(&want, e2b__str(fields[i].key), e2b__str(fields[i].value));
+  dump = hpack_dump_new();
   for (round = 0; round < 6; round++) {
-    if (round == 2) e2b__hpack_encoder_limit(&encoder, 0);
-    if (round == 3) e2b__hpack_encoder_limit(&encoder, 100);
-    if (round == 4) {
-      e2b__hpack_encoder_limit(&encoder, 50);
-      e2b__hpack_encoder_limit(&encoder, 1u << 30);
+    static const int limits[6][2] = { { -1, -1 }, { -1, -1 }, { 0, -1 }, { 100, -1 }, { 50, 1 << 30 }, { -1, -1 } };
+    for (i = 0; i < 2 && limits[round][i] >= 0; i++) {
+      e2b__hpack_encoder_limit(&encoder, (uint32_t)limits[round][i]);
+      if (hpack_dump_file()) fprintf(hpack_dump_file(), "limit %u %d\n", dump, limits[round][i]);
     }
     out.len = text.len = 0;
     e2b__hpack_begin(&encoder, &out);
@@ -3066,6 +3095,7 @@ static void test_hpack_encoder(void) {
     CHECK_INT(out.err, E2B_OK);
     CHECK_INT(e2b__hpack_decode(&decoder, out.data, out.len, hpack_collect, &text), E2B_OK);
     CHECK(text.len == want.len && memcmp(text.data, want.data, want.len) == 0);
+    hpack_dump_block(dump, out.data, out.len, text.data, text.len);
     CHECK_INT(decoder.table.count, encoder.table.count);
     CHECK_INT(decoder.table.limit, encoder.table.limit);
     if (round == 0) first = out.len;
@@ -9550,6 +9580,7 @@ typedef struct pool_side { /* one connection as the server has it */
   int fd;                  /* -1 = closed */
   e2b__buf in;
   bool greeted;            /* the preface came */
+  unsigned dump;
   uint32_t ends;           /* the client's GOAWAYs */
   int acks, pings, ping_acks;
   char frames[16];         /* the first ones that came: S A H C D W P R G */
@@ -9673,6 +9704,7 @@ static void pool_on_head(pool_world *w, int side, uint32_t flags, uint32_t id, c
   e2b__buf_init(&a->body, &w->mem, SIZE_MAX);
   e2b__buf_put(&a->block, data, len);
   CHECK_INT(e2b__hpack_decode(&w->sides[side].decoder, data, len, pool_on_field, a), E2B_OK);
+  hpack_dump_block(w->sides[side].dump, data, len, a->fields, strlen(a->fields));
   w->asked_count++;
   if (!strstr(a->fields, ":path=/health\n")) return;
   w->asked_count--;
@@ -9740,6 +9772,7 @@ static void pool_turn(pool_world *w) {
   while (poll(&p, 1, 0) > 0 && CHECK(w->side_count < (int)E2B__COUNT(w->sides))) {
     pool_side *s = &w->sides[w->side_count++];
     s->fd = accept(w->listener, NULL, NULL);
+    s->dump = hpack_dump_new();
     e2b__buf_init(&s->in, &w->mem, SIZE_MAX);
     e2b__hpack_decoder_init(&s->decoder, &w->mem);
     e2b__hpack_encoder_init(&s->encoder);
