@@ -4514,7 +4514,7 @@ static void e2b__h2_sampled(e2b__h2 *h2) {
     return;
   }
   h2->sample_wait_ms = E2B__H2_SAMPLE_MS;
-  h2->window = (uint32_t)E2B__MIN((uint64_t)h2->max_window, E2B__MAX((uint64_t)h2->window * 2, h2->sample_bytes * 2));
+  h2->window = (uint32_t)E2B__MIN((uint64_t)h2->max_window, E2B__MAX((uint64_t)h2->window * 2, h2->sample_bytes * 4));
 }
 
 /* The head of a DATA frame: checks all of it against the windows before any of it is taken. */

@@ -4,7 +4,7 @@
 #
 #   bash tests/http2.sh BUILD [front]... [-- test or beginning of its name...]
 #
-# Wants nginx, nghttpx, haproxy, node and openssl, and skips by name what is missing. Prints last "N passed, N failed, N skipped".
+# E2B_FRONT_RUN names another program to run (tests/bench_http2.c). Wants nginx, nghttpx, haproxy, node and openssl, and skips by name what is missing. Prints last "N passed, N failed, N skipped".
 set -u
 cd "$(dirname "$0")/.." || exit 2
 build=${1:?usage: http2.sh BUILD}
@@ -70,6 +70,7 @@ TEXT
 start_nghttpx() { # port, "" or ;no-tls
   exec nghttpx --conf=/dev/null -f "127.0.0.1,$1$2" -b "127.0.0.1,$back" --workers=1 --accesslog-file=/dev/null --errorlog-file="$dir/nghttpx.log" \
     --frontend-read-timeout=600s --backend-read-timeout=600s --backend-write-timeout=600s --backend-connections-per-host=10000 \
+    --frontend-http2-max-concurrent-streams=2000 \
     ${2:-"$dir/key.pem" "$dir/cert.pem"} >"$dir/nghttpx.out" 2>&1
 }
 
@@ -117,7 +118,7 @@ run() { # front, program, url scheme, http version, tests...
     return
   fi
   E2B_FRONT_URL=$scheme://localhost:$port E2B_FRONT_CA=$([ "$scheme" = https ] && echo "$dir/ca.pem") E2B_FRONT_HTTP=$version \
-    "$build/e2b_test" "$@" 2>&1 | tee "$dir/log"
+    "${E2B_FRONT_RUN:-$build/e2b_test}" "$@" 2>&1 | tee "$dir/log"
   stop "$front"
   front=
   last=$(tail -n 1 "$dir/log")
