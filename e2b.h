@@ -7091,7 +7091,7 @@ struct e2b__req {
   uint64_t body_done;          /* bytes handed to the connection */
   bool body_ended, source_waits;
   bool idempotent;             /* may be sent again when a reused connection turns out to be dead */
-  bool fresh;                  /* is being sent again, by a connection numbered above fresh_since (0: no idle one of HTTP/1.1) */
+  bool fresh;                  /* is being sent again: by a connection numbered above fresh_since (0: no idle HTTP/1.1 one) */
   bool h1_only;                /* the server demanded it (HTTP_1_1_REQUIRED) */
   bool sent;                   /* a byte of it was given to the network */
   uint32_t fresh_since;
@@ -7840,7 +7840,8 @@ static bool e2b__conn_h2_broken(e2b__conn *conn) {
   if (conn->state != E2B__CONN_OPEN) return true;
   if (!code) return false;
   e2b__conn_h2_send(conn); /* our GOAWAY, if it goes out at once */
-  if (conn->state == E2B__CONN_OPEN) e2b__conn_fail_with(conn, code, conn->h2->detail ? conn->h2->detail : "no memory for the connection");
+  if (conn->state == E2B__CONN_OPEN)
+    e2b__conn_fail_with(conn, code, conn->h2->detail ? conn->h2->detail : "no memory for the connection");
   return true;
 }
 
@@ -7881,7 +7882,8 @@ static void e2b__conn_h2_step(e2b__conn *conn) {
   if (conn->h2->out.len || conn->h2->senders) e2b__conn_h2_send(conn);
   if (e2b__conn_h2_broken(conn)) return;
   if (conn->idle && conn->out_done == conn->out.len) e2b__buf_free(&conn->out), conn->out_done = 0;
-  if (conn->h2->stream_count == 0 && (conn->h2->draining || conn->client->idle_count > conn->client->config.max_idle_connections))
+  if (conn->h2->stream_count == 0 &&
+      (conn->h2->draining || conn->client->idle_count > conn->client->config.max_idle_connections))
     e2b__conn_close(conn);
 }
 
@@ -7997,7 +7999,8 @@ static e2b__conn *e2b__conn_find(e2b_client *client, const e2b__req *req, bool *
 #endif
     known_h1 = true;
     if (!conn->idle) continue;
-    if ((!req->fresh || (req->fresh_since && conn->number > req->fresh_since)) && e2b__link_alive(&conn->link)) return conn;
+    if ((!req->fresh || (req->fresh_since && conn->number > req->fresh_since)) && e2b__link_alive(&conn->link))
+      return conn;
     e2b__conn_close(conn);
   }
   if (maybe_h2 && opening && !known_h1) *wait = true;

@@ -4032,7 +4032,8 @@ static void net_serve_http1_required(mbedtls_ssl_context *ssl, int fd) {
   bool refuse = alpn && strcmp(alpn, "h2") == 0;
   unsigned char buf[16384];
   if (mbedtls_ssl_read(ssl, buf, sizeof buf) <= 0) return;
-  (void)mbedtls_ssl_write(ssl, (const unsigned char *)(refuse ? http2 : http1), refuse ? sizeof http2 - 1 : sizeof http1 - 1);
+  (void)mbedtls_ssl_write(ssl, (const unsigned char *)(refuse ? http2 : http1),
+                          refuse ? sizeof http2 - 1 : sizeof http1 - 1);
   (void)mbedtls_ssl_close_notify(ssl);
   (void)shutdown(fd, SHUT_WR);
   while (mbedtls_ssl_read(ssl, buf, sizeof buf) > 0) continue;
@@ -9574,8 +9575,8 @@ static void test_rpc_no_memory(void) {
 
 #if !defined(E2B_NO_HTTP2)
 
-/* A server of HTTP/2 in the clear on this very thread: each turn polls the client and takes in what it sent. It greets, acknowledges
- * SETTINGS and PING, and answers GET /health; the rest the tests say by hand. */
+/* A server of HTTP/2 in the clear on this very thread: each turn polls the client and takes in what it sent. It greets,
+ * acknowledges SETTINGS and PING, and answers GET /health; the rest the tests say by hand. */
 typedef struct pool_side { /* one connection as the server has it */
   int fd;                  /* -1 = closed */
   e2b__buf in;
@@ -9627,7 +9628,8 @@ typedef struct pool_world {
   char url[64];
 } pool_world;
 
-static void pool_write(pool_world *w, int side, int type, uint32_t flags, uint32_t id, const void *payload, size_t len) {
+static void pool_write(pool_world *w, int side, int type, uint32_t flags, uint32_t id, const void *payload,
+                       size_t len) {
   e2b__buf out;
   e2b__buf_init(&out, &w->mem, SIZE_MAX);
   e2b__h2_put_frame(&out, (uint8_t)type, flags, id, payload, len);
@@ -9659,7 +9661,8 @@ static void pool_head(pool_world *w, int side, uint32_t flags, uint32_t id, cons
   e2b__buf_init(&block, &w->mem, SIZE_MAX);
   while (*fields) {
     const char *equals = strchr(fields + 1, '='), *end = strchr(fields, '\n');
-    e2b__hpack_encode(&w->sides[side].encoder, &block, e2b__str_n(fields, (size_t)(equals - fields)), e2b__str_n(equals + 1, (size_t)(end - equals - 1)));
+    e2b__hpack_encode(&w->sides[side].encoder, &block, e2b__str_n(fields, (size_t)(equals - fields)),
+                      e2b__str_n(equals + 1, (size_t)(end - equals - 1)));
     fields = end + 1;
   }
   pool_write(w, side, E2B__H2_HEADERS, flags | E2B__H2_END_HEADERS, id, block.data, block.len);
@@ -9689,7 +9692,8 @@ static pool_asked *pool_find(pool_world *w, int side, uint32_t id) {
 static void pool_on_field(void *owner, e2b_str name, e2b_str value) {
   pool_asked *a = (pool_asked *)owner;
   size_t len = strlen(a->fields);
-  (void)snprintf(a->fields + len, sizeof a->fields - len, "%.*s=%.*s\n", (int)name.len, name.ptr, (int)value.len, value.ptr);
+  (void)snprintf(a->fields + len, sizeof a->fields - len, "%.*s=%.*s\n", (int)name.len, name.ptr, (int)value.len,
+                 value.ptr);
 }
 
 static void pool_on_head(pool_world *w, int side, uint32_t flags, uint32_t id, const uint8_t *data, size_t len) {
@@ -9928,6 +9932,7 @@ static void pool_warm(pool_world *w) {
 }
 
 #define POOL_OK ":status=200\ncontent-type=application/proto\n"
+#define POOL_WRITTEN "[{\"path\":\"/x\",\"name\":\"x\",\"type\":\"file\"}]" /* the answer to an upload */
 #define POOL_REFUSED E2B__H2_REFUSED_STREAM
 
 /* How the field with that value was written: the first octet of its representation; 0 = it is not there. */
@@ -10411,7 +10416,7 @@ static void test_pool_upload(void) {
   for (i = 0; i < w.asked[1].body.len && w.asked[1].body.data[i] == i % 251; i++) {}
   CHECK_INT(i, size);
   CHECK_HAS(w.asked[1].fields, "content-length=300000\n");
-  pool_answer(&w, 1, ":status=200\ncontent-type=application/json\n", "[{\"path\":\"/x\",\"name\":\"x\",\"type\":\"file\"}]");
+  pool_answer(&w, 1, ":status=200\ncontent-type=application/json\n", POOL_WRITTEN);
   POOL_UNTIL(&w, call.done != E2B_PENDING);
   if (!CHECK_INT(call.done, E2B_OK)) printf("  %s\n", call.err.message);
 
@@ -10446,7 +10451,8 @@ static void test_pool_ids(void) {
 
 /* A port that speaks HTTP/1.1 only. */
 static void test_pool_not_http2(void) {
-  static const char *const answers[] = { "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", "220 smtp.example.com ready\r\n" };
+  static const char *const answers[] = { "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                                         "220 smtp.example.com ready\r\n" };
   static const char *const words[] = { "answered with HTTP/1", "does not speak HTTP/2" };
   int i;
   for (i = 0; i < 2; i++) {
@@ -10528,10 +10534,13 @@ static void test_pool_no_memory(void) {
       for (; said < w.asked_count; said++) {
         bool post = strstr(w.asked[said].fields, ":method=POST") != NULL;
         if (!post) pool_answer(&w, said, ":status=200\ncontent-type=text/plain\nserver=x\n", "content");
-        else if (w.asked[said].ended) pool_answer(&w, said, ":status=200\n", "[{\"path\":\"/x\",\"name\":\"x\",\"type\":\"file\"}]");
+        else if (w.asked[said].ended) pool_answer(&w, said, ":status=200\n", POOL_WRITTEN);
         else break;
       }
-      for (i = said; i < w.asked_count; i++) pool_word(&w, w.asked[i].side, E2B__H2_WINDOW_UPDATE, 0, 20000), pool_word(&w, w.asked[i].side, E2B__H2_WINDOW_UPDATE, w.asked[i].id, 20000);
+      for (i = said; i < w.asked_count; i++) {
+        pool_word(&w, w.asked[i].side, E2B__H2_WINDOW_UPDATE, 0, 20000);
+        pool_word(&w, w.asked[i].side, E2B__H2_WINDOW_UPDATE, w.asked[i].id, 20000);
+      }
     }
     met = w.heap.calls >= fail;
     for (i = 0; i < 2; i++) {

@@ -6,8 +6,8 @@
  *
  *   E2B_FRONT_RUN=build/bench_http2 bash tests/http2.sh build nghttpx [-- sandboxes MiB]
  *
- * E2B_FRONT_URL and E2B_FRONT_CA name the server. Prints last "N passed, N failed, 0 skipped": one connection; three more times the
- * time and 20 ms; 0.8 of the speed. */
+ * E2B_FRONT_URL and E2B_FRONT_CA name the server. Prints last "N passed, N failed, 0 skipped". Wanted: one
+ * connection; not more than three times as long and 20 ms; 0.8 of the speed. */
 #define E2B_IMPLEMENTATION
 #include "e2b.h"
 
