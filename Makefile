@@ -3,6 +3,8 @@
 # make test    builds and runs e2b_test.c;
 #              make test T="http1 http/"                  only the tests whose names begin so
 #              make test E2B_ENVD_URL=http://HOST:PORT    the end-to-end tests against a running envd
+# make bench-http2                                     the same of HTTP/2, through nghttpx; a minute
+# make corpus                                          replays what the fuzzers of tests/fuzz_*.c found
 # make examples, make bench, make check (warnings, names, linking; needs gcc and clang), make clean
 #
 # mbedTLS and llhttp are found, or fetched where that is allowed, by tests/deps.sh. Your own copies: MBEDTLS_DIR=, LLHTTP_DIR=.
@@ -33,7 +35,7 @@ else
   DEMO_SERVER = $(BUILD)/local_server
 endif
 
-.PHONY: all demo test examples bench check clean FORCE
+.PHONY: all demo test examples bench bench-http2 check corpus clean FORCE
 all: examples $(BUILD)/e2b_test
 
 demo: $(BUILD)/quickstart $(DEMO_SERVER)
@@ -47,6 +49,13 @@ examples: $(EXAMPLES)
 bench: $(BENCHES) $(SERVER)
 	@for b in $(BENCHES); do sh tests/with_server.sh $(BUILD)/local_server -- $$b || exit 1; done
 
+bench-http2: $(BUILD)/bench_http2 $(SERVER)
+	@E2B_FRONT_RUN=$(BUILD)/bench_http2 bash tests/http2.sh $(BUILD) nghttpx
+
+corpus: $(BUILD)/fuzz_hpack $(BUILD)/fuzz_http2
+	@$(BUILD)/fuzz_hpack tests/corpus/hpack/*
+	@$(BUILD)/fuzz_http2 tests/corpus/http2/*
+
 check: $(DEPS)
 	@bash tests/warnings.sh $(BUILD)
 
@@ -59,8 +68,11 @@ $(BUILD)/%: examples/%.c e2b.h $(DEPS)
 $(BUILD)/e2b_test: e2b_test.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
-$(BENCHES): $(BUILD)/%: tests/%.c e2b.h $(DEPS)
+$(BUILD)/bench_%: tests/bench_%.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
+
+$(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz_main.h e2b.h $(DEPS)
+	$(COMPILE) -DFUZZ_MAIN $< $(LINK) -o $@
 
 # The script looks again only when the compiler, its flags or the directories have changed.
 $(DEPS): FORCE

@@ -35,13 +35,13 @@
                       | code, watch
      implementation   | >>>> platform      | >>>> memory        | >>>> bytes         | >>>> errors
                       | >>>> json          | >>>> protobuf      | >>>> messages      | >>>> url
-                      | >>>> http1         | >>>> sockets       | >>>> dns           | >>>> tls
-                      | >>>> proxy         | >>>> link          | >>>> requests      | >>>> connections
-                      | >>>> operations    | >>>> loop          | >>>> answers       | >>>> traffic
-                      | >>>> rpc           | >>>> client        | >>>> heartbeat     | >>>> sandbox
-                      | >>>> api           | >>>> raw           | >>>> commands      | >>>> pty
-                      | >>>> files         | >>>> code          | >>>> bulk          | >>>> local
-                      | >>>> trees         | >>>> watch
+                      | >>>> http1         | >>>> hpack         | >>>> http2         | >>>> sockets
+                      | >>>> dns           | >>>> tls           | >>>> proxy         | >>>> link
+                      | >>>> requests      | >>>> connections   | >>>> operations    | >>>> loop
+                      | >>>> answers       | >>>> traffic       | >>>> rpc           | >>>> client
+                      | >>>> heartbeat     | >>>> sandbox       | >>>> api           | >>>> raw
+                      | >>>> commands      | >>>> pty           | >>>> files         | >>>> code
+                      | >>>> bulk          | >>>> local         | >>>> trees         | >>>> watch
 
    RULES THAT HOLD EVERYWHERE
      Zero means default. Every options struct may be NULL or zeroed; "" is the same as NULL.
@@ -81,6 +81,7 @@
      E2B_NO_LOCAL_FILES       no e2b_files_upload_tree and _download_tree: no file of this machine is touched but the CA
                               bundle
      E2B_NO_TRAFFIC_TOKEN     no traffic tokens (OpenKruise's JWT mode)
+     E2B_NO_HTTP2             HTTP/1.1 only
      E2B_ERROR_MESSAGE_MAX    the size of e2b_error.message; must be the same in every file
      E2B_NO_METRICS           without metrics and logs                    E2B_NO_SNAPSHOTS     without snapshots
      E2B_NO_CODE_INTERPRETER  leaves the code interpreter out             E2B_NO_WATCH         without e2b_files_watch_dir
@@ -448,6 +449,8 @@ typedef struct e2b_client_config {
                                    NULL = with sandbox_base_url and sandbox_url the same as envd's, told apart by the
                                    E2b-Sandbox-Port header, else by the protocol, with its own port                    */
   uint16_t runtime_port;        /* envd's port inside the sandbox; 0 = 49983                                            */
+  uint8_t http_version;         /* 0: HTTP/2 where an https server agrees (ALPN), else HTTP/1.1. 1: HTTP/1.1 only.
+                                   2: HTTP/2 only, over http without asking ("prior knowledge")                         */
   e2b_codec codec;              /* of calls to sandboxes                                                                */
   uint16_t code_interpreter_port; /* 0 = 49999                                                                          */
   int32_t request_timeout_ms;   /* default of call.timeout_ms; 0 = 60000, E2B_TIMEOUT_NONE                              */
@@ -504,6 +507,8 @@ typedef struct e2b_client_config {
   uint32_t max_message_bytes;        /* 16 MiB: one answer of JSON or protobuf, one message of a stream                 */
   uint64_t max_result_bytes;         /* 64 MiB: captured output of a command (per stream), content of a file read whole */
   uint32_t stream_buffer_size;       /* 65536: output you have not taken yet before the sender is held back             */
+  uint32_t max_stream_window;        /* 16 MiB, HTTP/2: what a stream may have on its way to you, when the path needs it:
+                                        it begins with stream_buffer_size and grows with what is taken in a round trip  */
 } e2b_client_config;
 
 /* Copies the configuration (not the transport). No I/O, but ca_file or the system's CA bundle is read when the first
@@ -4338,6 +4343,1215 @@ E2B__MAYBE_UNUSED static void e2b__h1_write_chunk_head(e2b__buf *out, size_t len
   for (; len; len >>= 4) text[--at] = "0123456789abcdef"[len & 15u];
   e2b__buf_put(out, text + at, sizeof text - at);
 }
+#if !defined(E2B_NO_HTTP2)
+/* ================================================================================================================== */
+/* >>>> hpack */
+/* ================================================================================================================== */
+
+/* Header compression of HTTP/2, RFC 7541. Tables keep the size every peer starts with: to lower ours is not
+ * interoperable, to raise it is not worth the memory. */
+#define E2B__HPACK_TABLE 4096
+#define E2B__HPACK_OVERHEAD 32 /* what an entry counts beyond its text */
+#define E2B__HPACK_ENTRIES (E2B__HPACK_TABLE / E2B__HPACK_OVERHEAD)
+
+/* Appendix A, index 1 first. */
+static const e2b_kv e2b__hpack_static[] = {
+  { ":authority", "" }, { ":method", "GET" }, { ":method", "POST" }, { ":path", "/" }, { ":path", "/index.html" },
+  { ":scheme", "http" }, { ":scheme", "https" }, { ":status", "200" }, { ":status", "204" }, { ":status", "206" },
+  { ":status", "304" }, { ":status", "400" }, { ":status", "404" }, { ":status", "500" }, { "accept-charset", "" },
+  { "accept-encoding", "gzip, deflate" }, { "accept-language", "" }, { "accept-ranges", "" }, { "accept", "" },
+  { "access-control-allow-origin", "" }, { "age", "" }, { "allow", "" }, { "authorization", "" },
+  { "cache-control", "" }, { "content-disposition", "" }, { "content-encoding", "" }, { "content-language", "" },
+  { "content-length", "" }, { "content-location", "" }, { "content-range", "" }, { "content-type", "" },
+  { "cookie", "" }, { "date", "" }, { "etag", "" }, { "expect", "" }, { "expires", "" }, { "from", "" },
+  { "host", "" }, { "if-match", "" }, { "if-modified-since", "" }, { "if-none-match", "" }, { "if-range", "" },
+  { "if-unmodified-since", "" }, { "last-modified", "" }, { "link", "" }, { "location", "" }, { "max-forwards", "" },
+  { "proxy-authenticate", "" }, { "proxy-authorization", "" }, { "range", "" }, { "referer", "" }, { "refresh", "" },
+  { "retry-after", "" }, { "server", "" }, { "set-cookie", "" }, { "strict-transport-security", "" },
+  { "transfer-encoding", "" }, { "user-agent", "" }, { "vary", "" }, { "via", "" }, { "www-authenticate", "" }
+};
+#define E2B__HPACK_STATIC ((uint32_t)E2B__COUNT(e2b__hpack_static))
+
+/* Appendix B is a canonical Huffman code: the octets in the order of their codes and how many codes there are of each
+ * length say it all. The last code of 30 bits is EOS. */
+static const uint8_t e2b__huffman_octets[256] = {
+  48, 49, 50, 97, 99, 101, 105, 111, 115, 116, 32, 37, 45, 46, 47, 51, 52, 53, 54, 55, 56, 57, 61, 65, 95, 98, 100,
+  102, 103, 104, 108, 109, 110, 112, 114, 117, 58, 66, 67, 68, 69, 70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81,
+  82, 83, 84, 85, 86, 87, 89, 106, 107, 113, 118, 119, 120, 121, 122, 38, 42, 44, 59, 88, 90, 33, 34, 40, 41, 63, 39,
+  43, 124, 35, 62, 0, 36, 64, 91, 93, 126, 94, 125, 60, 96, 123, 92, 195, 208, 128, 130, 131, 162, 184, 194, 224,
+  226, 153, 161, 167, 172, 176, 177, 179, 209, 216, 217, 227, 229, 230, 129, 132, 133, 134, 136, 146, 154, 156, 160,
+  163, 164, 169, 170, 173, 178, 181, 185, 186, 187, 189, 190, 196, 198, 228, 232, 233, 1, 135, 137, 138, 139, 140,
+  141, 143, 147, 149, 150, 151, 152, 155, 157, 158, 165, 166, 168, 174, 175, 180, 182, 183, 188, 191, 197, 231, 239,
+  9, 142, 144, 145, 148, 159, 171, 206, 215, 225, 236, 237, 199, 207, 234, 235, 192, 193, 200, 201, 202, 205, 210,
+  213, 218, 219, 238, 240, 242, 243, 255, 203, 204, 211, 212, 214, 221, 222, 223, 241, 244, 245, 246, 247, 248, 250,
+  251, 252, 253, 254, 2, 3, 4, 5, 6, 7, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 23, 24, 25, 26, 27, 28, 29, 30,
+  31, 127, 220, 249, 10, 13, 22
+};
+#define E2B__HUFFMAN_BITS 30
+static const uint8_t e2b__huffman_counts[E2B__HUFFMAN_BITS + 1] = { 0, 0, 0, 0,  0,  10, 26, 32, 6,  0,  5, 3, 2, 6, 2, 3,
+                                                                   0, 0, 0, 3,  8,  13, 26, 29, 12, 4,  15, 19, 29, 0, 4 };
+
+/* Decodes one string. What follows the last code must be less than an octet of ones. */
+static e2b_err e2b__huffman_decode(e2b__buf *out, const uint8_t *data, size_t len) {
+  uint32_t code = 0, first = 0, index = 0;
+  unsigned bits = 0;
+  bool ones = true;
+  size_t at;
+  for (at = 0; at < len * 8; at++) {
+    uint32_t bit = data[at / 8] >> (7 - at % 8) & 1u, count;
+    code = code << 1 | bit;
+    first <<= 1;
+    ones = ones && bit;
+    if (++bits > E2B__HUFFMAN_BITS) return E2B_ERR_PROTOCOL;
+    count = e2b__huffman_counts[bits];
+    if (code - first < count) {
+      if (index + (code - first) >= sizeof e2b__huffman_octets) return E2B_ERR_PROTOCOL; /* EOS */
+      e2b__buf_byte(out, e2b__huffman_octets[index + (code - first)]);
+      code = first = index = 0;
+      bits = 0;
+      ones = true;
+    } else {
+      index += count;
+      first += count;
+    }
+  }
+  return bits < 8 && ones ? out->err : E2B_ERR_PROTOCOL;
+}
+
+/* The dynamic table of one direction: the texts of its entries, oldest first, without gaps. */
+typedef struct e2b__hpack_table {
+  uint32_t count;
+  uint32_t text_len;
+  uint32_t limit;    /* in force now, at most E2B__HPACK_TABLE */
+  struct { uint16_t name_len, value_len; } entries[E2B__HPACK_ENTRIES];
+  char text[E2B__HPACK_TABLE];
+} e2b__hpack_table;
+
+static uint32_t e2b__hpack_size(const e2b__hpack_table *table) {
+  return table->text_len + table->count * E2B__HPACK_OVERHEAD;
+}
+
+/* Drops the oldest entries until the table is no larger than `size`. */
+static void e2b__hpack_shrink(e2b__hpack_table *table, uint32_t size) {
+  uint32_t entries = 0, text = 0;
+  if (e2b__hpack_size(table) <= size) return;
+  while (table->text_len - text + (table->count - entries) * E2B__HPACK_OVERHEAD > size) {
+    text += (uint32_t)table->entries[entries].name_len + table->entries[entries].value_len;
+    entries++;
+  }
+  table->count -= entries;
+  table->text_len -= text;
+  memmove(table->entries, table->entries + entries, table->count * sizeof table->entries[0]);
+  memmove(table->text, table->text + text, table->text_len);
+}
+
+/* name and value must not point into the table. */
+static void e2b__hpack_insert(e2b__hpack_table *table, e2b_str name, e2b_str value) {
+  if (name.len + value.len + E2B__HPACK_OVERHEAD > table->limit) { /* is no error, and empties the table */
+    e2b__hpack_shrink(table, 0);
+    return;
+  }
+  e2b__hpack_shrink(table, table->limit - (uint32_t)(name.len + value.len + E2B__HPACK_OVERHEAD));
+  if (name.len) memcpy(table->text + table->text_len, name.ptr, name.len);
+  if (value.len) memcpy(table->text + table->text_len + name.len, value.ptr, value.len);
+  table->entries[table->count].name_len = (uint16_t)name.len;
+  table->entries[table->count].value_len = (uint16_t)value.len;
+  table->count++;
+  table->text_len += (uint32_t)(name.len + value.len);
+}
+
+/* The entry of that index: static ones from 1, dynamic ones behind them, the newest first. */
+static bool e2b__hpack_get(const e2b__hpack_table *table, uint32_t index, e2b_str *name, e2b_str *value) {
+  const char *end = table->text + table->text_len;
+  uint32_t at = table->count;
+  if (index == 0) return false;
+  if (index <= E2B__HPACK_STATIC) {
+    *name = e2b__str(e2b__hpack_static[index - 1].key);
+    *value = e2b__str(e2b__hpack_static[index - 1].value);
+    return true;
+  }
+  index -= E2B__HPACK_STATIC;
+  if (index > table->count) return false;
+  for (; index > 0; index--) {
+    at--;
+    end -= table->entries[at].name_len + table->entries[at].value_len;
+  }
+  *name = e2b__str_n(end, table->entries[at].name_len);
+  *value = e2b__str_n(end + name->len, table->entries[at].value_len);
+  return true;
+}
+
+/* An integer with a prefix of that many bits; at most 32 bits, in at most six octets. */
+static bool e2b__hpack_get_int(const uint8_t **at, const uint8_t *end, unsigned prefix, uint32_t *out) {
+  uint32_t mask = (1u << prefix) - 1u;
+  uint64_t value;
+  unsigned shift = 0;
+  uint8_t octet;
+  if (*at == end) return false;
+  value = *(*at)++ & mask;
+  if (value == mask) {
+    do {
+      if (*at == end || shift > 28) return false;
+      octet = *(*at)++;
+      value += (uint64_t)(octet & 0x7fu) << shift;
+      shift += 7;
+    } while (octet & 0x80u);
+  }
+  *out = (uint32_t)value;
+  return value <= UINT32_MAX;
+}
+
+static void e2b__hpack_put_int(e2b__buf *out, uint8_t flags, unsigned prefix, uint32_t value) {
+  uint32_t mask = (1u << prefix) - 1u;
+  if (value < mask) {
+    e2b__buf_byte(out, (uint8_t)(flags | value));
+    return;
+  }
+  e2b__buf_byte(out, (uint8_t)(flags | mask));
+  for (value -= mask; value >= 0x80u; value >>= 7) e2b__buf_byte(out, (uint8_t)(value | 0x80u));
+  e2b__buf_byte(out, (uint8_t)value);
+}
+
+/* ---- decoder ---- */
+
+typedef struct e2b__hpack_decoder {
+  e2b__hpack_table table;
+  e2b__buf field; /* name and value being decoded */
+} e2b__hpack_decoder;
+
+static void e2b__hpack_decoder_init(e2b__hpack_decoder *decoder, e2b__mem *mem) {
+  decoder->table.count = decoder->table.text_len = 0;
+  decoder->table.limit = E2B__HPACK_TABLE;
+  e2b__buf_init(&decoder->field, mem, SIZE_MAX); /* at most 8/5 of the block */
+}
+
+/* Every field of a block in order. The strings live until it returns. */
+typedef void (*e2b__hpack_fn)(void *owner, e2b_str name, e2b_str value);
+
+/* Appends a string to decoder->field. */
+static e2b_err e2b__hpack_get_string(e2b__hpack_decoder *decoder, const uint8_t **at, const uint8_t *end) {
+  bool huffman = *at < end && (**at & 0x80u) != 0;
+  uint32_t len;
+  const uint8_t *from;
+  if (!e2b__hpack_get_int(at, end, 7, &len) || len > (size_t)(end - *at)) return E2B_ERR_PROTOCOL;
+  from = *at;
+  *at += len;
+  if (huffman) return e2b__huffman_decode(&decoder->field, from, len);
+  e2b__buf_put(&decoder->field, from, len);
+  return decoder->field.err;
+}
+
+/* A literal: name by index or in full, then the value. Stays in decoder->field, so that inserting may evict its name. */
+static e2b_err e2b__hpack_get_literal(e2b__hpack_decoder *decoder, const uint8_t **at, const uint8_t *end, unsigned prefix,
+                                      e2b_str *name, e2b_str *value) {
+  uint32_t index;
+  size_t name_len;
+  e2b_str unused;
+  e2b_err err = E2B_OK;
+  decoder->field.len = 0;
+  if (!e2b__hpack_get_int(at, end, prefix, &index)) return E2B_ERR_PROTOCOL;
+  if (index == 0)
+    err = e2b__hpack_get_string(decoder, at, end);
+  else if (e2b__hpack_get(&decoder->table, index, name, &unused))
+    e2b__buf_str(&decoder->field, *name);
+  else
+    return E2B_ERR_PROTOCOL;
+  if (err) return err;
+  name_len = decoder->field.len;
+  err = e2b__hpack_get_string(decoder, at, end);
+  if (err) return err;
+  if (decoder->field.err) return decoder->field.err;
+  *name = e2b__str_n(name_len ? (const char *)decoder->field.data : "", name_len);
+  *value = e2b__str_n(decoder->field.len > name_len ? (const char *)decoder->field.data + name_len : "", decoder->field.len - name_len);
+  return E2B_OK;
+}
+
+/* Decodes a whole block. E2B_ERR_PROTOCOL, _LIMIT and _NO_MEMORY leave the table out of step: the connection is lost. */
+static e2b_err e2b__hpack_decode(e2b__hpack_decoder *decoder, const uint8_t *data, size_t len, e2b__hpack_fn on_field, void *owner) {
+  const uint8_t *at = data, *end = len ? data + len : data;
+  e2b_str name, value;
+  bool first = true;
+  while (at < end) {
+    uint8_t octet = *at;
+    uint32_t number;
+    e2b_err err = E2B_OK;
+    if (octet & 0x80u) {
+      if (!e2b__hpack_get_int(&at, end, 7, &number) || !e2b__hpack_get(&decoder->table, number, &name, &value)) return E2B_ERR_PROTOCOL;
+    } else if (octet & 0x40u) {
+      err = e2b__hpack_get_literal(decoder, &at, end, 6, &name, &value);
+      if (!err) e2b__hpack_insert(&decoder->table, name, value);
+    } else if (octet & 0x20u) {
+      if (!first || !e2b__hpack_get_int(&at, end, 5, &number) || number > E2B__HPACK_TABLE) return E2B_ERR_PROTOCOL;
+      decoder->table.limit = number;
+      e2b__hpack_shrink(&decoder->table, number);
+      continue;
+    } else {
+      err = e2b__hpack_get_literal(decoder, &at, end, 4, &name, &value);
+    }
+    if (err) return err;
+    first = false;
+    on_field(owner, name, value);
+  }
+  return E2B_OK;
+}
+
+/* ---- encoder ---- */
+
+typedef struct e2b__hpack_encoder {
+  e2b__hpack_table table;
+  uint32_t lowest;     /* the limit was that low since the last block, */
+  bool announce;       /* and the next one has to begin with saying so */
+} e2b__hpack_encoder;
+
+static void e2b__hpack_encoder_init(e2b__hpack_encoder *encoder) {
+  encoder->table.count = encoder->table.text_len = 0;
+  encoder->table.limit = encoder->lowest = E2B__HPACK_TABLE;
+  encoder->announce = false;
+}
+
+/* The peer's SETTINGS_HEADER_TABLE_SIZE. */
+static void e2b__hpack_encoder_limit(e2b__hpack_encoder *encoder, uint32_t size) {
+  size = E2B__MIN(size, (uint32_t)E2B__HPACK_TABLE);
+  if (size == encoder->table.limit && !encoder->announce) return;
+  encoder->lowest = encoder->announce ? E2B__MIN(encoder->lowest, size) : size;
+  encoder->announce = true;
+  encoder->table.limit = size;
+  e2b__hpack_shrink(&encoder->table, size);
+}
+
+/* Before the fields of each block. */
+static void e2b__hpack_begin(e2b__hpack_encoder *encoder, e2b__buf *out) {
+  if (!encoder->announce) return;
+  if (encoder->lowest < encoder->table.limit) e2b__hpack_put_int(out, 0x20, 5, encoder->lowest);
+  e2b__hpack_put_int(out, 0x20, 5, encoder->table.limit);
+  encoder->announce = false;
+}
+
+/* Fields that are the same in request after request and no secret. All others (keys, tokens, paths, the caller's own) are
+ * never indexed, by us or by anybody on the way. */
+static bool e2b__hpack_repeats(e2b_str name) {
+  static const char *const names[] = { ":authority", "accept", "accept-encoding", "connect-accept-encoding", "connect-protocol-version",
+                                       "content-type", "e2b-sandbox-port", "keepalive-ping-interval", "user-agent" };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(names); i++)
+    if (e2b__str_eq(name, names[i])) return true;
+  return false;
+}
+
+static bool e2b__str_same(e2b_str a, e2b_str b) {
+  return a.len == b.len && (a.len == 0 || memcmp(a.ptr, b.ptr, a.len) == 0);
+}
+
+static void e2b__hpack_put_string(e2b__buf *out, e2b_str text) {
+  e2b__hpack_put_int(out, 0, 7, (uint32_t)text.len); /* as it is: Huffman would save little of what is not indexed */
+  e2b__buf_str(out, text);
+}
+
+/* Writes one field; the name in lower case. A failure sticks in out->err and loses the connection. */
+static void e2b__hpack_encode(e2b__hpack_encoder *encoder, e2b__buf *out, e2b_str name, e2b_str value) {
+  uint32_t index, name_index = 0, last = E2B__HPACK_STATIC + encoder->table.count;
+  e2b_str at_name, at_value;
+  bool repeats = e2b__hpack_repeats(name);
+  for (index = 1; index <= last; index++) {
+    if (!e2b__hpack_get(&encoder->table, index, &at_name, &at_value) || !e2b__str_same(at_name, name)) continue;
+    if (!name_index) name_index = index;
+    if (!e2b__str_same(at_value, value)) continue;
+    e2b__hpack_put_int(out, 0x80, 7, index);
+    return;
+  }
+  e2b__hpack_put_int(out, repeats ? 0x40 : 0x10, repeats ? 6 : 4, name_index);
+  if (!name_index) e2b__hpack_put_string(out, name);
+  e2b__hpack_put_string(out, value);
+  if (repeats) e2b__hpack_insert(&encoder->table, name, value);
+}
+
+/* ================================================================================================================== */
+/* >>>> http2 */
+/* ================================================================================================================== */
+
+/* The protocol of one HTTP/2 connection (RFC 9113), client side: bytes in, bytes and events out, no I/O.
+ *
+ * Memory: a peer may send as much of a stream as its window says, so windows are what bounds memory. Each stream starts with
+ * a small one, which grows with what the path carries in one round trip; it is refilled only while its consumer takes the
+ * data. The window of the connection is so large that no paused stream can stall the others. */
+
+#define E2B__H2_FRAME_MAX 16384       /* of a payload, both ways: the least every peer takes; ours is never raised */
+#define E2B__H2_HEAD 9
+#define E2B__H2_WINDOW_MAX 0x7fffffff
+#define E2B__H2_CONN_WINDOW (1 << 30) /* of the connection */
+#define E2B__H2_DEFAULT_WINDOW 65535
+#define E2B__H2_STREAMS_ASSUMED 100   /* until the peer's SETTINGS say otherwise */
+#define E2B__H2_MAX_ID 0x7ffffffd
+#define E2B__H2_MAX_FIELDS 128        /* in one block */
+#define E2B__H2_MAX_INTERIM 16        /* 1xx answers before the real one */
+#define E2B__H2_MAX_CONTINUATIONS 8
+#define E2B__H2_MAX_SETTINGS 32       /* in one frame */
+#define E2B__H2_MAX_IDLE_FRAMES 1000  /* within 10 s, without data in between: SETTINGS, PING, PRIORITY, unknown ... */
+#define E2B__H2_MAX_EMPTY 100         /* empty DATA and HEADERS in a row */
+#define E2B__H2_MAX_RESETS 10         /* streams the peer spoiled */
+#define E2B__H2_MAX_ACKS 64           /* answers the peer asked for and does not read */
+#define E2B__H2_RESET_MEMORY 128      /* ids of streams we reset, for which late frames are no fault */
+#define E2B__H2_SAMPLE_MS 10          /* least time between two measurements of the path */
+#define E2B__H2_SAMPLE_MAX_MS 10000
+
+enum {
+  E2B__H2_DATA = 0, E2B__H2_HEADERS, E2B__H2_PRIORITY, E2B__H2_RST_STREAM, E2B__H2_SETTINGS, E2B__H2_PUSH_PROMISE, E2B__H2_PING,
+  E2B__H2_GOAWAY, E2B__H2_WINDOW_UPDATE, E2B__H2_CONTINUATION
+};
+#define E2B__H2_END_STREAM 0x01u
+#define E2B__H2_ACK 0x01u
+#define E2B__H2_END_HEADERS 0x04u
+#define E2B__H2_PADDED 0x08u
+#define E2B__H2_HAS_PRIORITY 0x20u
+
+enum {
+  E2B__H2_NO_ERROR = 0, E2B__H2_PROTOCOL_ERROR, E2B__H2_INTERNAL_ERROR, E2B__H2_FLOW_CONTROL_ERROR, E2B__H2_SETTINGS_TIMEOUT,
+  E2B__H2_STREAM_CLOSED, E2B__H2_FRAME_SIZE_ERROR, E2B__H2_REFUSED_STREAM, E2B__H2_CANCEL, E2B__H2_COMPRESSION_ERROR,
+  E2B__H2_CONNECT_ERROR, E2B__H2_ENHANCE_YOUR_CALM, E2B__H2_INADEQUATE_SECURITY, E2B__H2_HTTP_1_1_REQUIRED
+};
+
+static const char *e2b__h2_error_name(uint32_t code) {
+  static const char *const names[] = { "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT",
+                                       "STREAM_CLOSED", "FRAME_SIZE_ERROR", "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR",
+                                       "CONNECT_ERROR", "ENHANCE_YOUR_CALM", "INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED" };
+  return code < E2B__COUNT(names) ? names[code] : "unknown error";
+}
+
+typedef struct e2b__h2 e2b__h2;
+
+typedef struct e2b__h2_stream {
+  struct e2b__h2_stream *prev, *next;
+  e2b__h2 *h2;
+  void *owner;
+  uint32_t id;
+  bool head_request;
+  bool sent_end, got_end;
+  bool head_done;         /* the final head was delivered */
+  bool answered;          /* something of an answer arrived */
+  int status;
+  uint32_t interim;
+  int64_t send_window;    /* may be negative */
+  int64_t receive_window; /* what the peer may still send */
+  int64_t length;         /* content-length of the answer, -1 = none */
+  uint64_t received;
+} e2b__h2_stream;
+
+/* How a stream ended. */
+typedef struct e2b__h2_end {
+  e2b_err err;            /* E2B_OK: the answer is complete */
+  const char *detail;     /* static text */
+  uint32_t code;          /* of the peer's RST_STREAM or GOAWAY */
+  bool unprocessed;       /* the peer said that it did nothing: the request may be sent again, whatever it is */
+} e2b__h2_end;
+
+/* Called from e2b__h2_feed and e2b__h2_lost. They may reset any stream and open new ones, but not free the connection. An error
+ * returned resets the stream; on_end follows with that error. */
+typedef struct e2b__h2_events {
+  e2b_err (*on_head)(e2b__h2_stream *stream, int status, const e2b__headers *headers);
+  e2b_err (*on_body)(e2b__h2_stream *stream, const uint8_t *data, size_t len);
+  void (*on_end)(e2b__h2_stream *stream, const e2b__h2_end *end); /* the stream is gone when it returns */
+} e2b__h2_events;
+
+struct e2b__h2 {
+  /* for the caller to read */
+  e2b__buf out;            /* to be sent before any DATA; the caller takes it away */
+  e2b__h2_stream *streams; /* open ones; the caller may rotate the list for fairness */
+  uint32_t stream_count;
+  uint32_t senders;        /* streams with more to send */
+  bool draining;           /* no new streams: GOAWAY, ids used up, or a failure */
+  bool settled;            /* the peer's SETTINGS arrived */
+  bool ping_waits;         /* a PING of ours is unanswered */
+  const char *detail;      /* why the connection failed, static text */
+  uint32_t max_streams;    /* the peer allows at a time */
+  /* private */
+  e2b__mem *mem;
+  const e2b__h2_events *events;
+  e2b_err err;
+  uint32_t next_id, goaway_last, goaway_code;
+  uint32_t initial_window;     /* by our SETTINGS, */
+  uint32_t window, max_window; /* what a stream gets once its data is being taken, and how far that may grow */
+  uint32_t max_list;           /* bytes of one header list */
+  uint32_t peer_window;        /* streams start with, for sending */
+  uint32_t settings_waiting;   /* of ours, not acknowledged */
+  int64_t send_window, receive_window;
+  e2b__hpack_encoder encoder;
+  e2b__hpack_decoder decoder;
+  e2b__h2_stream *current;     /* the stream an event is about; NULL when the event ended it */
+  e2b__h2_stream *reading;     /* of the DATA frame being read; NULL when it has ended */
+  /* the frame being read */
+  uint8_t head[E2B__H2_HEAD];
+  size_t head_len;
+  uint32_t type, flags, id, size, left; /* left: of the payload */
+  uint32_t pad;                /* at its end, of DATA */
+  bool pad_known;
+  e2b__buf payload;
+  /* the header block being read */
+  e2b__buf block;
+  uint32_t block_id, block_frames;
+  bool block_open, block_ends_stream;
+  e2b__headers fields;
+  uint32_t field_count, list_size;
+  bool list_too_large, regular_seen, malformed;
+  int status;
+  int64_t length;
+  /* against floods */
+  uint32_t idle_frames, empty_frames, spoiled, acks;
+  uint64_t idle_since;
+  uint32_t reset_ids[E2B__H2_RESET_MEMORY], reset_count;
+  /* how much the path carries in one round trip */
+  uint64_t now, sample_at;
+  uint32_t sample_wait_ms;
+  uint64_t sample_bytes;       /* since the PING went out */
+};
+
+static void e2b__h2_put_u32(uint8_t *to, uint32_t value) {
+  to[0] = (uint8_t)(value >> 24);
+  to[1] = (uint8_t)(value >> 16);
+  to[2] = (uint8_t)(value >> 8);
+  to[3] = (uint8_t)value;
+}
+
+static uint32_t e2b__h2_get_u32(const uint8_t *from) {
+  return (uint32_t)from[0] << 24 | (uint32_t)from[1] << 16 | (uint32_t)from[2] << 8 | from[3];
+}
+
+static void e2b__h2_frame_head(uint8_t *to, size_t len, uint8_t type, uint32_t flags, uint32_t id) {
+  e2b__h2_put_u32(to, (uint32_t)len << 8 | type);
+  to[4] = (uint8_t)flags;
+  e2b__h2_put_u32(to + 5, id);
+}
+
+static void e2b__h2_put_frame(e2b__buf *out, uint8_t type, uint32_t flags, uint32_t id, const void *payload, size_t len) {
+  uint8_t head[E2B__H2_HEAD];
+  if (!e2b__buf_reserve(out, sizeof head + len)) return;
+  e2b__h2_frame_head(head, len, type, flags, id);
+  e2b__buf_put(out, head, sizeof head);
+  e2b__buf_put(out, payload, len);
+}
+
+static void e2b__h2_put_word(e2b__buf *out, uint8_t type, uint32_t id, uint32_t value) {
+  uint8_t payload[4];
+  e2b__h2_put_u32(payload, value);
+  e2b__h2_put_frame(out, type, 0, id, payload, sizeof payload);
+}
+
+/* The connection is of no more use: the first reason stays. A GOAWAY tells the peer. */
+static e2b_err e2b__h2_fail(e2b__h2 *h2, e2b_err err, uint32_t code, const char *detail) {
+  uint8_t payload[8];
+  if (h2->err) return h2->err;
+  h2->err = err;
+  h2->detail = detail;
+  h2->draining = true;
+  e2b__h2_put_u32(payload, 0);
+  e2b__h2_put_u32(payload + 4, code);
+  e2b__h2_put_frame(&h2->out, E2B__H2_GOAWAY, 0, 0, payload, sizeof payload);
+  return err;
+}
+
+static e2b_err e2b__h2_protocol(e2b__h2 *h2, uint32_t code, const char *detail) {
+  return e2b__h2_fail(h2, E2B_ERR_PROTOCOL, code, detail);
+}
+
+static e2b_err e2b__h2_calm(e2b__h2 *h2, const char *detail) {
+  return e2b__h2_fail(h2, E2B_ERR_LIMIT, E2B__H2_ENHANCE_YOUR_CALM, detail);
+}
+
+/* Writes what every connection begins with into h2->out. `window`: what a stream may send us unasked, growing up to
+ * `max_window`. E2B_ERR_NO_MEMORY shows in out.err. */
+static void e2b__h2_init(e2b__h2 *h2, e2b__mem *mem, uint32_t window, uint32_t max_window, uint32_t max_list, const e2b__h2_events *events) {
+  uint8_t settings[18];
+  memset(h2, 0, sizeof *h2);
+  h2->mem = mem;
+  h2->events = events;
+  h2->next_id = 1;
+  h2->goaway_last = E2B__H2_WINDOW_MAX;
+  h2->max_streams = E2B__H2_STREAMS_ASSUMED;
+  h2->initial_window = h2->window = E2B__MIN(window, (uint32_t)E2B__H2_WINDOW_MAX);
+  h2->max_window = E2B__MIN(E2B__MAX(window, max_window), (uint32_t)E2B__H2_CONN_WINDOW);
+  h2->max_list = max_list;
+  h2->peer_window = E2B__H2_DEFAULT_WINDOW;
+  h2->send_window = E2B__H2_DEFAULT_WINDOW;
+  h2->receive_window = E2B__H2_CONN_WINDOW;
+  h2->sample_wait_ms = E2B__H2_SAMPLE_MS;
+  h2->settings_waiting = 1;
+  e2b__buf_init(&h2->out, mem, SIZE_MAX);
+  e2b__buf_init(&h2->payload, mem, E2B__H2_FRAME_MAX);
+  e2b__buf_init(&h2->block, mem, E2B__MAX(max_list, (uint32_t)E2B__H2_FRAME_MAX) + E2B__H2_FRAME_MAX);
+  e2b__headers_init(&h2->fields, mem, max_list);
+  e2b__hpack_encoder_init(&h2->encoder);
+  e2b__hpack_decoder_init(&h2->decoder, mem);
+  e2b__buf_text(&h2->out, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+  settings[0] = settings[6] = settings[12] = 0;
+  settings[1] = 2; /* ENABLE_PUSH */
+  e2b__h2_put_u32(settings + 2, 0);
+  settings[7] = 4; /* INITIAL_WINDOW_SIZE */
+  e2b__h2_put_u32(settings + 8, h2->window);
+  settings[13] = 6; /* MAX_HEADER_LIST_SIZE */
+  e2b__h2_put_u32(settings + 14, max_list);
+  e2b__h2_put_frame(&h2->out, E2B__H2_SETTINGS, 0, 0, settings, sizeof settings);
+  e2b__h2_put_word(&h2->out, E2B__H2_WINDOW_UPDATE, 0, E2B__H2_CONN_WINDOW - E2B__H2_DEFAULT_WINDOW);
+}
+
+/* Moves what is to be sent next to `to`. */
+static void e2b__h2_take(e2b__h2 *h2, e2b__buf *to) {
+  e2b__buf_put(to, h2->out.data, h2->out.len);
+  h2->out.len = 0;
+  h2->acks = 0;
+}
+
+static void e2b__h2_unlink(e2b__h2_stream *stream) {
+  e2b__h2 *h2 = stream->h2;
+  if (stream->prev) stream->prev->next = stream->next; else h2->streams = stream->next;
+  if (stream->next) stream->next->prev = stream->prev;
+  h2->stream_count--;
+  if (!stream->sent_end) h2->senders--;
+  if (h2->current == stream) h2->current = NULL;
+  if (h2->reading == stream) h2->reading = NULL;
+}
+
+/* Without events. */
+static void e2b__h2_free(e2b__h2 *h2) {
+  while (h2->streams) {
+    e2b__h2_stream *stream = h2->streams;
+    e2b__h2_unlink(stream);
+    e2b__mem_free(h2->mem, stream, sizeof *stream);
+  }
+  e2b__buf_free(&h2->out);
+  e2b__buf_free(&h2->payload);
+  e2b__buf_free(&h2->block);
+  e2b__buf_free(&h2->decoder.field);
+  e2b__headers_free(&h2->fields);
+}
+
+/* ---- sending ---- */
+
+/* What may not be sent in HTTP/2. */
+static bool e2b__h2_is_connection_field(e2b_str name) {
+  static const char *const names[] = { "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "host", "te" };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(names); i++)
+    if (e2b__str_eq(name, names[i])) return true;
+  return false;
+}
+
+static void e2b__h2_put_block(e2b__h2 *h2, uint32_t id, bool ends_stream, const e2b__buf *block) {
+  size_t at = 0;
+  uint8_t type = E2B__H2_HEADERS;
+  do {
+    size_t n = E2B__MIN(block->len - at, (size_t)E2B__H2_FRAME_MAX);
+    uint32_t flags = (at + n == block->len ? E2B__H2_END_HEADERS : 0) | (type == E2B__H2_HEADERS && ends_stream ? E2B__H2_END_STREAM : 0);
+    e2b__h2_put_frame(&h2->out, type, flags, id, block->data + at, n);
+    type = E2B__H2_CONTINUATION;
+    at += n;
+  } while (at < block->len);
+}
+
+/* Opens a stream with a request head. body_len as for e2b__h1_write_head. NULL with *err: E2B_ERR_NO_MEMORY, E2B_ERR_INVALID_ARGUMENT. */
+static e2b__h2_stream *e2b__h2_open(e2b__h2 *h2, const char *method, bool tls, e2b_str authority, e2b_str path,
+                                    const e2b__headers *headers, int64_t body_len, void *owner, e2b_err *err) {
+  e2b__h2_stream *stream;
+  e2b__buf block;
+  e2b_str name, value;
+  size_t cursor = 0;
+  char digits[24];
+  *err = headers->text.err;
+  if (!*err && (!e2b__header_name_ok(e2b__str(method)) || !e2b__h1_target_ok(path) || !e2b__h1_target_ok(authority))) *err = E2B_ERR_INVALID_ARGUMENT;
+  if (*err) return NULL;
+  stream = (e2b__h2_stream *)e2b__mem_alloc(h2->mem, sizeof *stream);
+  *err = E2B_ERR_NO_MEMORY;
+  if (!stream) return NULL;
+  e2b__buf_init(&block, h2->mem, SIZE_MAX);
+  e2b__hpack_begin(&h2->encoder, &block);
+  e2b__hpack_encode(&h2->encoder, &block, e2b__str(":method"), e2b__str(method));
+  e2b__hpack_encode(&h2->encoder, &block, e2b__str(":scheme"), e2b__str(tls ? "https" : "http"));
+  e2b__hpack_encode(&h2->encoder, &block, e2b__str(":authority"), authority);
+  e2b__hpack_encode(&h2->encoder, &block, e2b__str(":path"), path);
+  while (e2b__headers_next(headers, &cursor, &name, &value))
+    if (!e2b__h2_is_connection_field(name)) e2b__hpack_encode(&h2->encoder, &block, name, value);
+  if (body_len >= 0) {
+    (void)snprintf(digits, sizeof digits, "%lld", (long long)body_len);
+    e2b__hpack_encode(&h2->encoder, &block, e2b__str("content-length"), e2b__str(digits));
+  }
+  stream->sent_end = body_len == E2B__BODY_NONE || body_len == 0;
+  if (!block.err) e2b__h2_put_block(h2, h2->next_id, stream->sent_end, &block);
+  if (block.err || h2->out.err) { /* the peer's table no longer is what the encoder thinks */
+    e2b__buf_free(&block);
+    e2b__mem_free(h2->mem, stream, sizeof *stream);
+    h2->err = E2B_ERR_NO_MEMORY;
+    h2->draining = true;
+    return NULL;
+  }
+  e2b__buf_free(&block);
+  stream->h2 = h2;
+  stream->owner = owner;
+  stream->id = h2->next_id;
+  stream->head_request = strcmp(method, "HEAD") == 0;
+  stream->send_window = h2->peer_window;
+  stream->receive_window = h2->initial_window;
+  stream->length = -1;
+  h2->next_id += 2;
+  if (h2->next_id > E2B__H2_MAX_ID) h2->draining = true;
+  stream->next = h2->streams;
+  if (stream->next) stream->next->prev = stream;
+  h2->streams = stream;
+  h2->stream_count++;
+  if (!stream->sent_end) h2->senders++;
+  *err = E2B_OK;
+  return stream;
+}
+
+/* How many bytes of DATA the stream may send now. */
+static size_t e2b__h2_room(const e2b__h2_stream *stream) {
+  int64_t room = E2B__MIN(stream->send_window, stream->h2->send_window);
+  return room <= 0 ? 0 : (size_t)E2B__MIN(room, (int64_t)E2B__H2_FRAME_MAX);
+}
+
+/* Moves the stream behind all others: they send in turn. */
+static void e2b__h2_rotate(e2b__h2_stream *stream) {
+  e2b__h2_stream *last = stream;
+  if (!stream->next) return;
+  while (last->next) last = last->next;
+  if (stream->prev) stream->prev->next = stream->next; else stream->h2->streams = stream->next;
+  stream->next->prev = stream->prev;
+  last->next = stream;
+  stream->prev = last;
+  stream->next = NULL;
+}
+
+/* Fills in the head of a DATA frame in front of `len` bytes; at most e2b__h2_room. */
+static void e2b__h2_data_head(e2b__h2_stream *stream, uint8_t head[E2B__H2_HEAD], size_t len, bool end) {
+  e2b__h2_frame_head(head, len, E2B__H2_DATA, end ? E2B__H2_END_STREAM : 0, stream->id);
+  stream->send_window -= (int64_t)len;
+  stream->h2->send_window -= (int64_t)len;
+  stream->sent_end = end;
+  if (end) stream->h2->senders--;
+  stream->h2->idle_frames = 0;
+}
+
+static void e2b__h2_remember_reset(e2b__h2 *h2, uint32_t id) {
+  h2->reset_ids[h2->reset_count++ % E2B__H2_RESET_MEMORY] = id;
+}
+
+/* Whether late frames for a closed stream are to be expected: we reset it, and not so long ago that it was forgotten. */
+static bool e2b__h2_was_reset(const e2b__h2 *h2, uint32_t id) {
+  uint32_t i, known = E2B__MIN(h2->reset_count, (uint32_t)E2B__H2_RESET_MEMORY), oldest = UINT32_MAX;
+  for (i = 0; i < known; i++) {
+    if (h2->reset_ids[i] == id) return true;
+    oldest = E2B__MIN(oldest, h2->reset_ids[i]);
+  }
+  return known == E2B__H2_RESET_MEMORY && id < oldest;
+}
+
+/* Ends a stream from our side, without events. */
+static void e2b__h2_reset(e2b__h2_stream *stream, uint32_t code) {
+  e2b__h2 *h2 = stream->h2;
+  if (!(stream->sent_end && stream->got_end) && !h2->err) {
+    e2b__h2_put_word(&h2->out, E2B__H2_RST_STREAM, stream->id, code);
+    if (!stream->got_end) e2b__h2_remember_reset(h2, stream->id);
+  }
+  e2b__h2_unlink(stream);
+  e2b__mem_free(h2->mem, stream, sizeof *stream);
+}
+
+/* Lets the peer send more: up to the stream's whole window, when at least half of it is used up. The consumer says when. */
+static void e2b__h2_refill(e2b__h2_stream *stream) {
+  e2b__h2 *h2 = stream->h2;
+  int64_t missing = (int64_t)h2->window - stream->receive_window;
+  if (stream->got_end || h2->err || missing < (int64_t)h2->window / 2 || missing <= 0) return;
+  e2b__h2_put_word(&h2->out, E2B__H2_WINDOW_UPDATE, stream->id, (uint32_t)missing);
+  stream->receive_window += missing;
+}
+
+/* Asks whether the peer is still there; its answer clears ping_waits. */
+static void e2b__h2_ping(e2b__h2 *h2) {
+  static const uint8_t payload[8] = { 'e', '2', 'b', '.', 'h', 0, 0, 0 };
+  if (h2->ping_waits || h2->err) return;
+  h2->ping_waits = true;
+  h2->sample_bytes = 0;
+  h2->sample_at = h2->now;
+  e2b__h2_put_frame(&h2->out, E2B__H2_PING, 0, 0, payload, sizeof payload);
+}
+
+/* ---- the ends of streams ---- */
+
+static void e2b__h2_end_stream(e2b__h2_stream *stream, e2b_err err, const char *detail, uint32_t code, bool unprocessed) {
+  e2b__h2 *h2 = stream->h2;
+  e2b__h2_end end;
+  end.err = err;
+  end.detail = detail;
+  end.code = code;
+  end.unprocessed = unprocessed;
+  e2b__h2_unlink(stream);
+  h2->events->on_end(stream, &end);
+  e2b__mem_free(h2->mem, stream, sizeof *stream);
+}
+
+/* Resets a stream and tells its owner. */
+static e2b_err e2b__h2_spoil(e2b__h2_stream *stream, e2b_err err, uint32_t code, const char *detail) {
+  e2b__h2 *h2 = stream->h2;
+  if (code == E2B__H2_PROTOCOL_ERROR && ++h2->spoiled > E2B__H2_MAX_RESETS) return e2b__h2_calm(h2, "the server spoils stream after stream");
+  e2b__h2_put_word(&h2->out, E2B__H2_RST_STREAM, stream->id, code);
+  e2b__h2_remember_reset(h2, stream->id);
+  e2b__h2_end_stream(stream, err, detail, code, false);
+  return h2->err;
+}
+
+/* The peer ended the stream. */
+static e2b_err e2b__h2_remote_end(e2b__h2_stream *stream) {
+  e2b__h2 *h2 = stream->h2;
+  bool no_body = stream->head_request || stream->status == 204 || stream->status == 304;
+  stream->got_end = true;
+  if (stream->length >= 0 && !no_body && stream->received != (uint64_t)stream->length)
+    return e2b__h2_spoil(stream, stream->received < (uint64_t)stream->length ? E2B_ERR_TRUNCATED : E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR,
+                         "the body is not as long as its content-length");
+  if (!stream->sent_end) e2b__h2_put_word(&h2->out, E2B__H2_RST_STREAM, stream->id, E2B__H2_CANCEL); /* answered early */
+  e2b__h2_end_stream(stream, E2B_OK, NULL, 0, false);
+  return h2->err;
+}
+
+/* The connection is gone or no longer to be trusted: every stream ends. `err` and `detail` for those without an answer. */
+static void e2b__h2_lost(e2b__h2 *h2, e2b_err err, const char *detail) {
+  if (!h2->err) h2->err = err;
+  h2->draining = true;
+  while (h2->streams) {
+    e2b__h2_stream *stream = h2->streams;
+    bool cut = stream->answered && (err == E2B_ERR_CLOSED || err == E2B_ERR_IO);
+    e2b__h2_end_stream(stream, cut ? E2B_ERR_TRUNCATED : err, cut ? "the connection was cut before the end of the answer" : detail,
+                       h2->goaway_code, false);
+  }
+}
+
+static e2b__h2_stream *e2b__h2_find(const e2b__h2 *h2, uint32_t id) {
+  e2b__h2_stream *stream;
+  for (stream = h2->streams; stream && stream->id != id; stream = stream->next) {}
+  return stream;
+}
+
+/* Whether frames may name that stream: ours, and opened once. */
+static bool e2b__h2_known(const e2b__h2 *h2, uint32_t id) {
+  return (id & 1u) && id < h2->next_id;
+}
+
+/* ---- header blocks ---- */
+
+static bool e2b__h2_name_ok(e2b_str name) {
+  size_t i;
+  for (i = 0; i < name.len; i++) {
+    uint8_t c = (uint8_t)name.ptr[i];
+    if (c <= 0x20 || c >= 0x7f || (c >= 'A' && c <= 'Z') || c == ':') return false;
+  }
+  return name.len > 0;
+}
+
+static bool e2b__h2_value_ok(e2b_str value) {
+  size_t i;
+  for (i = 0; i < value.len; i++)
+    if (value.ptr[i] == 0 || value.ptr[i] == '\r' || value.ptr[i] == '\n') return false;
+  return value.len == 0 || (!e2b__is_blank(value.ptr[0]) && !e2b__is_blank(value.ptr[value.len - 1]));
+}
+
+static bool e2b__h2_status(e2b_str text, int *status) {
+  if (text.len != 3 || text.ptr[0] < '1' || text.ptr[0] > '5' || !e2b__is_digit(text.ptr[1]) || !e2b__is_digit(text.ptr[2])) return false;
+  *status = (text.ptr[0] - '0') * 100 + (text.ptr[1] - '0') * 10 + (text.ptr[2] - '0');
+  return true;
+}
+
+static bool e2b__h2_length(e2b_str text, int64_t *length) {
+  size_t i;
+  int64_t value = 0;
+  if (text.len == 0 || text.len > 18) return false;
+  for (i = 0; i < text.len; i++) {
+    if (!e2b__is_digit(text.ptr[i])) return false;
+    value = value * 10 + (text.ptr[i] - '0');
+  }
+  if (*length >= 0 && *length != value) return false;
+  *length = value;
+  return true;
+}
+
+/* Takes one field of the block. What is wrong with it spoils its stream only; the block is decoded to its end all the same. */
+static void e2b__h2_on_field(void *owner, e2b_str name, e2b_str value) {
+  e2b__h2 *h2 = (e2b__h2 *)owner;
+  bool pseudo = name.len && name.ptr[0] == ':';
+  uint32_t size = (uint32_t)E2B__MIN(name.len + value.len, (size_t)E2B__H2_WINDOW_MAX) + E2B__HPACK_OVERHEAD;
+  if (size > h2->max_list - h2->list_size || ++h2->field_count > E2B__H2_MAX_FIELDS) h2->list_too_large = true;
+  if (h2->list_too_large) return;
+  h2->list_size += size;
+  if (pseudo) {
+    if (h2->regular_seen || h2->status || !e2b__str_eq(name, ":status") || !e2b__h2_status(value, &h2->status)) h2->malformed = true;
+    return;
+  }
+  h2->regular_seen = true;
+  if (!e2b__h2_name_ok(name) || !e2b__h2_value_ok(value) || (e2b__h2_is_connection_field(name) && !e2b__str_eq(name, "host") && !e2b__str_eq(name, "te")) ||
+      (e2b__str_eq(name, "content-length") && !e2b__h2_length(value, &h2->length)))
+    h2->malformed = true;
+  if (!h2->malformed) e2b__headers_add(&h2->fields, name, value);
+}
+
+/* A final head, a 1xx, or trailers. */
+static e2b_err e2b__h2_deliver_head(e2b__h2_stream *stream, bool ends) {
+  e2b__h2 *h2 = stream->h2;
+  e2b_err err;
+  stream->answered = true;
+  if (h2->fields.text.err == E2B_ERR_NO_MEMORY) return e2b__h2_fail(h2, E2B_ERR_NO_MEMORY, E2B__H2_INTERNAL_ERROR, "out of memory for the answer's head");
+  if (h2->list_too_large) return e2b__h2_spoil(stream, E2B_ERR_LIMIT, E2B__H2_CANCEL, "the response head is too long");
+  if (h2->malformed || h2->fields.text.err) return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR, "malformed header field");
+  if (stream->head_done) { /* trailers: nothing here needs them */
+    if (h2->status || !ends) return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR, "malformed trailers");
+    return e2b__h2_remote_end(stream);
+  }
+  if (h2->status == 0 || h2->status == 101) return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR, "the response head has no valid status");
+  if (h2->status < 200) {
+    if (ends) return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR, "the answer ended with an interim response");
+    if (++stream->interim > E2B__H2_MAX_INTERIM) return e2b__h2_spoil(stream, E2B_ERR_LIMIT, E2B__H2_ENHANCE_YOUR_CALM, "too many interim responses");
+    return E2B_OK;
+  }
+  stream->head_done = true;
+  stream->status = h2->status;
+  stream->length = h2->length;
+  h2->current = stream;
+  err = h2->events->on_head(stream, h2->status, &h2->fields);
+  if (!h2->current) return h2->err;
+  h2->current = NULL;
+  if (err) return e2b__h2_spoil(stream, err, E2B__H2_CANCEL, "stopped by the receiver of the head");
+  return ends ? e2b__h2_remote_end(stream) : E2B_OK;
+}
+
+/* The block is complete. It is decoded even when nobody wants it: the tables must stay in step. */
+static e2b_err e2b__h2_block_end(e2b__h2 *h2) {
+  e2b__h2_stream *stream;
+  uint32_t id = h2->block_id;
+  e2b_err err;
+  h2->block_open = false;
+  e2b__headers_free(&h2->fields);
+  h2->field_count = h2->list_size = 0;
+  h2->list_too_large = h2->regular_seen = h2->malformed = false;
+  h2->status = 0;
+  h2->length = -1;
+  err = e2b__hpack_decode(&h2->decoder, h2->block.data, h2->block.len, e2b__h2_on_field, h2);
+  e2b__buf_free(&h2->block);
+  if (err == E2B_ERR_NO_MEMORY) return e2b__h2_fail(h2, err, E2B__H2_INTERNAL_ERROR, "out of memory for the answer's head");
+  if (err) return e2b__h2_protocol(h2, E2B__H2_COMPRESSION_ERROR, "the compressed header fields cannot be decoded");
+  stream = e2b__h2_find(h2, id);
+  if (stream) return e2b__h2_deliver_head(stream, h2->block_ends_stream);
+  return e2b__h2_was_reset(h2, id) ? E2B_OK : e2b__h2_protocol(h2, E2B__H2_STREAM_CLOSED, "a response head for a stream that has ended");
+}
+
+/* HEADERS or CONTINUATION: the fragment in h2->payload. */
+static e2b_err e2b__h2_on_headers(e2b__h2 *h2) {
+  size_t from = 0, len = h2->payload.len, pad = 0;
+  const uint8_t *data = h2->payload.data;
+  if (h2->type == E2B__H2_HEADERS) {
+    if (h2->flags & E2B__H2_PADDED) {
+      if (len < 1) return e2b__h2_protocol(h2, E2B__H2_FRAME_SIZE_ERROR, "a HEADERS frame is too short");
+      pad = data[0];
+      from = 1;
+    }
+    if (h2->flags & E2B__H2_HAS_PRIORITY) from += 5;
+    if (from > len) return e2b__h2_protocol(h2, E2B__H2_FRAME_SIZE_ERROR, "a HEADERS frame is too short");
+    if (pad > len - from) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a HEADERS frame has too much padding");
+    h2->block_open = true;
+    h2->block_id = h2->id;
+    h2->block_frames = 0;
+    h2->block_ends_stream = (h2->flags & E2B__H2_END_STREAM) != 0;
+  } else if (++h2->block_frames > E2B__H2_MAX_CONTINUATIONS) {
+    return e2b__h2_calm(h2, "the response head comes in too many pieces");
+  }
+  if (len > from + pad) e2b__buf_put(&h2->block, data + from, len - from - pad);
+  if (h2->block.err == E2B_ERR_LIMIT) return e2b__h2_calm(h2, "the response head is too long");
+  if (h2->block.err) return e2b__h2_fail(h2, h2->block.err, E2B__H2_INTERNAL_ERROR, "out of memory for the answer's head");
+  return h2->flags & E2B__H2_END_HEADERS ? e2b__h2_block_end(h2) : E2B_OK;
+}
+
+/* ---- data ---- */
+
+/* Keeps the window of the connection open, and measures the path while data flows. */
+static void e2b__h2_count_data(e2b__h2 *h2, uint32_t len) {
+  h2->receive_window -= len;
+  h2->sample_bytes += len;
+  if (h2->receive_window < E2B__H2_CONN_WINDOW / 2) {
+    e2b__h2_put_word(&h2->out, E2B__H2_WINDOW_UPDATE, 0, (uint32_t)(E2B__H2_CONN_WINDOW - h2->receive_window));
+    h2->receive_window = E2B__H2_CONN_WINDOW;
+  }
+  if (!h2->ping_waits && h2->window < h2->max_window && h2->now >= h2->sample_at + h2->sample_wait_ms) e2b__h2_ping(h2);
+}
+
+/* The answer to our PING: when most of a window arrived within the round trip, windows were what limited it. */
+static void e2b__h2_sampled(e2b__h2 *h2) {
+  h2->ping_waits = false;
+  if (h2->sample_bytes < h2->window / 2) {
+    h2->sample_wait_ms = E2B__MIN(h2->sample_wait_ms * 2, (uint32_t)E2B__H2_SAMPLE_MAX_MS);
+    return;
+  }
+  h2->sample_wait_ms = E2B__H2_SAMPLE_MS;
+  h2->window = (uint32_t)E2B__MIN((uint64_t)h2->max_window, E2B__MAX((uint64_t)h2->window * 2, h2->sample_bytes * 4));
+}
+
+/* The head of a DATA frame: checks all of it against the windows before any of it is taken. */
+static e2b_err e2b__h2_data_begin(e2b__h2 *h2) {
+  e2b__h2_stream *stream = e2b__h2_find(h2, h2->id);
+  h2->reading = NULL;
+  if (!e2b__h2_known(h2, h2->id)) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "data on a stream that was never opened");
+  if (h2->size > h2->receive_window) return e2b__h2_protocol(h2, E2B__H2_FLOW_CONTROL_ERROR, "more data than the connection's window allows");
+  e2b__h2_count_data(h2, h2->size);
+  h2->pad_known = !(h2->flags & E2B__H2_PADDED);
+  h2->pad = 0;
+  if (!h2->pad_known && h2->size == 0) return e2b__h2_protocol(h2, E2B__H2_FRAME_SIZE_ERROR, "a DATA frame is too short");
+  if (!stream) return e2b__h2_was_reset(h2, h2->id) ? E2B_OK : e2b__h2_protocol(h2, E2B__H2_STREAM_CLOSED, "data for a stream that has ended");
+  if (!stream->head_done) return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR, "data before the response head");
+  if (h2->size > stream->receive_window)
+    return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_FLOW_CONTROL_ERROR, "more data than the stream's window allows");
+  stream->receive_window -= h2->size;
+  h2->reading = stream;
+  return E2B_OK;
+}
+
+/* Some of the payload of a DATA frame. */
+static e2b_err e2b__h2_data(e2b__h2 *h2, const uint8_t *data, size_t len) {
+  e2b__h2_stream *stream;
+  size_t body;
+  e2b_err err;
+  bool too_long = false;
+  if (!h2->pad_known) {
+    h2->pad_known = true;
+    h2->pad = data[0];
+    if (h2->pad > h2->left - 1) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a DATA frame has too much padding");
+    data++;
+    len--;
+    h2->left--;
+  }
+  body = (size_t)E2B__MIN((uint64_t)len, (uint64_t)(h2->left > h2->pad ? h2->left - h2->pad : 0));
+  stream = h2->reading;
+  if (!body || !stream) return E2B_OK;
+  if (stream->head_request || stream->status == 204 || stream->status == 304)
+    return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR, "a body where there is none");
+  if (stream->length >= 0 && body > (uint64_t)stream->length - stream->received) { /* what is in the length is delivered still */
+    body = (size_t)((uint64_t)stream->length - stream->received);
+    too_long = true;
+  }
+  stream->received += body;
+  h2->idle_frames = h2->empty_frames = 0;
+  h2->current = stream;
+  err = body ? h2->events->on_body(stream, data, body) : E2B_OK;
+  if (!h2->current) return h2->err;
+  h2->current = NULL;
+  if (err) return e2b__h2_spoil(stream, err, E2B__H2_CANCEL, "the data could not be delivered");
+  if (too_long) return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR, "the body is longer than its content-length");
+  return E2B_OK;
+}
+
+/* ---- the other frames ---- */
+
+static e2b_err e2b__h2_setting(e2b__h2 *h2, uint32_t id, uint32_t value) {
+  e2b__h2_stream *stream;
+  if (id == 1) e2b__hpack_encoder_limit(&h2->encoder, value);
+  if (id == 2 && value != 0) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "the server wants to push");
+  if (id == 3) h2->max_streams = value;
+  if (id == 5 && (value < E2B__H2_FRAME_MAX || value > 0xffffff))
+    return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "SETTINGS_MAX_FRAME_SIZE is out of range");
+  if (id != 4) return E2B_OK;
+  if (value > E2B__H2_WINDOW_MAX) return e2b__h2_protocol(h2, E2B__H2_FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE is out of range");
+  for (stream = h2->streams; stream; stream = stream->next) {
+    stream->send_window += (int64_t)value - (int64_t)h2->peer_window;
+    if (stream->send_window > E2B__H2_WINDOW_MAX) return e2b__h2_protocol(h2, E2B__H2_FLOW_CONTROL_ERROR, "a window grew beyond its limit");
+  }
+  h2->peer_window = value;
+  return E2B_OK;
+}
+
+static e2b_err e2b__h2_on_settings(e2b__h2 *h2) {
+  size_t at;
+  if (h2->flags & E2B__H2_ACK) {
+    if (h2->settings_waiting) h2->settings_waiting--;
+    return E2B_OK;
+  }
+  for (at = 0; at + 6 <= h2->payload.len; at += 6) {
+    const uint8_t *entry = h2->payload.data + at;
+    e2b_err err = e2b__h2_setting(h2, (uint32_t)entry[0] << 8 | entry[1], e2b__h2_get_u32(entry + 2));
+    if (err) return err;
+  }
+  h2->settled = true;
+  e2b__h2_put_frame(&h2->out, E2B__H2_SETTINGS, E2B__H2_ACK, 0, NULL, 0);
+  return E2B_OK;
+}
+
+static e2b_err e2b__h2_on_goaway(e2b__h2 *h2) {
+  uint32_t last = e2b__h2_get_u32(h2->payload.data) & E2B__H2_WINDOW_MAX;
+  e2b__h2_stream *stream, *next;
+  if (last > h2->goaway_last) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a GOAWAY that takes back another");
+  h2->goaway_last = last;
+  h2->goaway_code = e2b__h2_get_u32(h2->payload.data + 4);
+  h2->draining = true;
+  for (stream = h2->streams; stream; stream = next) {
+    next = stream->next;
+    if (stream->id <= last) continue;
+    e2b__h2_end_stream(stream, E2B_ERR_CLOSED, "the server closed the connection (GOAWAY) and did not look at the request", h2->goaway_code, true);
+    next = h2->streams; /* on_end may have ended others */
+  }
+  return h2->err;
+}
+
+static e2b_err e2b__h2_on_reset(e2b__h2 *h2) {
+  e2b__h2_stream *stream = e2b__h2_find(h2, h2->id);
+  uint32_t code = e2b__h2_get_u32(h2->payload.data);
+  if (!e2b__h2_known(h2, h2->id)) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a reset of a stream that was never opened");
+  if (!stream) return E2B_OK;
+  if (code == E2B__H2_REFUSED_STREAM || code == E2B__H2_HTTP_1_1_REQUIRED)
+    e2b__h2_end_stream(stream, E2B_ERR_UNAVAILABLE, "the server refused the request", code, true);
+  else
+    e2b__h2_end_stream(stream, stream->answered ? E2B_ERR_TRUNCATED : E2B_ERR_CLOSED, "the server reset the stream", code, false);
+  return h2->err;
+}
+
+static e2b_err e2b__h2_on_window(e2b__h2 *h2) {
+  uint32_t more = e2b__h2_get_u32(h2->payload.data) & E2B__H2_WINDOW_MAX;
+  e2b__h2_stream *stream;
+  if (h2->id == 0) {
+    if (more == 0) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a WINDOW_UPDATE of nothing");
+    h2->send_window += more;
+    return h2->send_window > E2B__H2_WINDOW_MAX ? e2b__h2_protocol(h2, E2B__H2_FLOW_CONTROL_ERROR, "a window grew beyond its limit") : E2B_OK;
+  }
+  if (!e2b__h2_known(h2, h2->id)) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a WINDOW_UPDATE of a stream that was never opened");
+  stream = e2b__h2_find(h2, h2->id);
+  if (!stream) return E2B_OK;
+  if (more == 0) return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_PROTOCOL_ERROR, "a WINDOW_UPDATE of nothing");
+  stream->send_window += more;
+  if (stream->send_window > E2B__H2_WINDOW_MAX)
+    return e2b__h2_spoil(stream, E2B_ERR_PROTOCOL, E2B__H2_FLOW_CONTROL_ERROR, "a window grew beyond its limit");
+  return E2B_OK;
+}
+
+static e2b_err e2b__h2_on_ping(e2b__h2 *h2) {
+  if (!(h2->flags & E2B__H2_ACK))
+    e2b__h2_put_frame(&h2->out, E2B__H2_PING, E2B__H2_ACK, 0, h2->payload.data, 8);
+  else if (h2->ping_waits)
+    e2b__h2_sampled(h2);
+  return E2B_OK;
+}
+
+/* ---- frames ---- */
+
+/* The size a frame of that type must have; -1 = any. */
+static int e2b__h2_fixed_size(uint32_t type, uint32_t flags) {
+  switch (type) {
+    case E2B__H2_PRIORITY: return 5;
+    case E2B__H2_RST_STREAM: case E2B__H2_WINDOW_UPDATE: return 4;
+    case E2B__H2_PING: return 8;
+    case E2B__H2_SETTINGS: return flags & E2B__H2_ACK ? 0 : -1;
+    default: return -1;
+  }
+}
+
+/* Counts frames that bring us nothing. */
+static e2b_err e2b__h2_check_flood(e2b__h2 *h2) {
+  bool empty = h2->size == 0 && !(h2->flags & E2B__H2_END_STREAM) && (h2->type == E2B__H2_DATA || h2->type == E2B__H2_HEADERS);
+  if (h2->type == E2B__H2_DATA || h2->type == E2B__H2_HEADERS || h2->type == E2B__H2_CONTINUATION) {
+    if (empty && ++h2->empty_frames > E2B__H2_MAX_EMPTY) return e2b__h2_calm(h2, "the server sends empty frames only");
+    return E2B_OK;
+  }
+  if (h2->now >= h2->idle_since + 10000u) {
+    h2->idle_since = h2->now;
+    h2->idle_frames = 0;
+  }
+  if (++h2->idle_frames > E2B__H2_MAX_IDLE_FRAMES) return e2b__h2_calm(h2, "the server sends control frames only");
+  if ((h2->type == E2B__H2_PING || h2->type == E2B__H2_SETTINGS) && ++h2->acks > E2B__H2_MAX_ACKS)
+    return e2b__h2_calm(h2, "the server wants answers that it does not read");
+  return E2B_OK;
+}
+
+static e2b_err e2b__h2_frame_begin(e2b__h2 *h2) {
+  bool on_connection = h2->type == E2B__H2_SETTINGS || h2->type == E2B__H2_PING || h2->type == E2B__H2_GOAWAY;
+  bool on_stream = h2->type <= E2B__H2_CONTINUATION && !on_connection && h2->type != E2B__H2_WINDOW_UPDATE;
+  int fixed = e2b__h2_fixed_size(h2->type, h2->flags);
+  if (!h2->settled && (h2->type != E2B__H2_SETTINGS || h2->flags & E2B__H2_ACK))
+    return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, memcmp(h2->head, "HTTP/1.", 7) == 0
+                                                            ? "the server answered with HTTP/1: it does not speak HTTP/2 on this port"
+                                                            : "the server does not speak HTTP/2 on this port");
+  if (h2->size > E2B__H2_FRAME_MAX) return e2b__h2_protocol(h2, E2B__H2_FRAME_SIZE_ERROR, "a frame is larger than allowed");
+  if (h2->block_open && (h2->type != E2B__H2_CONTINUATION || h2->id != h2->block_id))
+    return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "another frame within a response head");
+  if (!h2->block_open && h2->type == E2B__H2_CONTINUATION)
+    return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a CONTINUATION frame of nothing");
+  if ((on_connection && h2->id != 0) || (on_stream && h2->id == 0))
+    return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a frame on the wrong stream");
+  if ((fixed >= 0 && h2->size != (uint32_t)fixed) || (h2->type == E2B__H2_SETTINGS && h2->size % 6 != 0) ||
+      (h2->type == E2B__H2_GOAWAY && h2->size < 8))
+    return e2b__h2_protocol(h2, E2B__H2_FRAME_SIZE_ERROR, "a frame has the wrong size");
+  if (h2->type == E2B__H2_PUSH_PROMISE) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "the server pushes");
+  if (h2->type == E2B__H2_SETTINGS && h2->size > E2B__H2_MAX_SETTINGS * 6) return e2b__h2_calm(h2, "too many settings");
+  if (h2->type == E2B__H2_HEADERS && !e2b__h2_known(h2, h2->id))
+    return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a response head on a stream that was never opened");
+  if (e2b__h2_check_flood(h2)) return h2->err;
+  return h2->type == E2B__H2_DATA ? e2b__h2_data_begin(h2) : E2B_OK;
+}
+
+static e2b_err e2b__h2_frame_end(e2b__h2 *h2) {
+  e2b_err err = E2B_OK;
+  switch (h2->type) {
+    case E2B__H2_DATA:
+      if (h2->reading && h2->flags & E2B__H2_END_STREAM) err = e2b__h2_remote_end(h2->reading);
+      h2->reading = NULL;
+      break;
+    case E2B__H2_HEADERS: case E2B__H2_CONTINUATION: err = e2b__h2_on_headers(h2); break;
+    case E2B__H2_RST_STREAM: err = e2b__h2_on_reset(h2); break;
+    case E2B__H2_SETTINGS: err = e2b__h2_on_settings(h2); break;
+    case E2B__H2_PING: err = e2b__h2_on_ping(h2); break;
+    case E2B__H2_GOAWAY: err = e2b__h2_on_goaway(h2); break;
+    case E2B__H2_WINDOW_UPDATE: err = e2b__h2_on_window(h2); break;
+    default: break; /* PRIORITY, and what later versions may bring */
+  }
+  h2->payload.len = 0;
+  h2->head_len = 0;
+  return err;
+}
+
+/* Takes a piece of the payload of the frame being read. */
+static e2b_err e2b__h2_payload(e2b__h2 *h2, const uint8_t *data, size_t len) {
+  e2b_err err = E2B_OK;
+  if (h2->type == E2B__H2_DATA) {
+    bool padded = !h2->pad_known;
+    err = e2b__h2_data(h2, data, len);
+    if (padded) len--; /* e2b__h2_data took it off h2->left */
+  } else if (h2->type < E2B__H2_CONTINUATION + 1) {
+    size_t keep = h2->type == E2B__H2_GOAWAY ? E2B__MIN(len, (size_t)8 - E2B__MIN(h2->payload.len, (size_t)8)) : len;
+    e2b__buf_put(&h2->payload, data, keep);
+    if (h2->payload.err) err = e2b__h2_fail(h2, h2->payload.err, E2B__H2_INTERNAL_ERROR, "out of memory for a frame");
+  }
+  h2->left -= (uint32_t)len;
+  return err;
+}
+
+/* Takes bytes as they arrive, in any split. After an error (E2B_ERR_PROTOCOL, _LIMIT, _NO_MEMORY; h2->detail says why) a GOAWAY lies
+ * in h2->out and the caller ends all streams with e2b__h2_lost. */
+static e2b_err e2b__h2_feed(e2b__h2 *h2, const uint8_t *data, size_t len, uint64_t now) {
+  h2->now = now;
+  while (len && !h2->err) {
+    size_t n;
+    if (h2->head_len < E2B__H2_HEAD) {
+      n = E2B__MIN(len, E2B__H2_HEAD - h2->head_len);
+      memcpy(h2->head + h2->head_len, data, n);
+      h2->head_len += n;
+      data += n;
+      len -= n;
+      if (h2->head_len < E2B__H2_HEAD) break;
+      h2->size = h2->left = e2b__h2_get_u32(h2->head) >> 8;
+      h2->type = h2->head[3];
+      h2->flags = h2->head[4];
+      h2->id = e2b__h2_get_u32(h2->head + 5) & E2B__H2_WINDOW_MAX;
+      if (e2b__h2_frame_begin(h2)) break;
+    } else {
+      n = E2B__MIN(len, (size_t)h2->left);
+      if (e2b__h2_payload(h2, data, n)) break;
+      data += n;
+      len -= n;
+    }
+    if (h2->left == 0) (void)e2b__h2_frame_end(h2);
+  }
+  if (!h2->err && h2->out.err) h2->err = h2->out.err;
+  return h2->err;
+}
+#endif /* E2B_NO_HTTP2 */
+
 /* ================================================================================================================== */
 /* >>>> sockets */
 /* ================================================================================================================== */
@@ -6606,6 +7820,7 @@ typedef struct e2b__net {
   size_t host_count;
   e2b__waker *waker;                       /* may be NULL when the transport resolves names itself */
   e2b__tls_shared *tls;
+  e2b__tls_shared *tls_h1;                 /* for servers that take back their agreement to HTTP/2; offers http/1.1 only */
   e2b__dns_slot names[E2B__DNS_SLOTS];
   e2b__native_pollfd *polls; /* of e2b__net_poll */
   size_t poll_cap;
@@ -6616,13 +7831,14 @@ static void e2b__net_free(e2b__net *net) {
   size_t i;
   for (i = 0; i < E2B__DNS_SLOTS; i++) e2b__dns_slot_clear(&net->names[i]);
   e2b__tls_shared_free(net->tls);
+  e2b__tls_shared_free(net->tls_h1);
   e2b__proxies_free(net->mem, &net->proxies);
   for (i = 0; net->hosts && i < net->host_count; i++) e2b__mem_free_str(net->mem, net->hosts[i].name);
   e2b__mem_free(net->mem, net->hosts, net->host_count * sizeof *net->hosts);
   e2b__mem_free(net->mem, net->polls, net->poll_cap * sizeof *net->polls);
   net->hosts = NULL;
   net->host_count = 0;
-  net->tls = NULL;
+  net->tls = net->tls_h1 = NULL;
   net->polls = NULL;
   net->poll_cap = 0;
 }
@@ -6686,6 +7902,7 @@ typedef struct e2b__link {
   void *conn;
   e2b__tls *tls;
   const char *alpn; /* the protocol agreed on, or NULL: then HTTP/1.1 */
+  bool h1_only;     /* offer nothing else */
   uint16_t port;
   bool secure;      /* https */
   bool absolute;    /* no tunnel: requests go to the proxy, which asks the host */
@@ -7005,7 +8222,9 @@ static e2b_err e2b__link_connected(e2b__link *l, e2b_error *err) {
 
 /* On a fresh connection or tunnel. E2B_OK = ready, or TLS is to follow. */
 static e2b_err e2b__link_secure(e2b__link *l, e2b_error *err) {
+  static const char *const h1[] = { "http/1.1", NULL };
   e2b__net *net = l->net;
+  e2b__tls_shared **shared;
   e2b_err rc;
   l->state = E2B__LINK_READY;
   if (!l->secure) return E2B_OK;
@@ -7014,12 +8233,13 @@ static e2b_err e2b__link_secure(e2b__link *l, e2b_error *err) {
     return E2B_OK;
   }
   l->state = E2B__LINK_TLS;
-  rc = e2b__tls_shared_get(&net->tls, net->mem, &net->tls_config, net->alpn, net->no_env, net->logger, err);
+  shared = l->h1_only ? &net->tls_h1 : &net->tls;
+  rc = e2b__tls_shared_get(shared, net->mem, &net->tls_config, l->h1_only ? h1 : net->alpn, net->no_env, net->logger, err);
   if (rc != E2B_OK) return rc;
   if (net->tls_config.insecure_skip_verify)
     e2b__log(net->logger, E2B_LOG_WARN, "the certificate of %.100s:%u is NOT verified (tls.insecure_skip_verify)",
              l->host, (unsigned)l->port);
-  return e2b__tls_new(net->tls, net->transport, l->conn, l->host, l->port, &l->tls, err);
+  return e2b__tls_new(*shared, net->transport, l->conn, l->host, l->port, &l->tls, err);
 }
 
 /* Drives the opening. E2B_OK = ready; E2B_PENDING; or a failure with *err filled and everything closed. The caller has
@@ -7149,6 +8369,8 @@ static bool e2b__link_alive(e2b__link *l) {
 
 typedef struct e2b__conn e2b__conn;
 typedef struct e2b__req e2b__req;
+struct e2b__h2;
+struct e2b__h2_stream;
 typedef struct e2b__op e2b__op;
 
 /* First member of everything a callback may free while it is in use: what dies inside a turn is buried at its end. */
@@ -7173,7 +8395,7 @@ struct e2b_client {
   uint64_t budget_end_us;   /* no further piece of work starts after it; 0 = no budget */
 
   e2b__conn *conns;
-  uint32_t conn_count, idle_count;
+  uint32_t conn_count, idle_count, h2_count;
   e2b__req *reqs, *reqs_tail; /* every request not ended yet, oldest first */
   uint32_t queued_count;
   uint8_t *io;              /* what was just read: always consumed before the next read, so one is enough */
@@ -7247,6 +8469,7 @@ struct e2b__req {
   const e2b__req_events *events;
   e2b__req *prev, *next;
   e2b__conn *conn;
+  struct e2b__h2_stream *stream; /* on an HTTP/2 connection */
   e2b__req_state state;
   uint64_t deadline;           /* of the whole exchange */
   int32_t idle_ms;             /* no progress for so long ends it; < 0 = no limit */
@@ -7266,11 +8489,14 @@ struct e2b__req {
   uint64_t body_done;          /* bytes handed to the connection */
   bool body_ended, source_waits;
   bool idempotent;             /* may be sent again when a reused connection turns out to be dead */
-  bool fresh;                  /* is being sent again: do not trust idle connections */
+  bool fresh;                  /* is being sent again: by a connection numbered above fresh_since (0: no idle HTTP/1.1 one) */
+  bool h1_only;                /* the server demanded it (HTTP_1_1_REQUIRED) */
   bool sent;                   /* a byte of it was given to the network */
   /* Optional: asked before it leaves the queue; may add headers. E2B_PENDING: not yet, client->work says when to ask again. */
   e2b_err (*gate)(e2b__req *req, e2b_error *err);
   void *gate_user;
+  uint32_t fresh_since;
+  uint64_t tx_mark;            /* HTTP/2: where in the connection's output its head begins */
 
   /* the answer */
   int status;                  /* 0 until the head is complete */
@@ -7350,6 +8576,7 @@ static e2b_err e2b__req_submit(e2b__req *req) {
 static void e2b__req_requeue(e2b__req *req) {
   req->conn = NULL;
   req->fresh = true;
+  req->fresh_since = req->client->stats.connections_made;
   e2b__req_clear_answer(req);
   e2b__req_unlink(req);
   e2b__req_link(req, true);
@@ -7451,7 +8678,8 @@ typedef enum e2b__conn_state {
   E2B__CONN_CLOSED       /* waits to be buried */
 } e2b__conn_state;
 
-/* One HTTP/1.1 connection of the pool. Its life: opening for one request, then request after request, idle in between. */
+/* One connection of the pool. Its life: opening for one request, then request after request (HTTP/2: many at a time), idle in
+ * between. */
 struct e2b__conn {
   e2b__object object;
   e2b_client *client;
@@ -7460,13 +8688,18 @@ struct e2b__conn {
   char *host;
   uint16_t port;
   bool tls;
+  bool idle;              /* open, and carries no request */
   bool reused;            /* carried a request before this one */
   bool kick;              /* step it in the next turn whether its socket is ready or not */
   bool ready;             /* its socket is */
   bool want_write;
   e2b__link link;
   e2b__h1 h1;
-  e2b__req *req;
+  e2b__req *req;          /* it is opened for; HTTP/1.1: it carries */
+  struct e2b__h2 *h2;     /* NULL = HTTP/1.1 */
+  uint32_t number;        /* counted by stats.connections_made */
+  uint64_t last_rx;
+  uint64_t tx_written;    /* bytes given to the network */
   e2b__buf out;           /* what goes to the link next; refilled only when empty */
   size_t out_done;
   e2b_error tx_error;     /* writing failed; an answer may still be there to read */
@@ -7486,16 +8719,23 @@ static e2b_err e2b__conn_proxy_refused(e2b__conn *conn) {
   return E2B_ERR_CANCELED;
 }
 
+static e2b_err e2b__req_head(e2b__req *req, int status, const e2b__headers *headers) {
+  req->status = status;
+  e2b__buf_put(&req->answer_headers.text, headers->text.data, headers->text.len);
+  req->answer_headers.count = headers->count;
+  if (req->answer_headers.text.err) return req->answer_headers.text.err;
+  return req->events->on_head ? req->events->on_head(req) : E2B_OK;
+}
+
 static e2b_err e2b__conn_on_head(void *owner, int status, const e2b__headers *headers) {
   e2b__conn *conn = (e2b__conn *)owner;
   e2b__req *req = conn->req;
   e2b_err code;
-  req->status = status;
-  if (status == 407 && conn->link.absolute) return e2b__conn_proxy_refused(conn);
-  e2b__buf_put(&req->answer_headers.text, headers->text.data, headers->text.len);
-  req->answer_headers.count = headers->count;
-  if (req->answer_headers.text.err) return req->answer_headers.text.err;
-  code = req->events->on_head ? req->events->on_head(req) : E2B_OK;
+  if (status == 407 && conn->link.absolute) {
+    req->status = status;
+    return e2b__conn_proxy_refused(conn);
+  }
+  code = e2b__req_head(req, status, headers);
   return conn->req == req ? code : E2B_ERR_CANCELED;
 }
 
@@ -7508,9 +8748,17 @@ static e2b_err e2b__conn_on_body(void *owner, const uint8_t *data, size_t len) {
 
 static const e2b__h1_events e2b__conn_h1_events = { e2b__conn_on_head, e2b__conn_on_body };
 
+static void e2b__conn_set_idle(e2b__conn *conn, bool idle) {
+  if (conn->idle == idle) return;
+  conn->idle = idle;
+  conn->idle_since = conn->client->now;
+  if (idle) conn->client->idle_count++; else conn->client->idle_count--;
+}
+
 static void e2b__conn_close(e2b__conn *conn) {
   if (conn->state == E2B__CONN_CLOSED) return;
-  if (conn->state == E2B__CONN_OPEN && !conn->req) conn->client->idle_count--;
+  e2b__conn_set_idle(conn, false);
+  if (conn->h2) conn->client->h2_count--;
   conn->client->conn_count--;
   conn->state = E2B__CONN_CLOSED;
   conn->req = NULL;
@@ -7522,6 +8770,10 @@ static void e2b__conn_bury(e2b__conn *conn) {
   e2b__mem *mem = &conn->client->mem;
   e2b__buf_free(&conn->out);
   e2b__h1_free(&conn->h1);
+#if !defined(E2B_NO_HTTP2)
+  if (conn->h2) e2b__h2_free(conn->h2);
+  e2b__mem_free(mem, conn->h2, sizeof *conn->h2);
+#endif
   e2b__mem_free_str(mem, conn->host);
   e2b__mem_free(mem, conn, conn->object.size);
 }
@@ -7532,14 +8784,32 @@ static e2b_phase e2b__req_phase(const e2b__req *req) {
   if (!conn) return req->state == E2B__REQ_QUEUED ? E2B_PHASE_QUEUE : E2B_PHASE_BODY;
   if (conn->state == E2B__CONN_OPENING) return e2b__link_phase(&conn->link);
   if (req->status) return E2B_PHASE_BODY;
-  return req->body_ended && conn->out.len == 0 ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
+  return req->body_ended && (req->stream || conn->out.len == 0) ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
+}
+
+/* Takes the request off its connection: of HTTP/2, only its stream ends. */
+static void e2b__req_leave(e2b__req *req) {
+  e2b__conn *conn = req->conn;
+  req->conn = NULL;
+  if (!conn) return;
+#if !defined(E2B_NO_HTTP2)
+  if (req->stream) {
+    req->sent = conn->tx_written > req->tx_mark;
+    e2b__h2_reset(req->stream, E2B__H2_CANCEL);
+    req->stream = NULL;
+    conn->kick = true; /* to say so, and perhaps to let the next one in */
+    conn->client->work = true;
+    e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
+    return;
+  }
+#endif
+  e2b__conn_close(conn);
 }
 
 /* Takes the request away from its connection without a word to its owner. */
 static void e2b__req_abort(e2b__req *req) {
   if (req->state == E2B__REQ_NEW) return;
-  if (req->conn) e2b__conn_close(req->conn);
-  req->conn = NULL;
+  e2b__req_leave(req);
   req->rx.len = 0;
   e2b__req_set_state(req, E2B__REQ_NEW);
   e2b__req_unlink(req);
@@ -7547,9 +8817,18 @@ static void e2b__req_abort(e2b__req *req) {
 
 /* Ends a request from outside its connection: deadlines, cancelling. */
 static void e2b__req_fail(e2b__req *req, const e2b_error *err) {
-  if (req->conn) e2b__conn_close(req->conn);
+  e2b__req_leave(req);
   req->paused = false;
   e2b__req_end(req, err);
+}
+
+/* HTTP/2: the server may send more when the consumer can take it. (With HTTP/1.1 reading goes on, no word is needed.) */
+static void e2b__req_refill(e2b__req *req) {
+#if !defined(E2B_NO_HTTP2)
+  if (req->stream && !e2b__req_held(req)) e2b__h2_refill(req->stream);
+#else
+  E2B__UNUSED(req);
+#endif
 }
 
 /* After the consumer made room or the source has bytes again. */
@@ -7557,6 +8836,7 @@ static void e2b__req_kick(e2b__req *req) {
   req->source_waits = false;
   req->last_progress = req->client->now;
   if (req->conn) req->conn->kick = true;
+  e2b__req_refill(req);
   req->client->work = true;
 }
 
@@ -7579,16 +8859,33 @@ static void e2b__req_flush(e2b__req *req) {
     e2b__req_fail(req, &err);
   } else if (req->state == E2B__REQ_ENDED && !req->paused) {
     e2b__req_finish(req);
+  } else {
+    e2b__req_refill(req);
   }
 }
 
-/* The exchange on this connection failed. A request that died on a reused connection before any answer may go out once more
- * when that cannot do anything twice (the keep-alive close race). */
+/* Whether it may go out once more: what was taken from its source is not lost. */
+static bool e2b__req_repeatable(const e2b__req *req) {
+  return !req->fresh && (req->idempotent || !req->events->on_source || req->body_done <= req->body.len);
+}
+
+/* A request that died on a reused connection before any answer may go out once more when that cannot do anything twice (the
+ * keep-alive close race). */
+static bool e2b__conn_raced(const e2b__conn *conn, const e2b__req *req, bool answered, e2b_err code) {
+  return conn->reused && !answered && (req->idempotent || !req->sent) && e2b__req_repeatable(req) &&
+         (code == E2B_ERR_CLOSED || code == E2B_ERR_IO);
+}
+
+static void e2b__conn_lost(e2b__conn *conn, const e2b_error *err);
+
+/* The connection failed, and with it what it carries. */
 static void e2b__conn_fail(e2b__conn *conn, const e2b_error *err) {
   e2b__req *req = conn->req;
-  bool again = req && conn->reused && !conn->h1.started && !req->fresh && (req->idempotent || !req->sent) &&
-               (req->idempotent || !req->events->on_source || req->body_done <= req->body.len) &&
-               (err->code == E2B_ERR_CLOSED || err->code == E2B_ERR_IO);
+  bool again = req && e2b__conn_raced(conn, req, conn->h1.started, err->code);
+  if (conn->h2) {
+    e2b__conn_lost(conn, err);
+    return;
+  }
   e2b__conn_close(conn);
   if (!req) return;
   if (again) e2b__req_requeue(req);
@@ -7623,17 +8920,18 @@ static void e2b__conn_write_head(e2b__conn *conn, const char *host) {
   e2b__buf_free(&url);
 }
 
+/* The Host field, or :authority. */
+static void e2b__conn_host(const e2b__conn *conn, char *out, size_t cap) {
+  bool ipv6 = strchr(conn->host, ':') != NULL, default_port = conn->port == (conn->tls ? 443 : 80);
+  (void)snprintf(out, cap, ipv6 ? "[%s]" : "%s", conn->host);
+  if (!default_port) (void)snprintf(out + strlen(out), cap - strlen(out), ":%u", (unsigned)conn->port);
+}
+
 /* Begins the exchange on an open connection. */
 static void e2b__conn_begin(e2b__conn *conn) {
   e2b__req *req = conn->req;
   char host[300];
-  bool ipv6 = strchr(conn->host, ':') != NULL;
-  bool default_port = conn->port == (conn->tls ? 443 : 80);
-  (void)snprintf(host, sizeof host, ipv6 ? "[%s]" : "%s", conn->host);
-  if (!default_port) {
-    size_t len = strlen(host);
-    (void)snprintf(host + len, sizeof host - len, ":%u", (unsigned)conn->port);
-  }
+  e2b__conn_host(conn, host, sizeof host);
   e2b__h1_begin(&conn->h1, strcmp(req->method, "HEAD") == 0, false);
   memset(&conn->tx_error, 0, sizeof conn->tx_error);
   conn->out.len = conn->out_done = 0;
@@ -7689,6 +8987,11 @@ static int e2b__conn_fill(e2b__conn *conn) {
   return got;
 }
 
+static const char *e2b__source_failure(e2b_err code) {
+  if (code == E2B_ERR_INVALID_ARGUMENT) return "the source ended before the size it announced";
+  return code == E2B_ERR_CANCELED ? "the source canceled the upload" : "no memory for the request";
+}
+
 /* Sends until the link takes no more, the body waits for its source, or all is sent. */
 static void e2b__conn_send(e2b__conn *conn) {
   e2b__req *req = conn->req;
@@ -7709,8 +9012,7 @@ static void e2b__conn_send(e2b__conn *conn) {
         return;
       }
       if (n < 0) {
-        e2b__conn_fail_with(conn, (e2b_err)n, n == E2B_ERR_INVALID_ARGUMENT ? "the source ended before the size it announced" :
-                            n == E2B_ERR_CANCELED ? "the source canceled the upload" : "no memory for the request");
+        e2b__conn_fail_with(conn, (e2b_err)n, e2b__source_failure((e2b_err)n));
         return;
       }
       if (conn->out.len == 0) return;
@@ -7739,8 +9041,7 @@ static void e2b__conn_complete(e2b__conn *conn, bool leftover) {
   memset(&ok, 0, sizeof ok);
   if (conn->h1.keep_alive && !leftover && sent && conn->client->idle_count < conn->client->config.max_idle_connections) {
     conn->req = NULL;
-    conn->idle_since = conn->client->now;
-    conn->client->idle_count++;
+    e2b__conn_set_idle(conn, true);
     conn->want_write = false;
     e2b__buf_free(&conn->out);
     conn->out_done = 0;
@@ -7807,6 +9108,287 @@ static bool e2b__conn_receive_once(e2b__conn *conn) {
   return false;
 }
 
+#if !defined(E2B_NO_HTTP2)
+/* ---- HTTP/2: many requests on one connection ---- */
+
+#define E2B__H2_PING_AFTER_MS 20000u /* of silence while something is asked: is the server still there? */
+#define E2B__H2_PING_WAIT_MS 10000u
+
+static e2b_err e2b__conn_h2_on_head(e2b__h2_stream *stream, int status, const e2b__headers *headers) {
+  e2b__req *req = (e2b__req *)stream->owner;
+  req->last_progress = req->client->now;
+  return e2b__req_head(req, status, headers);
+}
+
+static e2b_err e2b__conn_h2_on_body(e2b__h2_stream *stream, const uint8_t *data, size_t len) {
+  e2b__req *req = (e2b__req *)stream->owner;
+  e2b_err code;
+  req->last_progress = req->client->now;
+  code = e2b__req_receive(req, data, len);
+  if (!code && req->stream == stream) e2b__req_refill(req);
+  return code;
+}
+
+static void e2b__conn_h2_error(const e2b__conn *conn, const e2b__h2_end *end, e2b_error *err) {
+  const e2b_error *lost = &conn->tx_error;
+  if (lost->code && lost->code == end->err) {
+    *err = *lost;
+  } else if (lost->code) {
+    e2b__error_set(err, end->err, E2B_PHASE_BODY, "%s: %.150s", end->detail, lost->message);
+    err->sys_code = lost->sys_code;
+    err->tls_code = lost->tls_code;
+  } else {
+    e2b__error_set(err, end->err, E2B_PHASE_BODY, "%s (%s:%u, HTTP/2 %s)", end->detail, conn->host, (unsigned)conn->port,
+                   e2b__h2_error_name(end->code));
+  }
+}
+
+static void e2b__conn_h2_on_end(e2b__h2_stream *stream, const e2b__h2_end *end) {
+  e2b__req *req = (e2b__req *)stream->owner;
+  e2b__conn *conn = req->conn;
+  e2b_error err;
+  bool again = end->unprocessed;
+  req->sent = conn->tx_written > req->tx_mark && !end->unprocessed;
+  if (end->unprocessed && end->code == E2B__H2_HTTP_1_1_REQUIRED) {
+    req->h1_only = conn->tls && conn->client->config.http_version != 2;
+    again = req->h1_only;
+  }
+  if (end->err && ((again && e2b__req_repeatable(req)) || e2b__conn_raced(conn, req, stream->answered, end->err))) {
+    req->stream = NULL;
+    e2b__req_requeue(req);
+    if (end->unprocessed) req->fresh_since = conn->number; /* nothing is wrong with later ones */
+    return;
+  }
+  memset(&err, 0, sizeof err);
+  if (end->err) {
+    e2b__conn_h2_error(conn, end, &err);
+    err.phase = e2b__req_phase(req);
+  }
+  req->stream = NULL;
+  e2b__req_end(req, &err);
+}
+
+static const e2b__h2_events e2b__conn_h2_events = { e2b__conn_h2_on_head, e2b__conn_h2_on_body, e2b__conn_h2_on_end };
+
+static void e2b__conn_lost(e2b__conn *conn, const e2b_error *err) {
+  conn->tx_error = *err;
+  e2b__h2_lost(conn->h2, err->code, conn->tx_error.message);
+  e2b__conn_close(conn);
+}
+
+/* Puts a request on the connection. */
+static void e2b__conn_h2_attach(e2b__conn *conn, e2b__req *req) {
+  char host[300];
+  e2b_err code;
+  e2b__conn_host(conn, host, sizeof host);
+  req->conn = conn;
+  req->last_progress = conn->client->now;
+  if (conn->h2->stream_count == 0) conn->last_rx = conn->client->now; /* until now it had nothing to say */
+  req->tx_mark = conn->tx_written + (conn->out.len - conn->out_done) + conn->h2->out.len;
+  req->body_ended = req->body_len == E2B__BODY_NONE || req->body_len == 0;
+  req->stream = e2b__h2_open(conn->h2, req->method, conn->tls, e2b__str(host), e2b__str_n((const char *)req->path.data, req->path.len),
+                             &req->headers, req->body_len, req, &code);
+  e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
+  conn->kick = true;
+  if (!req->stream) {
+    e2b_error err;
+    e2b__error_set(&err, code, E2B_PHASE_SEND, code == E2B_ERR_NO_MEMORY ? "no memory for the request" : "the request cannot be written");
+    e2b__req_end(req, &err);
+  }
+}
+
+static bool e2b__conn_h2_begin(e2b__conn *conn) {
+  const e2b_client_config *config = &conn->client->config;
+  conn->h2 = (e2b__h2 *)e2b__mem_alloc(&conn->client->mem, sizeof *conn->h2);
+  if (!conn->h2) return false;
+  conn->client->h2_count++;
+  e2b__h2_init(conn->h2, &conn->client->mem, config->stream_buffer_size, config->max_stream_window, config->max_header_bytes,
+               &e2b__conn_h2_events);
+  return true;
+}
+
+typedef enum e2b__fill { E2B__FILL_NOTHING, E2B__FILL_DATA, E2B__FILL_CHANGED } e2b__fill;
+
+/* One DATA frame of one stream into conn->out. CHANGED: the caller's code ran, and the list of streams may be another one. */
+static e2b__fill e2b__conn_h2_fill_stream(e2b__conn *conn, e2b__h2_stream *stream) {
+  e2b__req *req = (e2b__req *)stream->owner;
+  size_t cap = E2B__MIN(e2b__h2_room(stream), (size_t)conn->client->config.io_buffer_size);
+  uint8_t *to;
+  int got;
+  bool end;
+  if (stream->sent_end || req->source_waits || !cap) return E2B__FILL_NOTHING;
+  to = e2b__buf_reserve(&conn->out, E2B__H2_HEAD + cap);
+  if (!to) return E2B__FILL_NOTHING;
+  got = e2b__req_pull_body(req, to + E2B__H2_HEAD, cap);
+  if (req->stream != stream) return E2B__FILL_CHANGED;
+  if (got == E2B_IO_AGAIN) {
+    req->source_waits = true;
+    return E2B__FILL_CHANGED;
+  }
+  if (got == 0 && req->body_len > 0 && req->body_done < (uint64_t)req->body_len) got = E2B_ERR_INVALID_ARGUMENT;
+  if (got < 0) {
+    e2b_error err;
+    e2b__error_set(&err, (e2b_err)got, E2B_PHASE_SEND, "%s", e2b__source_failure((e2b_err)got));
+    e2b__req_fail(req, &err);
+    return E2B__FILL_CHANGED;
+  }
+  end = got == 0 || (req->body_len >= 0 && req->body_done == (uint64_t)req->body_len);
+  e2b__h2_data_head(stream, to, (size_t)got, end);
+  conn->out.len += E2B__H2_HEAD + (size_t)got;
+  req->body_ended = end;
+  req->last_progress = conn->client->now;
+  e2b__h2_rotate(stream);
+  return E2B__FILL_DATA;
+}
+
+/* What goes out next into conn->out: control frames and heads, then data of one stream after the other. */
+static bool e2b__conn_h2_fill(e2b__conn *conn) {
+  e2b__h2_stream *stream;
+  if (conn->h2->out.len) {
+    e2b__h2_take(conn->h2, &conn->out);
+    return true;
+  }
+  for (stream = conn->h2->senders ? conn->h2->streams : NULL; stream;) {
+    e2b__fill fill = e2b__conn_h2_fill_stream(conn, stream);
+    if (fill == E2B__FILL_DATA) return true;
+    stream = fill == E2B__FILL_CHANGED ? conn->h2->streams : stream->next;
+  }
+  return conn->h2->out.len != 0;
+}
+
+static void e2b__conn_h2_send(e2b__conn *conn) {
+  int n, rounds;
+  conn->want_write = false;
+  for (rounds = 0; !conn->tx_error.code; rounds++) {
+    if (conn->out_done == conn->out.len) {
+      conn->out.len = conn->out_done = 0;
+      if (rounds && e2b__budget_spent(conn->client)) {
+        conn->want_write = true;
+        return;
+      }
+      if (!e2b__conn_h2_fill(conn)) break;
+      if (conn->out.err) break;
+      continue;
+    }
+    n = e2b__link_write(&conn->link, conn->out.data + conn->out_done, conn->out.len - conn->out_done, &conn->tx_error);
+    if (n == E2B_IO_AGAIN) {
+      conn->want_write = true;
+      return;
+    }
+    if (n < 0) {
+      if (!conn->tx_error.code) e2b__error_set(&conn->tx_error, E2B_ERR_CLOSED, E2B_PHASE_SEND, "the connection was closed");
+      return; /* answers may wait to be read: the reader ends this */
+    }
+    conn->out_done += (size_t)n;
+    conn->tx_written += (uint64_t)n;
+    conn->client->stats.bytes_tx += (uint64_t)n;
+  }
+  if (conn->out.err) e2b__conn_fail_with(conn, conn->out.err, "no memory for the request");
+}
+
+/* Whether the protocol failed; then it is over with the connection. */
+static bool e2b__conn_h2_broken(e2b__conn *conn) {
+  e2b_err code = conn->h2->err ? conn->h2->err : conn->h2->out.err;
+  if (conn->state != E2B__CONN_OPEN) return true;
+  if (!code) return false;
+  e2b__conn_h2_send(conn); /* our GOAWAY, if it goes out at once */
+  if (conn->state == E2B__CONN_OPEN)
+    e2b__conn_fail_with(conn, code, conn->h2->detail ? conn->h2->detail : "no memory for the connection");
+  return true;
+}
+
+/* Returns false when there is nothing more to read now. */
+static bool e2b__conn_h2_receive(e2b__conn *conn) {
+  e2b_client *client = conn->client;
+  size_t cap = client->config.io_buffer_size;
+  e2b_error err;
+  int n;
+  memset(&err, 0, sizeof err);
+  n = e2b__link_read(&conn->link, client->io, cap, &err);
+  if (n == E2B_IO_AGAIN) return false;
+  if (n == E2B_IO_EOF) {
+    if (conn->tx_error.code) err = conn->tx_error;
+    else e2b__error_set(&err, E2B_ERR_CLOSED, E2B_PHASE_BODY, "the server closed the connection (%s:%u)", conn->host, (unsigned)conn->port);
+  }
+  if (n < 0) {
+    e2b__conn_lost(conn, &err);
+    return false;
+  }
+  client->stats.bytes_rx += (uint64_t)n;
+  conn->last_rx = client->now;
+  (void)e2b__h2_feed(conn->h2, client->io, (size_t)n, client->now);
+  if (e2b__conn_h2_broken(conn)) return false;
+  e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
+  return (size_t)n == cap || e2b__link_buffered(&conn->link);
+}
+
+static void e2b__conn_h2_step(e2b__conn *conn) {
+  int rounds;
+  if (e2b__conn_h2_broken(conn)) return; /* while requests were put on it, or taken off */
+  e2b__conn_h2_send(conn);
+  for (rounds = 0; rounds < 8 && conn->state == E2B__CONN_OPEN; rounds++) {
+    if (rounds && e2b__budget_spent(conn->client)) break;
+    if (!e2b__conn_h2_receive(conn)) break;
+  }
+  if (conn->state != E2B__CONN_OPEN) return;
+  if (conn->h2->out.len || conn->h2->senders) e2b__conn_h2_send(conn);
+  if (e2b__conn_h2_broken(conn)) return;
+  if (conn->idle && conn->out_done == conn->out.len) e2b__buf_free(&conn->out), conn->out_done = 0;
+  if (conn->h2->stream_count == 0 &&
+      (conn->h2->draining || conn->client->idle_count > conn->client->config.max_idle_connections))
+    e2b__conn_close(conn);
+}
+
+/* When a connection that says nothing has to be looked at. */
+static uint64_t e2b__conn_h2_deadline(const e2b__conn *conn) {
+  if (conn->state != E2B__CONN_OPEN || !conn->h2 || conn->idle) return (uint64_t)E2B__NEVER;
+  return conn->last_rx + E2B__H2_PING_AFTER_MS + (conn->h2->ping_waits ? E2B__H2_PING_WAIT_MS : 0);
+}
+
+static void e2b__conn_h2_silent(e2b__conn *conn) {
+  if (conn->kick) return; /* what it said may not have been read yet */
+  if (conn->h2->ping_waits) {
+    e2b__conn_fail_with(conn, E2B_ERR_CLOSED, "the server does not answer any more, not even to a PING");
+  } else {
+    e2b__h2_ping(conn->h2);
+    conn->kick = true;
+    conn->client->work = true;
+  }
+}
+#else
+static void e2b__conn_lost(e2b__conn *conn, const e2b_error *err) {
+  E2B__UNUSED(conn);
+  E2B__UNUSED(err);
+}
+#endif /* E2B_NO_HTTP2 */
+
+/* The link is up: it carries HTTP/2 when both sides agreed on that. */
+static void e2b__conn_opened(e2b__conn *conn) {
+  e2b__req *req = conn->req;
+  conn->state = E2B__CONN_OPEN;
+  conn->last_rx = req->last_progress = conn->client->now;
+#if !defined(E2B_NO_HTTP2)
+  if (conn->client->config.http_version == 2 && conn->link.absolute) {
+    e2b__conn_fail_with(conn, E2B_ERR_PROXY, "http:// servers are asked through the proxy in HTTP/1.1, but config.http_version demands HTTP/2");
+    return;
+  }
+  if (conn->tls ? conn->link.alpn && strcmp(conn->link.alpn, "h2") == 0 : conn->client->config.http_version == 2) {
+    if (!e2b__conn_h2_begin(conn)) {
+      e2b__conn_fail_with(conn, E2B_ERR_NO_MEMORY, "no memory for the connection");
+      return;
+    }
+    conn->req = NULL;
+    e2b__conn_h2_attach(conn, req);
+    conn->client->work = true; /* others wait for it */
+    return;
+  }
+#endif
+  if (conn->client->config.http_version == 2)
+    e2b__conn_fail_with(conn, E2B_ERR_PROTOCOL, "the server does not speak HTTP/2, which config.http_version demands");
+  else
+    e2b__conn_begin(conn);
+}
+
 static void e2b__conn_step(e2b__conn *conn) {
   e2b_client *client = conn->client;
   e2b_error err;
@@ -7822,10 +9404,14 @@ static void e2b__conn_step(e2b__conn *conn) {
       e2b__conn_fail(conn, &err);
       return;
     }
-    conn->state = E2B__CONN_OPEN;
-    conn->req->last_progress = client->now;
-    e2b__conn_begin(conn);
+    e2b__conn_opened(conn);
   }
+#if !defined(E2B_NO_HTTP2)
+  if (conn->state == E2B__CONN_OPEN && conn->h2) {
+    e2b__conn_h2_step(conn);
+    return;
+  }
+#endif
   if (conn->state == E2B__CONN_OPEN) e2b__conn_send(conn);
   /* Until nothing is there, but no longer than is fair to the other connections: TLS records may be small. */
   fair = client->stats.bytes_rx + 8u * (uint64_t)client->config.io_buffer_size;
@@ -7835,16 +9421,48 @@ static void e2b__conn_step(e2b__conn *conn) {
   }
 }
 
-/* An idle connection to the request's origin that still lives, or NULL. */
-static e2b__conn *e2b__conn_find_idle(e2b_client *client, const e2b__req *req) {
+#if !defined(E2B_NO_HTTP2)
+/* Whether an HTTP/2 connection takes one more request. *wait: no, but it is not to be helped by another connection. */
+static bool e2b__conn_h2_takes(e2b__conn *conn, const e2b__req *req, bool *wait) {
+  uint64_t seen = conn->client->stats.bytes_rx - 1;
+  if (req->h1_only || (req->fresh && conn->number <= req->fresh_since)) return false;
+  while (conn->idle && seen != conn->client->stats.bytes_rx) { /* it may have been closed meanwhile; nobody is called */
+    seen = conn->client->stats.bytes_rx;
+    (void)e2b__conn_h2_receive(conn);
+  }
+  if (conn->state != E2B__CONN_OPEN || conn->h2->draining || conn->tx_error.code) return false;
+  if (conn->h2->max_streams == 0) *wait = true;
+  return conn->h2->stream_count < conn->h2->max_streams;
+}
+#endif
+
+/* A connection to the request's origin that can take it, or NULL. *wait: there will be one. While the first connection to an origin
+ * opens that may turn out to be HTTP/2, others wait for it instead of opening their own. */
+static e2b__conn *e2b__conn_find(e2b_client *client, const e2b__req *req, bool *wait) {
+  bool maybe_h2 = !req->h1_only && client->config.http_version != 1 && (req->tls || client->config.http_version == 2);
+  bool opening = false, known_h1 = false;
   e2b__conn *conn;
-  for (conn = client->conns; conn && client->idle_count; conn = conn->next) {
-    if (conn->state != E2B__CONN_OPEN || conn->req || conn->port != req->port || conn->tls != req->tls ||
-        strcmp(conn->host, req->host) != 0)
+  *wait = false;
+#if defined(E2B_NO_HTTP2)
+  maybe_h2 = false;
+#endif
+  for (conn = client->conns; conn; conn = conn->next) {
+    if (conn->port != req->port || conn->tls != req->tls || strcmp(conn->host, req->host) != 0) continue;
+    if (conn->state == E2B__CONN_OPENING) opening = true;
+    if (conn->state != E2B__CONN_OPEN) continue;
+#if !defined(E2B_NO_HTTP2)
+    if (conn->h2) {
+      if (e2b__conn_h2_takes(conn, req, wait)) return conn;
       continue;
-    if (!req->fresh && e2b__link_alive(&conn->link)) return conn;
+    }
+#endif
+    known_h1 = true;
+    if (!conn->idle) continue;
+    if ((!req->fresh || (req->fresh_since && conn->number > req->fresh_since)) && e2b__link_alive(&conn->link))
+      return conn;
     e2b__conn_close(conn);
   }
+  if (maybe_h2 && opening && !known_h1) *wait = true;
   return NULL;
 }
 
@@ -7858,7 +9476,7 @@ static bool e2b__conn_room(e2b_client *client, const e2b__req *req) {
   for (conn = client->conns; conn; conn = conn->next) {
     if (conn->state == E2B__CONN_CLOSED) continue;
     if (conn->port == req->port && conn->tls == req->tls && strcmp(conn->host, req->host) == 0) same++;
-    if (conn->state == E2B__CONN_OPEN && !conn->req && (!oldest || conn->idle_since < oldest->idle_since)) oldest = conn;
+    if (conn->idle && (!oldest || conn->idle_since < oldest->idle_since)) oldest = conn;
   }
   if (same >= client->config.max_connections_per_host) return false;
   if (client->conn_count < client->config.max_connections) return true;
@@ -7879,6 +9497,7 @@ static e2b__conn *e2b__conn_open(e2b_client *client, e2b__req *req, e2b_error *e
   conn->open_deadline = e2b__deadline(client->now, client->config.connect_timeout_ms);
   e2b__buf_init(&conn->out, &client->mem, SIZE_MAX);
   e2b__link_init(&conn->link, &client->net);
+  conn->link.h1_only = req->h1_only;
   e2b__h1_init(&conn->h1, &client->mem, client->config.max_header_bytes, &e2b__conn_h1_events, conn);
   conn->host = e2b__mem_dup(&client->mem, req->host, strlen(req->host));
   if (!conn->host) {
@@ -7895,7 +9514,7 @@ static e2b__conn *e2b__conn_open(e2b_client *client, e2b__req *req, e2b_error *e
   conn->next = client->conns;
   client->conns = conn;
   client->conn_count++;
-  client->stats.connections_made++;
+  conn->number = ++client->stats.connections_made;
   return conn;
 }
 
@@ -7903,12 +9522,12 @@ static e2b__conn *e2b__conn_open(e2b_client *client, e2b__req *req, e2b_error *e
 static void e2b__req_dispatch(e2b__req *req) {
   e2b_client *client = req->client;
   e2b_error err;
-  e2b__conn *conn = e2b__conn_find_idle(client, req);
+  bool wait;
+  e2b__conn *conn = e2b__conn_find(client, req, &wait);
   if (conn) {
-    client->idle_count--;
     conn->reused = true;
   } else {
-    if (!e2b__conn_room(client, req)) return;
+    if (wait || !e2b__conn_room(client, req)) return;
     memset(&err, 0, sizeof err);
     conn = e2b__conn_open(client, req, &err);
     if (!conn) {
@@ -7917,11 +9536,18 @@ static void e2b__req_dispatch(e2b__req *req) {
     }
   }
   e2b__req_set_state(req, E2B__REQ_ACTIVE);
+  client->work = true; /* the turn must not sleep before it steps the connection */
+#if !defined(E2B_NO_HTTP2)
+  if (conn->h2) {
+    e2b__conn_h2_attach(conn, req);
+    return;
+  }
+#endif
+  e2b__conn_set_idle(conn, false);
   req->conn = conn;
   req->last_progress = client->now;
   conn->req = req;
   conn->kick = true;
-  client->work = true; /* the turn must not sleep before it steps the connection */
   if (conn->state == E2B__CONN_OPEN) e2b__conn_begin(conn);
 }
 /* ================================================================================================================== */
@@ -8261,8 +9887,10 @@ static void e2b__timers_fire(e2b_client *client) {
     req = fire ? client->reqs : req->next;
   }
   for (conn = client->conns; conn; conn = conn->next) {
-    if (conn->state == E2B__CONN_OPEN && !conn->req && now >= conn->idle_since + client->config.idle_connection_ms)
-      e2b__conn_close(conn);
+    if (conn->idle && now >= conn->idle_since + client->config.idle_connection_ms) e2b__conn_close(conn);
+#if !defined(E2B_NO_HTTP2)
+    if (now >= e2b__conn_h2_deadline(conn)) e2b__conn_h2_silent(conn);
+#endif
     if (conn->state == E2B__CONN_OPENING && now >= e2b__link_deadline(&conn->link)) conn->kick = true;
   }
 }
@@ -8287,8 +9915,11 @@ static uint64_t e2b__next_timer(const e2b_client *client) {
   for (conn = client->conns; conn; conn = conn->next) {
     if (conn->state == E2B__CONN_OPENING) next = E2B__MIN(next, e2b__link_deadline(&conn->link));
     if (conn->state != E2B__CONN_OPEN) continue;
-    if (!conn->req) next = E2B__MIN(next, conn->idle_since + client->config.idle_connection_ms);
-    else if (e2b__link_buffered(&conn->link) && !e2b__req_held(conn->req)) return 0;
+    if (conn->idle) next = E2B__MIN(next, conn->idle_since + client->config.idle_connection_ms);
+    else if (e2b__link_buffered(&conn->link) && !(conn->req && e2b__req_held(conn->req))) return 0;
+#if !defined(E2B_NO_HTTP2)
+    next = E2B__MIN(next, e2b__conn_h2_deadline(conn));
+#endif
   }
   return next;
 }
@@ -8323,7 +9954,7 @@ static void e2b__requests_start(e2b_client *client) {
   for (req = client->reqs; req && client->queued_count;) {
     e2b__req *next = req->next;
     if (req->state == E2B__REQ_QUEUED && client->now >= req->not_before) {
-      if (client->conn_count >= client->config.max_connections && client->idle_count == 0) return;
+      if (client->conn_count >= client->config.max_connections && client->idle_count == 0 && client->h2_count == 0) return;
       if (e2b__req_may_go(req)) e2b__req_dispatch(req);
       if (req->state == E2B__REQ_NEW) next = client->reqs; /* it ended, and the list may be another one */
     }
@@ -8405,7 +10036,7 @@ static void e2b__conns_step(e2b_client *client) {
   e2b__conn *conn;
   for (conn = client->conns; conn; conn = conn->next) {
     if (conn->state == E2B__CONN_CLOSED) continue;
-    if (!conn->ready && !conn->kick && !(conn->req && e2b__link_buffered(&conn->link))) continue;
+    if (!conn->ready && !conn->kick && !(conn->state == E2B__CONN_OPEN && !conn->idle && e2b__link_buffered(&conn->link))) continue;
     if (e2b__budget_spent(client)) {
       conn->kick = true;
       client->work = true;
@@ -9430,6 +11061,7 @@ static e2b_err e2b__rpc_again_as_json(e2b__rpc *rpc, e2b_sandbox *sandbox, e2b__
   if (!code) {
     e2b__rpc_write(rpc, req, message);
     req->fresh = true; /* who refuses early may close as early; a Start must not be lost to that */
+    req->fresh_since = 0;
     code = e2b__req_submit(req);
   }
   e2b__arena_free(&arena);
@@ -9753,6 +11385,7 @@ static const e2b__config_limit e2b__config_limits[] = {
   E2B__LIMIT(max_header_bytes, 65536u, 256u, 0x1000000u),
   E2B__LIMIT(max_message_bytes, 0x1000000u, 1u, 0x20000000u),
   E2B__LIMIT(stream_buffer_size, 65536u, 1u, 0x20000000u),
+  E2B__LIMIT(max_stream_window, 16u << 20, 1u, 0x20000000u),
 };
 #undef E2B__LIMIT
 
@@ -9843,6 +11476,10 @@ static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_er
     return e2b__invalid(err, "default_user", "has a ':' or a control character");
   if (config->protocol != E2B_PROTOCOL_NATIVE && config->protocol != E2B_PROTOCOL_PRIVATE)
     return e2b__invalid(err, "protocol", "is not one of e2b_protocol");
+  if (config->http_version > 2) return e2b__invalid(err, "http_version", "is not 0, 1 or 2");
+#if defined(E2B_NO_HTTP2)
+  if (config->http_version == 2) return e2b__fail(err, E2B_ERR_NOT_BUILT, "http_version 2 is not in this build (E2B_NO_HTTP2)");
+#endif
   if (config->codec != E2B_CODEC_DEFAULT && config->codec != E2B_CODEC_PROTOBUF && config->codec != E2B_CODEC_JSON)
     return e2b__invalid(err, "codec", "is not one of e2b_codec");
   if (strcmp(config->scheme, "https") != 0 && strcmp(config->scheme, "http") != 0)
@@ -10084,6 +11721,15 @@ static void e2b__client_destroy(e2b_client *client) {
   e2b__mem_free(&mem, client, sizeof *client);
 }
 
+/* What https servers are offered, best first. */
+static void e2b__config_alpn(const e2b_client_config *config, const char **alpn) {
+#if !defined(E2B_NO_HTTP2)
+  if (config->http_version != 1) *alpn++ = "h2";
+#endif
+  if (config->http_version != 2) *alpn++ = "http/1.1";
+  *alpn = NULL;
+}
+
 /* Everything that needs memory or the system. */
 static e2b_err e2b__client_build(e2b_client *client, e2b_error *err) {
   e2b_client_config *config = &client->config;
@@ -10092,7 +11738,7 @@ static e2b_err e2b__client_build(e2b_client *client, e2b_error *err) {
   client->net.mem = &client->mem;
   client->net.logger = &config->logger;
   client->net.transport = config->transport ? config->transport : e2b__net_transport();
-  client->net.alpn[0] = "http/1.1";
+  e2b__config_alpn(config, client->net.alpn);
   client->net.no_env = config->no_env;
   if (!e2b__config_copy(&client->mem, config) || !e2b__config_derive_api_url(&client->mem, config))
     return e2b__no_memory(err);
@@ -14447,8 +16093,8 @@ static const char *e2b__files_unusable(const e2b__req *req) {
   const char *encoding = e2b__headers_get(&req->answer_headers, "content-encoding");
   if (encoding && encoding[0] && !e2b__str_eq_nocase(e2b__str(encoding), "identity"))
     return "the server compressed the file although it was asked not to";
-  if (req->status == 204 ||
-      (e2b__files_length(req) < 0 && !e2b__headers_get(&req->answer_headers, "transfer-encoding")))
+  if (req->status == 204 || /* HTTP/2 needs neither: its frames tell the end */
+      (e2b__files_length(req) < 0 && !req->stream && !e2b__headers_get(&req->answer_headers, "transfer-encoding")))
     return "the answer has neither a content-length nor chunks: a file cut short would look complete";
   return NULL;
 }

@@ -12,11 +12,12 @@
 
    CONTENTS OF THIS FILE (search for the text after the bar)
      | >>>> checks          | >>>> heap            | >>>> loopback        | >>>> scripted peer
-     | >>>> codecs          | >>>> url and http1   | >>>> network
+     | >>>> codecs          | >>>> url and http1   | >>>> http2           | >>>> network
      | >>>> client and sandbox                     | >>>> api and raw     | >>>> files
-     | >>>> watch           | >>>> rpc             | >>>> openkruise      | >>>> hosts
-     | >>>> end to end      | >>>> processes       | >>>> code interpreter
-     | >>>> trees           | >>>> bad input       | >>>> network edges   | >>>> table
+     | >>>> watch           | >>>> rpc             | >>>> openkruise      | >>>> pool
+     | >>>> hosts           | >>>> end to end      | >>>> processes
+     | >>>> code interpreter                       | >>>> trees           | >>>> bad input
+     | >>>> network edges   | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -2712,6 +2713,1029 @@ static void test_http1_fuzz(void) {
 }
 
 /* ================================================================================================================== */
+/* >>>> http2 */
+/* ================================================================================================================== */
+
+#if !defined(E2B_NO_HTTP2)
+
+/* Sequences of blocks, each with the fields it holds and the dynamic table after it (newest first), as "name=value\n". */
+typedef struct hpack_block { const char *id; uint32_t limit; const char *hex, *fields, *table; uint32_t size; } hpack_block;
+static const hpack_block hpack_blocks[] = {
+  { "C.2.1", 4096, "400a637573746f6d2d6b65790d637573746f6d2d686561646572",
+    "custom-key=custom-header\012",
+    "custom-key=custom-header\012", 55 },
+  { "C.2.2", 4096, "040c2f73616d706c652f70617468",
+    ":path=/sample/path\012",
+    "", 0 },
+  { "C.2.3", 4096, "100870617373776f726406736563726574",
+    "password=secret\012",
+    "", 0 },
+  { "C.2.4", 4096, "82",
+    ":method=GET\012",
+    "", 0 },
+  { "C.3", 4096, "828684410f7777772e6578616d706c652e636f6d",
+    ":method=GET\012:scheme=http\012:path=/\012:authority=www.example.com\012",
+    ":authority=www.example.com\012", 57 },
+  { "C.3", 4096, "828684be58086e6f2d6361636865",
+    ":method=GET\012:scheme=http\012:path=/\012:authority=www.example.com\012cache-control=no-cache\012",
+    "cache-control=no-cache\012:authority=www.example.com\012", 110 },
+  { "C.3", 4096, "828785bf400a637573746f6d2d6b65790c637573746f6d2d76616c7565",
+    ":method=GET\012:scheme=https\012:path=/index.html\012:authority=www.example.com\012custom-key=custom"
+      "-value\012",
+    "custom-key=custom-value\012cache-control=no-cache\012:authority=www.example.com\012", 164 },
+  { "C.4", 4096, "828684418cf1e3c2e5f23a6ba0ab90f4ff",
+    ":method=GET\012:scheme=http\012:path=/\012:authority=www.example.com\012",
+    ":authority=www.example.com\012", 57 },
+  { "C.4", 4096, "828684be5886a8eb10649cbf",
+    ":method=GET\012:scheme=http\012:path=/\012:authority=www.example.com\012cache-control=no-cache\012",
+    "cache-control=no-cache\012:authority=www.example.com\012", 110 },
+  { "C.4", 4096, "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf",
+    ":method=GET\012:scheme=https\012:path=/index.html\012:authority=www.example.com\012custom-key=custom"
+      "-value\012",
+    "custom-key=custom-value\012cache-control=no-cache\012:authority=www.example.com\012", 164 },
+  { "C.5", 256, "4803333032580770726976617465611d4d6f6e2c203231204f637420323031332032303a31333a323120474d546e17687474"
+      "70733a2f2f7777772e6578616d706c652e636f6d",
+    ":status=302\012cache-control=private\012date=Mon, 21 Oct 2013 20:13:21 GMT\012location=https://www.e"
+      "xample.com\012",
+    "location=https://www.example.com\012date=Mon, 21 Oct 2013 20:13:21 GMT\012cache-control=private\012:"
+      "status=302\012", 222 },
+  { "C.5", 256, "4803333037c1c0bf",
+    ":status=307\012cache-control=private\012date=Mon, 21 Oct 2013 20:13:21 GMT\012location=https://www.e"
+      "xample.com\012",
+    ":status=307\012location=https://www.example.com\012date=Mon, 21 Oct 2013 20:13:21 GMT\012cache-contr"
+      "ol=private\012", 222 },
+  { "C.5", 256, "88c1611d4d6f6e2c203231204f637420323031332032303a31333a323220474d54c05a04677a69707738666f6f3d4153444a"
+      "4b48514b425a584f5157454f50495541585157454f49553b206d61782d6167653d333630303b2076657273696f6e3d31",
+    ":status=200\012cache-control=private\012date=Mon, 21 Oct 2013 20:13:22 GMT\012location=https://www.e"
+      "xample.com\012content-encoding=gzip\012set-cookie=foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; ver"
+      "sion=1\012",
+    "set-cookie=foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1\012content-encoding=gzip\012date"
+      "=Mon, 21 Oct 2013 20:13:22 GMT\012", 215 },
+  { "C.6", 256, "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad171863c78f0b97c8e9ae"
+      "82ae43d3",
+    ":status=302\012cache-control=private\012date=Mon, 21 Oct 2013 20:13:21 GMT\012location=https://www.e"
+      "xample.com\012",
+    "location=https://www.example.com\012date=Mon, 21 Oct 2013 20:13:21 GMT\012cache-control=private\012:"
+      "status=302\012", 222 },
+  { "C.6", 256, "4883640effc1c0bf",
+    ":status=307\012cache-control=private\012date=Mon, 21 Oct 2013 20:13:21 GMT\012location=https://www.e"
+      "xample.com\012",
+    ":status=307\012location=https://www.example.com\012date=Mon, 21 Oct 2013 20:13:21 GMT\012cache-contr"
+      "ol=private\012", 222 },
+  { "C.6", 256, "88c16196d07abe941054d444a8200595040b8166e084a62d1bffc05a839bd9ab77ad94e7821dd7f2e6c7b335dfdfcd5b3960"
+      "d5af27087f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007",
+    ":status=200\012cache-control=private\012date=Mon, 21 Oct 2013 20:13:22 GMT\012location=https://www.e"
+      "xample.com\012content-encoding=gzip\012set-cookie=foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; ver"
+      "sion=1\012",
+    "set-cookie=foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1\012content-encoding=gzip\012date"
+      "=Mon, 21 Oct 2013 20:13:22 GMT\012", 215 },
+  { "X.1", 4096, "4001610131",
+    "a=1\012",
+    "a=1\012", 34 },
+  { "X.1", 4096, "203fe11f4001620132",
+    "b=2\012",
+    "b=2\012", 34 },
+  { "X.1", 4096, "be",
+    "b=2\012",
+    "b=2\012", 34 },
+  { "X.2", 64, "4001610131",
+    "a=1\012",
+    "a=1\012", 34 },
+  { "X.2", 64, "40016b4076767676767676767676767676767676767676767676767676767676767676767676767676767676767676767676"
+      "767676767676767676767676767676767676",
+    "k=vvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv\012",
+    "", 0 },
+  { "X.2", 64, "82",
+    ":method=GET\012",
+    "", 0 },
+  { "X.3", 70, "40046e616d65027631",
+    "name=v1\012",
+    "name=v1\012", 38 },
+  { "X.3", 70, "7e1e767676767676767676767676767676767676767676767676767676767676",
+    "name=vvvvvvvvvvvvvvvvvvvvvvvvvvvvvv\012",
+    "name=vvvvvvvvvvvvvvvvvvvvvvvvvvvvvv\012", 66 },
+  { "X.3", 70, "be",
+    "name=vvvvvvvvvvvvvvvvvvvvvvvvvvvvvv\012",
+    "name=vvvvvvvvvvvvvvvvvvvvvvvvvvvvvv\012", 66 },
+  { "X.4", 4096, "40016101314001610131",
+    "a=1\012a=1\012",
+    "a=1\012a=1\012", 68 },
+  { "X.4", 4096, "bebf",
+    "a=1\012a=1\012",
+    "a=1\012a=1\012", 68 },
+  { "X.5", 4096, "40016100",
+    "a=\012",
+    "a=\012", 33 },
+  { "X.5", 4096, "40016180",
+    "a=\012",
+    "a=\012a=\012", 66 },
+  { "X.5", 4096, "5080",
+    "accept-encoding=\012",
+    "accept-encoding=\012a=\012a=\012", 113 },
+  { "X.6", 4096, "1f0886ba51d85b144f",
+    "authorization=Bearer t\012",
+    "", 0 },
+  { "X.7", 4096, "838741891d665e81c6ba4a84ff04876103aa48cfe4a81087f2b0eb32dd4beb8e28a38801132d36e3af3e38c92165",
+    ":method=POST\012:scheme=https\012:authority=api.lab.test\012:path=/sandboxes\012x-api-key=e2b_012345"
+      "6789abcdef\012",
+    ":authority=api.lab.test\012", 54 },
+  { "X.7", 4096, "8387be04876103aa48cfe4a81087f2b0eb32dd4beb8e28a38801132d36e3af3e38c92165",
+    ":method=POST\012:scheme=https\012:authority=api.lab.test\012:path=/sandboxes\012x-api-key=e2b_012345"
+      "6789abcdef\012",
+    ":authority=api.lab.test\012", 54 },
+  { "X.8", 4096, "0001617f00787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878"
+      "7878787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878"
+      "7878787878787878787878787878787878787878787878787878787878787878",
+    "a=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+      "xxxxxxxxxxxxxxxxxxxxxxxxxxxxx\012",
+    "", 0 },
+  { "X.8", 4096, "0001617f01787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878"
+      "7878787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878787878"
+      "787878787878787878787878787878787878787878787878787878787878787878",
+    "a=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+      "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\012",
+    "", 0 },
+  { "X.9", 4096, "00811f850000000000",
+    "a=00000000\012",
+    "", 0 },
+  { "X.9", 4096, "00811f85fe3f8fe3f8",
+    "a=!!!!\012",
+    "", 0 },
+  { "X.9", 4096, "00811f81f8",
+    "a=&\012",
+    "", 0 },
+  { "X.9", 4096, "00811f840000007f",
+    "a=00000\012",
+    "", 0 },
+  { "X.11", 4096, "4001610131",
+    "a=1\012",
+    "a=1\012", 34 },
+  { "X.11", 4096, "203fe11f4001620132",
+    "b=2\012",
+    "b=2\012", 34 },
+  { "X.12", 0, "40016101314001620132",
+    "a=1\012b=2\012",
+    "", 0 },
+  { "X.12", 0, "82",
+    ":method=GET\012",
+    "", 0 },
+  { "X.13", 4096, "0883682f7f",
+    ":status=418\012",
+    "", 0 },
+  { "X.13", 4096, "0803343138",
+    ":status=418\012",
+    "", 0 },
+  { "X.14", 68, "40016101314001620132",
+    "a=1\012b=2\012",
+    "b=2\012a=1\012", 68 },
+  { "X.14", 68, "4001630133",
+    "c=3\012",
+    "c=3\012b=2\012", 68 },
+  { "X.14", 68, "bebf",
+    "c=3\012b=2\012",
+    "c=3\012b=2\012", 68 },
+  { "X.15", 4096, "0001617f80007979797979797979797979797979797979797979797979797979797979797979797979797979797979797979"
+      "7979797979797979797979797979797979797979797979797979797979797979797979797979797979797979797979797979"
+      "797979797979797979797979797979797979797979797979797979797979797979",
+    "a=yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy"
+      "yyyyyyyyyyyyyyyyyyyyyyyyyyyyy\012",
+    "", 0 },
+};
+/* X.10: one field whose value has each octet once, in Huffman code. */
+static const char hpack_octets[] =
+    "00811fffc803ffc7fffd8fffffe2fffffe3fffffe4fffffe5fffffe6fffffe7fffffe8ffffeafffffff3fffffa7fffffabff"
+    "ffffdfffffebfffffecfffffedfffffeefffffefffffff0ffffff1ffffff2fffffffbfffffcffffffd3fffffd7fffffdbfff"
+    "ffdffffffe3fffffe7fffffebfffffed4fe3f9ffaffcabf1febfafefe7fdfd2cbb00089969b71d79fb9f7fff20ffbff3ff50"
+    "ddbd7f061c58f265cd9f469d5af66dddbf871e5f9cff7ff7fffc3ff9ffe45fff4719242cb34e6e9d68a6a3d7dac426defe3c"
+    "faf7fffbfe7ffbffdffffffcfffe6ffff4bfff9ffffa3fffd3ffff53fffd5ffffb3fffeb7fffdaffffb7ffff73fffeeffffd"
+    "effffebffffbfffffd9ffffdbfffebffffe0ffffeeffffc3ffff8bffff1ffffe4fffee7fffb1ffff97fffd9ffffcdffff9ff"
+    "fffbffffdafffeeffff4ffffb7fffee7fffe8ffffd3fffdeffffd5fffeeffffbdffffe1fffdfffff7fffff5ffffecffff07f"
+    "ff87fffe0ffff17fffedffff87ffff77fffeffffeaffff8bfffe3ffff93ffff87fffcbffff37ffff1fffff83ffffe1fffebf"
+    "ffe3ffff3fffff2ffffa3ffffd9fffff17ffffc7fffff27ffffdefffffbffffff2fffff8fffffb7fff97fff8fffffe6fffff"
+    "c1fffff87ffffe7fffffc5ffffe5fffe4ffff2fffffd1fffff4ffffffefffffe3fffffc9fffff97fffb3ffffcffffb7fffcd"
+    "ffff4ffff9ffffd1ffffcffffeaffffafffffddffffeffffff4fffff5fffffabffffa7ffffd7fffff9bffffecfffffb7ffff"
+    "f3fffffe8fffffd3fffffabfffff5fffffff7ffffecfffffdbfffffbbfffff7ffffff0fffffbbf";
+/* What must not decode: blocks, of which the last is at fault. */
+static const char *const hpack_faults[][3] = {
+  { "80" }, /* E.1: index 0 */
+  { "be" }, /* E.2: index beyond the dynamic table */
+  { "4001610131", "bf" }, /* E.3: index beyond the dynamic table */
+  { "7f000131" }, /* E.4: index beyond the dynamic table */
+  { "ff" }, /* E.5: truncated integer */
+  { "400161" }, /* E.6: truncated string */
+  { "40016105616263" }, /* E.7: truncated string */
+  { "ffffffffff7f" }, /* E.8: integer overflow */
+  { "ff8080808080808080808001" }, /* E.9: integer overflow */
+  { "000161821fff" }, /* E.10: huffman padding longer than 7 bits */
+  { "0001618118" }, /* E.11: huffman padding is not the EOS prefix */
+  { "00016184ffffffff" }, /* E.12: huffman EOS symbol */
+  { "00016181ff" }, /* E.13: huffman padding longer than 7 bits */
+  { "3fe21f" }, /* E.14: dynamic table size update above the limit */
+  { "8220" }, /* E.15: dynamic table size update after a field */
+  { "4001610131", "20", "be" }, /* E.18: index beyond the dynamic table */
+};
+
+static void hpack_collect(void *owner, e2b_str name, e2b_str value) {
+  e2b__buf *text = (e2b__buf *)owner;
+  e2b__buf_str(text, name);
+  e2b__buf_byte(text, '=');
+  e2b__buf_str(text, value);
+  e2b__buf_byte(text, '\n');
+}
+
+/* With E2B_DUMP_HPACK set, what our encoder wrote goes to that file, for tests/hpack_oracle.c. */
+static FILE *hpack_dump_file(void) {
+  static FILE *file;
+  static bool tried;
+  const char *name = getenv("E2B_DUMP_HPACK");
+  if (!tried && name && *name) file = fopen(name, "w");
+  tried = true;
+  return file;
+}
+
+static unsigned hpack_dump_new(void) {
+  static unsigned count;
+  if (hpack_dump_file()) fprintf(hpack_dump_file(), "new %u\n", count);
+  return count++;
+}
+
+static void hpack_dump_block(unsigned id, const uint8_t *block, size_t len, const void *fields, size_t fields_len) {
+  FILE *file = hpack_dump_file();
+  size_t i;
+  if (!file) return;
+  fprintf(file, "block %u ", id);
+  for (i = 0; i < len; i++) fprintf(file, "%02x", block[i]);
+  fputc(' ', file);
+  for (i = 0; i < fields_len; i++) fprintf(file, "%02x", ((const uint8_t *)fields)[i]);
+  fputc('\n', file);
+  fflush(file);
+}
+
+static bool hpack_text_is(const e2b__buf *text, const char *want) {
+  return text->len == strlen(want) && (text->len == 0 || memcmp(text->data, want, text->len) == 0);
+}
+
+static void hpack_check_table(const e2b__hpack_table *table, const hpack_block *block, e2b__mem *mem) {
+  e2b__buf text;
+  e2b_str name, value;
+  uint32_t i;
+  e2b__buf_init(&text, mem, SIZE_MAX);
+  for (i = 1; i <= table->count; i++) {
+    CHECK(e2b__hpack_get(table, E2B__HPACK_STATIC + i, &name, &value));
+    hpack_collect(&text, name, value);
+  }
+  CHECK(!e2b__hpack_get(table, E2B__HPACK_STATIC + i, &name, &value));
+  if (!CHECK(hpack_text_is(&text, block->table))) printf("  %s\n", block->id);
+  CHECK_INT(e2b__hpack_size(table), block->size);
+  e2b__buf_free(&text);
+}
+
+static void test_hpack_vectors(void) {
+  static e2b__hpack_decoder decoder;
+  uint8_t bytes[1024];
+  const char *id = "";
+  e2b__buf text;
+  e2b__mem mem;
+  size_t i;
+  int k;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&text, &mem, SIZE_MAX);
+  for (i = 0; i < E2B__COUNT(hpack_blocks); i++) {
+    const hpack_block *block = &hpack_blocks[i];
+    size_t len = codec_unhex(block->hex, bytes);
+    if (strcmp(id, block->id) != 0) {
+      e2b__hpack_decoder_init(&decoder, &mem);
+      decoder.table.limit = block->limit;
+    }
+    id = block->id;
+    text.len = 0;
+    if (!CHECK_INT(e2b__hpack_decode(&decoder, bytes, len, hpack_collect, &text), E2B_OK) || !CHECK(hpack_text_is(&text, block->fields)))
+      printf("  %s\n", block->id);
+    hpack_check_table(&decoder.table, block, &mem);
+    e2b__buf_free(&decoder.field);
+  }
+  e2b__hpack_decoder_init(&decoder, &mem);
+  text.len = 0;
+  CHECK_INT(e2b__hpack_decode(&decoder, bytes, codec_unhex(hpack_octets, bytes), hpack_collect, &text), E2B_OK);
+  CHECK_INT(text.len, 2 + 256 + 1);
+  for (k = 0; k < 256 && text.len == 259; k++) CHECK_INT(text.data[2 + k], k);
+  e2b__buf_free(&decoder.field);
+  e2b__buf_free(&text);
+  CHECK_INT(mem.now, 0);
+}
+
+static void test_hpack_faults(void) {
+  static e2b__hpack_decoder decoder;
+  uint8_t bytes[1024];
+  e2b__buf text;
+  e2b__mem mem;
+  size_t i, k;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&text, &mem, SIZE_MAX);
+  for (i = 0; i < E2B__COUNT(hpack_faults); i++) {
+    e2b__hpack_decoder_init(&decoder, &mem);
+    for (k = 0; k < 3 && hpack_faults[i][k]; k++) {
+      bool last = k == 2 || !hpack_faults[i][k + 1];
+      size_t len = codec_unhex(hpack_faults[i][k], bytes);
+      if (!CHECK_INT(e2b__hpack_decode(&decoder, bytes, len, hpack_collect, &text), last ? E2B_ERR_PROTOCOL : E2B_OK))
+        printf("  %s\n", hpack_faults[i][k]);
+    }
+    e2b__buf_free(&decoder.field);
+  }
+  /* every beginning of every block: an error or fewer fields, no more */
+  for (i = 0; i < E2B__COUNT(hpack_blocks); i++) {
+    size_t len = codec_unhex(hpack_blocks[i].hex, bytes);
+    for (k = 0; k < len; k++) {
+      uint8_t *cut = (uint8_t *)malloc(k + 1);
+      memcpy(cut, bytes, k);
+      e2b__hpack_decoder_init(&decoder, &mem);
+      (void)e2b__hpack_decode(&decoder, cut, k, hpack_collect, &text);
+      CHECK(e2b__hpack_size(&decoder.table) <= decoder.table.limit);
+      e2b__buf_free(&decoder.field);
+      free(cut);
+    }
+  }
+  e2b__buf_free(&text);
+  CHECK_INT(mem.now, 0);
+}
+
+static void test_hpack_integers(void) {
+  static const struct { uint32_t value; unsigned prefix; const char *hex; } cases[] = {
+    { 10, 5, "0a" }, { 1337, 5, "1f9a0a" }, { 0, 5, "00" }, { 30, 5, "1e" }, { 31, 5, "1f00" }, { 127, 7, "7f00" }, { 128, 7, "7f01" },
+    { 254, 7, "7f7f" }, { 255, 7, "7f8001" }, { 16383, 7, "7f807f" }, { 2097151, 5, "1fe0ff7f" }, { 4294967295u, 5, "1fe0ffffff0f" }
+  };
+  e2b__mem mem;
+  e2b__buf out;
+  size_t i;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&out, &mem, SIZE_MAX);
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    uint8_t bytes[16];
+    size_t len = codec_unhex(cases[i].hex, bytes);
+    const uint8_t *at;
+    uint32_t value = 1;
+    out.len = 0;
+    e2b__hpack_put_int(&out, 0, cases[i].prefix, cases[i].value);
+    CHECK(out.len == len && memcmp(out.data, bytes, len) == 0);
+    at = bytes;
+    CHECK(e2b__hpack_get_int(&at, bytes + len, cases[i].prefix, &value) && at == bytes + len);
+    CHECK_INT(value, cases[i].value);
+    at = bytes;
+    CHECK(!e2b__hpack_get_int(&at, bytes + len - 1, cases[i].prefix, &value));
+  }
+  e2b__buf_free(&out);
+}
+
+/* What we write, our decoder reads; the second time repeated fields are one octet; secrets and unknown fields never enter a table. */
+static void test_hpack_encoder(void) {
+  static e2b__hpack_encoder encoder;
+  static e2b__hpack_decoder decoder;
+  static const e2b_kv fields[] = {
+    { ":method", "POST" }, { ":scheme", "https" }, { ":authority", "sandbox.e2b.app" }, { ":path", "/files?signature=v1_secret" },
+    { "user-agent", "e2b.h/0.1.0" }, { "content-type", "application/proto" }, { "x-api-key", "e2b_secret" },
+    { "authorization", "Basic dXNlcjo=" }, { "x-access-token", "token" }, { "e2b-traffic-access-token", "token" }, { "my-header", "" }
+  };
+  e2b__buf out, text, want;
+  e2b__mem mem;
+  size_t i, first = 0;
+  unsigned dump;
+  int round;
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&out, &mem, SIZE_MAX);
+  e2b__buf_init(&text, &mem, SIZE_MAX);
+  e2b__buf_init(&want, &mem, SIZE_MAX);
+  e2b__hpack_encoder_init(&encoder);
+  e2b__hpack_decoder_init(&decoder, &mem);
+  for (i = 0; i < E2B__COUNT(fields); i++) hpack_collect(&want, e2b__str(fields[i].key), e2b__str(fields[i].value));
+  dump = hpack_dump_new();
+  for (round = 0; round < 6; round++) {
+    static const int limits[6][2] = { { -1, -1 }, { -1, -1 }, { 0, -1 }, { 100, -1 }, { 50, 1 << 30 }, { -1, -1 } };
+    for (i = 0; i < 2 && limits[round][i] >= 0; i++) {
+      e2b__hpack_encoder_limit(&encoder, (uint32_t)limits[round][i]);
+      if (hpack_dump_file()) fprintf(hpack_dump_file(), "limit %u %d\n", dump, limits[round][i]);
+    }
+    out.len = text.len = 0;
+    e2b__hpack_begin(&encoder, &out);
+    for (i = 0; i < E2B__COUNT(fields); i++) e2b__hpack_encode(&encoder, &out, e2b__str(fields[i].key), e2b__str(fields[i].value));
+    CHECK_INT(out.err, E2B_OK);
+    CHECK_INT(e2b__hpack_decode(&decoder, out.data, out.len, hpack_collect, &text), E2B_OK);
+    CHECK(text.len == want.len && memcmp(text.data, want.data, want.len) == 0);
+    hpack_dump_block(dump, out.data, out.len, text.data, text.len);
+    CHECK_INT(decoder.table.count, encoder.table.count);
+    CHECK_INT(decoder.table.limit, encoder.table.limit);
+    if (round == 0) first = out.len;
+    if (round == 0) CHECK_INT(encoder.table.count, 3); /* :authority, user-agent, content-type */
+    if (round == 1) CHECK(out.len + 45 < first);
+    if (round == 2) CHECK(encoder.table.count == 0 && out.data[0] == 0x20);
+    if (round == 4) CHECK(out.data[0] == (0x20 | 31) && encoder.table.limit == E2B__HPACK_TABLE);
+  }
+  e2b__buf_free(&out);
+  e2b__buf_free(&text);
+  e2b__buf_free(&want);
+  e2b__buf_free(&decoder.field);
+  CHECK_INT(mem.now, 0);
+}
+
+/* ---- frames: a script of what the server sends, and what comes of it ---- */
+
+typedef struct h2_case {
+  test_heap heap;
+  e2b__mem mem, h2_mem;
+  e2b__h2 h2;
+  e2b__hpack_encoder encoder; /* the server's */
+  e2b__buf in;                /* what the server sends */
+  e2b__buf log;               /* the events, a line each; body bytes of one stream in a row are joined */
+  e2b__h2_stream *streams[8];
+  bool live[8];
+  int reset_in;               /* an event of this stream resets it */
+  e2b_err answer;             /* what the events return */
+  bool in_body;
+} h2_case;
+
+static void h2_log(h2_case *c, const char *format, ...) {
+  char text[300];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  if (c->in_body) e2b__buf_byte(&c->log, '\n');
+  c->in_body = false;
+  e2b__buf_text(&c->log, text);
+}
+
+static int h2_number(const h2_case *c, const e2b__h2_stream *stream) {
+  int i;
+  for (i = 0; i < 8 && c->streams[i] != stream; i++) {}
+  return i;
+}
+
+static e2b_err h2_on_head(e2b__h2_stream *stream, int status, const e2b__headers *headers) {
+  h2_case *c = (h2_case *)stream->owner;
+  e2b_str name, value;
+  size_t cursor = 0;
+  h2_log(c, "%d head %d", h2_number(c, stream), status);
+  while (e2b__headers_next(headers, &cursor, &name, &value)) {
+    e2b__buf_byte(&c->log, ' ');
+    e2b__buf_str(&c->log, name);
+    e2b__buf_byte(&c->log, '=');
+    e2b__buf_str(&c->log, value);
+  }
+  e2b__buf_byte(&c->log, '\n');
+  if (h2_number(c, stream) == c->reset_in) {
+    c->live[c->reset_in] = false;
+    e2b__h2_reset(stream, E2B__H2_CANCEL);
+  }
+  return c->answer;
+}
+
+static e2b_err h2_on_body(e2b__h2_stream *stream, const uint8_t *data, size_t len) {
+  h2_case *c = (h2_case *)stream->owner;
+  char head[16];
+  snprintf(head, sizeof head, "%d body ", h2_number(c, stream));
+  if (!c->in_body) e2b__buf_text(&c->log, head);
+  c->in_body = true;
+  e2b__buf_put(&c->log, data, len);
+  e2b__h2_refill(stream);
+  return c->answer;
+}
+
+static void h2_on_end(e2b__h2_stream *stream, const e2b__h2_end *end) {
+  h2_case *c = (h2_case *)stream->owner;
+  int i = h2_number(c, stream);
+  h2_log(c, "%d end %s%s%s%s\n", i, e2b_err_name(end->err), end->detail ? ": " : "", end->detail ? end->detail : "",
+         end->unprocessed ? " (unprocessed)" : "");
+  if (i < 8) c->live[i] = false;
+}
+
+static const e2b__h2_events h2_case_events = { h2_on_head, h2_on_body, h2_on_end };
+
+static void h2_open(h2_case *c, int i, const char *method, int64_t body_len) {
+  e2b__headers headers;
+  e2b_err err;
+  e2b__headers_init(&headers, &c->mem, 1000);
+  e2b__headers_set(&headers, "x-api-key", e2b__str("secret"));
+  c->streams[i] = e2b__h2_open(&c->h2, method, true, e2b__str("h"), e2b__str("/"), &headers, body_len, c, &err);
+  c->live[i] = c->streams[i] != NULL;
+  e2b__headers_free(&headers);
+}
+
+static void h2_begin_at(h2_case *c, int streams, long fail_at) {
+  int i;
+  memset(c, 0, sizeof *c);
+  heap_mem(&c->heap, &c->h2_mem);
+  c->heap.fail_at = (size_t)fail_at;
+  c->reset_in = -1;
+  e2b__mem_init(&c->mem, NULL);
+  e2b__buf_init(&c->in, &c->mem, SIZE_MAX);
+  e2b__buf_init(&c->log, &c->mem, SIZE_MAX);
+  e2b__hpack_encoder_init(&c->encoder);
+  e2b__h2_init(&c->h2, &c->h2_mem, 1000, 100000, 8192, &h2_case_events);
+  for (i = 0; i < streams; i++) h2_open(c, i, "GET", E2B__BODY_NONE);
+  e2b__h2_put_frame(&c->in, E2B__H2_SETTINGS, 0, 0, NULL, 0);
+}
+
+static void h2_begin(h2_case *c, int streams) {
+  h2_begin_at(c, streams, 0);
+}
+
+static void h2_finish(h2_case *c) {
+  e2b__h2_free(&c->h2);
+  HEAP_CHECK_EMPTY(&c->heap);
+  e2b__buf_free(&c->in);
+  e2b__buf_free(&c->log);
+  CHECK_INT(c->mem.now, 0);
+}
+
+static void h2_in(h2_case *c, int type, uint32_t flags, uint32_t id, const char *payload, size_t len) {
+  e2b__h2_put_frame(&c->in, (uint8_t)type, flags, id, payload, len);
+}
+
+/* A header block "name=value\n..." encoded as one fragment. */
+static void h2_block(h2_case *c, e2b__buf *block, const char *fields) {
+  e2b__buf_init(block, &c->mem, SIZE_MAX);
+  while (*fields) {
+    const char *equals = strchr(fields + 1, '='), *end = strchr(fields, '\n');
+    e2b__hpack_encode(&c->encoder, block, e2b__str_n(fields, (size_t)(equals - fields)), e2b__str_n(equals + 1, (size_t)(end - equals - 1)));
+    fields = end + 1;
+  }
+}
+
+static void h2_headers(h2_case *c, uint32_t flags, uint32_t id, const char *fields) {
+  e2b__buf block;
+  h2_block(c, &block, fields);
+  h2_in(c, E2B__H2_HEADERS, flags | E2B__H2_END_HEADERS, id, (const char *)block.data, block.len);
+  e2b__buf_free(&block);
+}
+
+/* Feeds what the server sends: whole (0), in pieces of `step` bytes, or in two, cut at -step. Returns the connection's fate. */
+static e2b_err h2_feed(h2_case *c, int step) {
+  size_t at = 0, n;
+  e2b_err err = E2B_OK;
+  while (at < c->in.len && !err) {
+    n = step > 0 ? (size_t)step : step < 0 && at == 0 ? (size_t)-step : c->in.len - at;
+    n = E2B__MIN(n, c->in.len - at);
+    err = e2b__h2_feed(&c->h2, c->in.data + at, n, 1);
+    at += n;
+  }
+  c->in.len = 0;
+  if (err) e2b__h2_lost(&c->h2, err, c->h2.detail);
+  if (c->in_body) e2b__buf_byte(&c->log, '\n');
+  c->in_body = false;
+  return err;
+}
+
+static void h2_check_log(h2_case *c, const char *want, int line) {
+  const char *text = e2b__buf_cstr(&c->log);
+  if (!text || !check_str_at(text, want, line, "the log")) printf("  line %d\n", line);
+}
+#define H2_LOG(c, want) h2_check_log(c, want, __LINE__)
+
+/* Frames we sent: looks for one of that type, stream and (unless UINT32_MAX) first word of payload. */
+static bool h2_sent(const h2_case *c, int type, uint32_t id, uint32_t word) {
+  const uint8_t *at = c->h2.out.data + 24, *end = c->h2.out.data + c->h2.out.len;
+  while (at + 9 <= end) {
+    uint32_t size = e2b__h2_get_u32(at) >> 8;
+    if (at[3] == type && e2b__h2_get_u32(at + 5) == id && (word == UINT32_MAX || (size >= 4 && e2b__h2_get_u32(at + 9) == word) ||
+        (type == E2B__H2_GOAWAY && e2b__h2_get_u32(at + 13) == word)))
+      return true;
+    at += 9 + size;
+  }
+  return false;
+}
+
+static void h2_good_conversation(h2_case *c) {
+  e2b__buf block;
+  h2_headers(c, 0, 3, ":status=103\nlink=x\n");
+  h2_headers(c, 0, 1, ":status=200\ncontent-length=11\nx=1\n");
+  h2_in(c, E2B__H2_DATA, 0, 1, "hello", 5);
+  h2_in(c, E2B__H2_PING, 0, 0, "12345678", 8);
+  h2_in(c, 77, 0xff, 9, "unknown", 7);
+  h2_in(c, E2B__H2_DATA, E2B__H2_PADDED, 1, "\003 worldppp", 10);
+  h2_in(c, E2B__H2_DATA, E2B__H2_PADDED, 1, "\000", 1);
+  h2_in(c, E2B__H2_DATA, E2B__H2_END_STREAM, 1, NULL, 0);
+  h2_block(c, &block, ":status=404\nserver=y\nlong=0123456789012345678901234567890123456789\n");
+  h2_in(c, E2B__H2_HEADERS, E2B__H2_PADDED | E2B__H2_HAS_PRIORITY, 3, "\002\0\0\0\0\020\210pp", 9);
+  c->in.len -= 9 + 9;
+  {
+    uint8_t first[16];
+    memset(first, 0, sizeof first);
+    first[0] = 2; /* padding */
+    first[6] = block.data[0];
+    h2_in(c, E2B__H2_HEADERS, E2B__H2_PADDED | E2B__H2_HAS_PRIORITY, 3, (const char *)first, 9);
+  }
+  h2_in(c, E2B__H2_CONTINUATION, 0, 3, (const char *)block.data + 1, 3);
+  h2_in(c, E2B__H2_CONTINUATION, 0, 3, NULL, 0);
+  h2_in(c, E2B__H2_CONTINUATION, E2B__H2_END_HEADERS, 3, (const char *)block.data + 4, block.len - 4);
+  e2b__buf_free(&block);
+  h2_in(c, E2B__H2_PRIORITY, 0, 3, "\0\0\0\0\1", 5);
+  h2_in(c, E2B__H2_DATA, 0, 3, "no", 2);
+  h2_headers(c, E2B__H2_END_STREAM, 3, "grpc-status=0\n");
+  h2_headers(c, E2B__H2_END_STREAM, 5, ":status=204\n");
+}
+
+/* Any split gives the same events. */
+static void test_http2_splits(void) {
+  h2_case c;
+  int step, len;
+  h2_begin(&c, 3);
+  h2_good_conversation(&c);
+  len = (int)c.in.len;
+  h2_finish(&c);
+  for (step = -len + 1; step < 40; step++) {
+    h2_begin(&c, 3);
+    h2_good_conversation(&c);
+    CHECK_INT(h2_feed(&c, step), E2B_OK);
+    H2_LOG(&c, "0 head 200 content-length=11 x=1\n0 body hello world\n0 end E2B_OK\n"
+               "1 head 404 server=y long=0123456789012345678901234567890123456789\n1 body no\n1 end E2B_OK\n2 head 204\n2 end E2B_OK\n");
+    CHECK(h2_sent(&c, E2B__H2_SETTINGS, 0, UINT32_MAX) && h2_sent(&c, E2B__H2_PING, 0, 0x31323334));
+    CHECK_INT(c.h2.stream_count, 0);
+    h2_finish(&c);
+  }
+}
+
+/* Streams that are spoiled; the connection and stream 5 go on. */
+static void test_http2_spoiled_streams(void) {
+  static const struct { const char *head; uint32_t flags; const char *data; uint32_t data_flags; const char *log; } cases[] = {
+    { ":status=200\nContent-Type=x\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: malformed header field\n" },
+    { ":status=200\nconnection=close\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: malformed header field\n" },
+    { ":status=200\na= x\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: malformed header field\n" },
+    { "a=b\n:status=200\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: malformed header field\n" },
+    { ":status=200\n:status=200\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: malformed header field\n" },
+    { ":status=200\n:path=/\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: malformed header field\n" },
+    { "a=b\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: the response head has no valid status\n" },
+    { ":status=20\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: malformed header field\n" },
+    { ":status=101\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: the response head has no valid status\n" },
+    { ":status=100\n", E2B__H2_END_STREAM, "", 0, "0 end E2B_ERR_PROTOCOL: the answer ended with an interim response\n" },
+    { ":status=200\ncontent-length=1\ncontent-length=2\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: malformed header field\n" },
+    { ":status=200\ncontent-length=x\n", 0, "", 0, "0 end E2B_ERR_PROTOCOL: malformed header field\n" },
+    { ":status=200\ncontent-length=3\n", 0, "abcd", E2B__H2_END_STREAM,
+      "0 head 200 content-length=3\n0 body abc\n0 end E2B_ERR_PROTOCOL: the body is longer than its content-length\n" },
+    { ":status=200\ncontent-length=5\n", 0, "abcd", E2B__H2_END_STREAM,
+      "0 head 200 content-length=5\n0 body abcd\n0 end E2B_ERR_TRUNCATED: the body is not as long as its content-length\n" },
+    { "", 0, "abcd", 0, "0 end E2B_ERR_PROTOCOL: data before the response head\n" }
+  };
+  size_t i;
+  int step;
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    for (step = 0; step < 3; step++) {
+      char want[400];
+      h2_case c;
+      h2_begin(&c, 2);
+      if (cases[i].head[0]) h2_headers(&c, cases[i].flags, 1, cases[i].head);
+      if (cases[i].data[0]) h2_in(&c, E2B__H2_DATA, cases[i].data_flags, 1, cases[i].data, strlen(cases[i].data));
+      h2_in(&c, E2B__H2_DATA, 0, 1, "late", 4); /* what was on its way when we reset it */
+      h2_headers(&c, E2B__H2_END_STREAM, 1, "late=1\n");
+      h2_headers(&c, E2B__H2_END_STREAM, 3, ":status=200\nlate=1\n");
+      CHECK_INT(h2_feed(&c, step), E2B_OK);
+      snprintf(want, sizeof want, "%s1 head 200 late=1\n1 end E2B_OK\n", cases[i].log);
+      H2_LOG(&c, want);
+      CHECK(h2_sent(&c, E2B__H2_RST_STREAM, 1, E2B__H2_PROTOCOL_ERROR));
+      h2_finish(&c);
+    }
+  }
+}
+
+/* What ends the connection: the frame, the code of our GOAWAY. */
+static void test_http2_broken_connections(void) {
+  static const struct { int type; uint32_t flags, id; const char *payload; size_t len; uint32_t code; } cases[] = {
+    { E2B__H2_SETTINGS, 0, 0, "12345", 5, E2B__H2_FRAME_SIZE_ERROR },
+    { E2B__H2_SETTINGS, E2B__H2_ACK, 0, "123456", 6, E2B__H2_FRAME_SIZE_ERROR },
+    { E2B__H2_SETTINGS, 0, 1, NULL, 0, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_SETTINGS, 0, 0, "\0\2\0\0\0\1", 6, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_SETTINGS, 0, 0, "\0\5\0\0\077\377", 6, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_SETTINGS, 0, 0, "\0\5\1\0\0\0", 6, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_SETTINGS, 0, 0, "\0\4\200\0\0\0", 6, E2B__H2_FLOW_CONTROL_ERROR },
+    { E2B__H2_PING, 0, 0, "1234567", 7, E2B__H2_FRAME_SIZE_ERROR },
+    { E2B__H2_PING, 0, 1, "12345678", 8, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_GOAWAY, 0, 0, "1234567", 7, E2B__H2_FRAME_SIZE_ERROR },
+    { E2B__H2_GOAWAY, 0, 1, "12345678", 8, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_WINDOW_UPDATE, 0, 0, "\0\0\0", 3, E2B__H2_FRAME_SIZE_ERROR },
+    { E2B__H2_WINDOW_UPDATE, 0, 0, "\0\0\0\0", 4, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_WINDOW_UPDATE, 0, 0, "\177\377\377\377", 4, E2B__H2_FLOW_CONTROL_ERROR },
+    { E2B__H2_WINDOW_UPDATE, 0, 9, "\0\0\0\1", 4, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_RST_STREAM, 0, 1, "\0\0\0", 3, E2B__H2_FRAME_SIZE_ERROR },
+    { E2B__H2_RST_STREAM, 0, 0, "\0\0\0\0", 4, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_RST_STREAM, 0, 9, "\0\0\0\0", 4, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_RST_STREAM, 0, 2, "\0\0\0\0", 4, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_DATA, 0, 0, "x", 1, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_DATA, 0, 9, "x", 1, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_DATA, 0, 2, "x", 1, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_DATA, E2B__H2_PADDED, 1, NULL, 0, E2B__H2_FRAME_SIZE_ERROR },
+    { E2B__H2_HEADERS, E2B__H2_END_HEADERS, 0, "\210", 1, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_HEADERS, E2B__H2_END_HEADERS, 9, "\210", 1, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_HEADERS, E2B__H2_END_HEADERS, 2, "\210", 1, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_HEADERS, E2B__H2_END_HEADERS | E2B__H2_PADDED, 1, "\1", 1, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_HEADERS, E2B__H2_END_HEADERS | E2B__H2_PADDED, 1, NULL, 0, E2B__H2_FRAME_SIZE_ERROR },
+    { E2B__H2_HEADERS, E2B__H2_END_HEADERS | E2B__H2_HAS_PRIORITY, 1, "1234", 4, E2B__H2_FRAME_SIZE_ERROR },
+    { E2B__H2_HEADERS, E2B__H2_END_HEADERS, 1, "\200", 1, E2B__H2_COMPRESSION_ERROR },
+    { E2B__H2_CONTINUATION, E2B__H2_END_HEADERS, 1, "\210", 1, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_PUSH_PROMISE, E2B__H2_END_HEADERS, 1, "\0\0\0\2\210", 5, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_PRIORITY, 0, 0, "12345", 5, E2B__H2_PROTOCOL_ERROR },
+    { E2B__H2_PRIORITY, 0, 1, "1234", 4, E2B__H2_FRAME_SIZE_ERROR }
+  };
+  size_t i;
+  int step;
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    for (step = 0; step < 2; step++) {
+      h2_case c;
+      h2_begin(&c, 1);
+      h2_in(&c, cases[i].type, cases[i].flags, cases[i].id, cases[i].payload, cases[i].len);
+      if (!CHECK(h2_feed(&c, step) < 0) || !CHECK(h2_sent(&c, E2B__H2_GOAWAY, 0, cases[i].code))) printf("  case %d\n", (int)i);
+      CHECK(!c.live[0] && c.h2.draining);
+      h2_finish(&c);
+    }
+  }
+}
+
+/* Rules about what comes when. */
+static void test_http2_order(void) {
+  h2_case c;
+  h2_begin(&c, 1); /* not HTTP/2 at all */
+  c.in.len = 0;
+  e2b__buf_text(&c.in, "HTTP/1.1 400 Bad Request\r\n\r\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_ERR_PROTOCOL);
+  H2_LOG(&c, "0 end E2B_ERR_PROTOCOL: the server answered with HTTP/1: it does not speak HTTP/2 on this port\n");
+  h2_finish(&c);
+
+  h2_begin(&c, 1); /* SETTINGS must come first */
+  c.in.len = 0;
+  h2_headers(&c, E2B__H2_END_STREAM, 1, ":status=200\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_ERR_PROTOCOL);
+  h2_finish(&c);
+
+  h2_begin(&c, 2); /* nothing may come between the pieces of a head */
+  h2_in(&c, E2B__H2_HEADERS, 0, 1, "\210", 1);
+  h2_in(&c, E2B__H2_PING, 0, 0, "12345678", 8);
+  CHECK_INT(h2_feed(&c, 0), E2B_ERR_PROTOCOL);
+  h2_finish(&c);
+
+  h2_begin(&c, 2); /* a head in between, for another stream */
+  h2_in(&c, E2B__H2_HEADERS, 0, 1, "\210", 1);
+  h2_in(&c, E2B__H2_CONTINUATION, E2B__H2_END_HEADERS, 3, "", 0);
+  CHECK_INT(h2_feed(&c, 0), E2B_ERR_PROTOCOL);
+  h2_finish(&c);
+
+  h2_begin(&c, 1); /* data after the end */
+  h2_headers(&c, E2B__H2_END_STREAM, 1, ":status=200\n");
+  h2_in(&c, E2B__H2_DATA, 0, 1, "x", 1);
+  CHECK_INT(h2_feed(&c, 0), E2B_ERR_PROTOCOL);
+  CHECK(h2_sent(&c, E2B__H2_GOAWAY, 0, E2B__H2_STREAM_CLOSED));
+  h2_finish(&c);
+
+  h2_begin(&c, 1); /* a frame of 16385 octets: refused by its head */
+  h2_in(&c, E2B__H2_DATA, 0, 1, NULL, 0);
+  c.in.data[c.in.len - 8] = 0x40;
+  c.in.data[c.in.len - 7] = 1;
+  CHECK_INT(h2_feed(&c, 0), E2B_ERR_PROTOCOL);
+  CHECK(h2_sent(&c, E2B__H2_GOAWAY, 0, E2B__H2_FRAME_SIZE_ERROR));
+  h2_finish(&c);
+
+  h2_begin(&c, 1); /* trailers that do not end the stream */
+  h2_headers(&c, 0, 1, ":status=200\n");
+  h2_headers(&c, 0, 1, "a=b\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  H2_LOG(&c, "0 head 200\n0 end E2B_ERR_PROTOCOL: malformed trailers\n");
+  h2_finish(&c);
+
+  h2_begin(&c, 0); /* HEAD and 304: a length without a body */
+  h2_open(&c, 0, "HEAD", E2B__BODY_NONE);
+  h2_open(&c, 1, "GET", E2B__BODY_NONE);
+  h2_headers(&c, E2B__H2_END_STREAM, 1, ":status=200\ncontent-length=9\n");
+  h2_headers(&c, E2B__H2_END_STREAM, 3, ":status=304\ncontent-length=9\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  H2_LOG(&c, "0 head 200 content-length=9\n0 end E2B_OK\n1 head 304 content-length=9\n1 end E2B_OK\n");
+  h2_finish(&c);
+}
+
+/* GOAWAY, resets, a cut. */
+static void test_http2_ends(void) {
+  h2_case c;
+  h2_begin(&c, 4); /* graceful: first all ids, then the real one; 1 is answered, 3 was begun, 5 and 7 were not looked at */
+  h2_in(&c, E2B__H2_GOAWAY, 0, 0, "\177\377\377\377\0\0\0\0bye", 11);
+  h2_in(&c, E2B__H2_GOAWAY, 0, 0, "\0\0\0\3\0\0\0\0", 8);
+  h2_headers(&c, E2B__H2_END_STREAM, 1, ":status=200\n");
+  CHECK_INT(h2_feed(&c, 1), E2B_OK);
+  CHECK(c.h2.draining && c.live[1]);
+  e2b__h2_lost(&c.h2, E2B_ERR_CLOSED, "closed");
+  CHECK(strstr(e2b__buf_cstr(&c.log), "3 end E2B_ERR_CLOSED: the server closed the connection (GOAWAY) and did not look at the request (unprocessed)\n"));
+  CHECK(strstr(e2b__buf_cstr(&c.log), "2 end E2B_ERR_CLOSED: the server closed the connection (GOAWAY) and did not look at the request (unprocessed)\n"));
+  CHECK(strstr(e2b__buf_cstr(&c.log), "0 head 200\n0 end E2B_OK\n1 end E2B_ERR_CLOSED: closed\n"));
+  h2_finish(&c);
+
+  h2_begin(&c, 1); /* a GOAWAY cannot be taken back */
+  h2_in(&c, E2B__H2_GOAWAY, 0, 0, "\0\0\0\1\0\0\0\0", 8);
+  h2_in(&c, E2B__H2_GOAWAY, 0, 0, "\0\0\0\5\0\0\0\0", 8);
+  CHECK_INT(h2_feed(&c, 0), E2B_ERR_PROTOCOL);
+  h2_finish(&c);
+
+  h2_begin(&c, 4);
+  h2_headers(&c, 0, 3, ":status=200\n");
+  h2_headers(&c, E2B__H2_END_STREAM, 5, ":status=200\n");
+  h2_in(&c, E2B__H2_RST_STREAM, 0, 1, "\0\0\0\7", 4);
+  h2_in(&c, E2B__H2_RST_STREAM, 0, 3, "\0\0\0\0", 4);
+  h2_in(&c, E2B__H2_RST_STREAM, 0, 5, "\0\0\0\0", 4); /* after a complete answer: nothing */
+  h2_in(&c, E2B__H2_RST_STREAM, 0, 7, "\0\0\0\2", 4);
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  H2_LOG(&c, "1 head 200\n2 head 200\n2 end E2B_OK\n0 end E2B_ERR_UNAVAILABLE: the server refused the request (unprocessed)\n"
+             "1 end E2B_ERR_TRUNCATED: the server reset the stream\n3 end E2B_ERR_CLOSED: the server reset the stream\n");
+  h2_finish(&c);
+
+  h2_begin(&c, 2); /* cut: what was answered in part is truncated */
+  h2_headers(&c, 0, 1, ":status=200\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  e2b__h2_lost(&c.h2, E2B_ERR_CLOSED, "closed");
+  H2_LOG(&c, "0 head 200\n1 end E2B_ERR_CLOSED: closed\n0 end E2B_ERR_TRUNCATED: the connection was cut before the end of the answer\n");
+  h2_finish(&c);
+
+  h2_begin(&c, 0); /* answered early: our upload ends */
+  h2_open(&c, 0, "POST", 100);
+  h2_headers(&c, E2B__H2_END_STREAM, 1, ":status=413\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  H2_LOG(&c, "0 head 413\n0 end E2B_OK\n");
+  CHECK(h2_sent(&c, E2B__H2_RST_STREAM, 1, E2B__H2_CANCEL));
+  CHECK_INT(c.h2.senders, 0);
+  h2_finish(&c);
+
+  h2_begin(&c, 2); /* reset by the consumer, within an event */
+  c.reset_in = 0;
+  h2_headers(&c, 0, 1, ":status=200\n");
+  h2_in(&c, E2B__H2_DATA, E2B__H2_END_STREAM, 1, "x", 1);
+  h2_headers(&c, E2B__H2_END_STREAM, 3, ":status=200\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  H2_LOG(&c, "0 head 200\n1 head 200\n1 end E2B_OK\n");
+  CHECK(h2_sent(&c, E2B__H2_RST_STREAM, 1, E2B__H2_CANCEL));
+  h2_finish(&c);
+
+  h2_begin(&c, 1); /* refused by the consumer */
+  c.answer = E2B_ERR_CANCELED;
+  h2_headers(&c, 0, 1, ":status=200\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  H2_LOG(&c, "0 head 200\n0 end E2B_ERR_CANCELED: stopped by the receiver of the head\n");
+  h2_finish(&c);
+}
+
+/* Windows in both directions. */
+static void test_http2_windows(void) {
+  char bytes[2000];
+  uint8_t head[9];
+  h2_case c;
+  int i;
+  memset(bytes, 'x', sizeof bytes);
+  h2_begin(&c, 1); /* within the window of 1000, then refilled as it is taken: the log tells that all came */
+  h2_headers(&c, 0, 1, ":status=200\n");
+  for (i = 0; i < 20; i++) h2_in(&c, E2B__H2_DATA, i == 19 ? E2B__H2_END_STREAM : 0, 1, bytes, 500);
+  CHECK_INT(h2_feed(&c, 7), E2B_OK);
+  CHECK_INT(c.log.len, 11 + 7 + 10000 + 1 + 13);
+  CHECK(h2_sent(&c, E2B__H2_WINDOW_UPDATE, 1, 500));
+  h2_finish(&c);
+
+  h2_begin(&c, 1); /* more than it allows at once; padding counts */
+  h2_headers(&c, 0, 1, ":status=200\n");
+  h2_in(&c, E2B__H2_DATA, E2B__H2_PADDED, 1, bytes, 1001);
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  H2_LOG(&c, "0 head 200\n0 end E2B_ERR_PROTOCOL: more data than the stream's window allows\n");
+  CHECK(h2_sent(&c, E2B__H2_RST_STREAM, 1, E2B__H2_FLOW_CONTROL_ERROR));
+  h2_finish(&c);
+
+  h2_begin(&c, 0); /* sending: the peer's settings move open windows, also below zero */
+  h2_open(&c, 0, "POST", 100000);
+  CHECK_INT(e2b__h2_room(c.streams[0]), 16384);
+  e2b__h2_data_head(c.streams[0], head, 16384, false);
+  CHECK_INT(c.streams[0]->send_window, 65535 - 16384);
+  h2_in(&c, E2B__H2_SETTINGS, 0, 0, "\0\4\0\0\0\012\0\3\0\0\0\0", 12);
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  CHECK_INT(c.streams[0]->send_window, 10 - 16384);
+  CHECK_INT(e2b__h2_room(c.streams[0]), 0);
+  CHECK_INT(c.h2.max_streams, 0);
+  h2_in(&c, E2B__H2_WINDOW_UPDATE, 0, 1, "\0\0\100\0", 4);
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  CHECK_INT(e2b__h2_room(c.streams[0]), 10);
+  h2_in(&c, E2B__H2_WINDOW_UPDATE, 0, 1, "\177\377\377\377", 4);
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  H2_LOG(&c, "0 end E2B_ERR_PROTOCOL: a window grew beyond its limit\n");
+  h2_finish(&c);
+
+  h2_begin(&c, 0); /* a WINDOW_UPDATE of nothing is the stream's fault only */
+  h2_open(&c, 0, "POST", 100000);
+  h2_in(&c, E2B__H2_WINDOW_UPDATE, 0, 1, "\0\0\0\0", 4);
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  H2_LOG(&c, "0 end E2B_ERR_PROTOCOL: a WINDOW_UPDATE of nothing\n");
+  h2_finish(&c);
+
+  h2_begin(&c, 1); /* most of a window within a round trip: it grows */
+  h2_headers(&c, 0, 1, ":status=200\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  c.h2.sample_at = 0;
+  h2_in(&c, E2B__H2_DATA, 0, 1, bytes, 400);
+  CHECK_INT(e2b__h2_feed(&c.h2, c.in.data, c.in.len, 1000), E2B_OK);
+  CHECK(c.h2.ping_waits);
+  c.in.len = 0;
+  h2_in(&c, E2B__H2_DATA, 0, 1, bytes, 600);
+  h2_in(&c, E2B__H2_PING, E2B__H2_ACK, 0, "e2b.h\0\0\0", 8);
+  CHECK_INT(e2b__h2_feed(&c.h2, c.in.data, c.in.len, 1010), E2B_OK);
+  CHECK(!c.h2.ping_waits && c.h2.window == 2400);
+  c.in.len = 0;
+  h2_open(&c, 1, "GET", E2B__BODY_NONE); /* a new stream begins with what SETTINGS said: the server knows of no more yet */
+  CHECK_INT(c.streams[1]->receive_window, 1000);
+  CHECK_INT(c.h2.initial_window, 1000);
+  h2_finish(&c);
+}
+
+/* Peers that want to keep us busy, or to fill our memory. */
+static void test_http2_floods(void) {
+  static char big[16384];
+  h2_case c;
+  int i, kind;
+  memset(big, 'a', sizeof big);
+  for (kind = 0; kind < 12; kind++) {
+    h2_begin(&c, 1);
+    if (kind >= 6 && kind <= 8) h2_headers(&c, 0, 1, ":status=200\n");
+    if (kind == 0 || kind == 1) h2_in(&c, E2B__H2_HEADERS, 0, 1, big, kind ? 16384 : 0);
+    for (i = 0; i < 1200; i++) {
+      switch (kind) {
+        case 0: h2_in(&c, E2B__H2_CONTINUATION, 0, 1, NULL, 0); break;
+        case 1: h2_in(&c, E2B__H2_CONTINUATION, 0, 1, big, 16384); break;
+        case 2: h2_in(&c, E2B__H2_PING, 0, 0, "12345678", 8); break;
+        case 3: h2_in(&c, E2B__H2_SETTINGS, 0, 0, "\0\3\0\0\0\1", 6); break;
+        case 4: h2_in(&c, E2B__H2_SETTINGS, 0, 0, big, 33 * 6); break;
+        case 5: h2_in(&c, E2B__H2_WINDOW_UPDATE, 0, 0, "\0\0\0\1", 4); break;
+        case 6: h2_in(&c, E2B__H2_DATA, 0, 1, NULL, 0); break;
+        case 7: h2_in(&c, E2B__H2_DATA, E2B__H2_PADDED, 1, "\1x", 2); break; /* stays within the window: only padding */
+        case 8: h2_in(&c, E2B__H2_PRIORITY, 0, 1, "12345", 5); break;
+        case 9: h2_in(&c, 99, 0, 0, "x", 1); break;
+        case 10: h2_headers(&c, 0, 1, ":status=100\n"); break;
+        default: h2_in(&c, E2B__H2_PING, E2B__H2_ACK, 0, "12345678", 8); break;
+      }
+    }
+    if (kind == 7) { /* the window is used up by padding that nobody can take */
+      CHECK_INT(h2_feed(&c, 0), E2B_OK);
+      CHECK(!c.live[0] && h2_sent(&c, E2B__H2_RST_STREAM, 1, E2B__H2_FLOW_CONTROL_ERROR));
+    } else if (kind == 10) {
+      CHECK_INT(h2_feed(&c, 0), E2B_OK);
+      H2_LOG(&c, "0 end E2B_ERR_LIMIT: too many interim responses\n");
+    } else {
+      if (!CHECK_INT(h2_feed(&c, 0), E2B_ERR_LIMIT) || !CHECK(h2_sent(&c, E2B__H2_GOAWAY, 0, E2B__H2_ENHANCE_YOUR_CALM))) printf("  kind %d\n", kind);
+    }
+    CHECK(c.h2_mem.peak < 4u << 20 || kind == 1);
+    h2_finish(&c);
+  }
+
+  h2_begin(&c, 0); /* stream after stream spoiled */
+  for (i = 0; i < 8; i++) h2_open(&c, i, "GET", E2B__BODY_NONE);
+  for (i = 0; i < 8; i++) h2_headers(&c, 0, (uint32_t)i * 2 + 1, "a=b\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  for (i = 0; i < 3; i++) h2_open(&c, i, "GET", E2B__BODY_NONE);
+  for (i = 0; i < 3; i++) h2_headers(&c, 0, (uint32_t)i * 2 + 17, "a=b\n");
+  CHECK_INT(h2_feed(&c, 0), E2B_ERR_LIMIT);
+  h2_finish(&c);
+
+  h2_begin(&c, 2); /* one octet names a field of 4 KB: beyond the limit the state stays right, for the next stream */
+  {
+    e2b__buf block;
+    char value[3001];
+    memset(value, 'v', sizeof value);
+    value[3000] = 0;
+    e2b__buf_init(&block, &c.mem, SIZE_MAX);
+    e2b__hpack_encode(&c.encoder, &block, e2b__str(":status"), e2b__str("200"));
+    e2b__hpack_encode(&c.encoder, &block, e2b__str("user-agent"), e2b__str(value));
+    for (i = 0; i < 5000; i++) e2b__buf_byte(&block, 0x80 | 62);
+    h2_in(&c, E2B__H2_HEADERS, E2B__H2_END_HEADERS, 1, (const char *)block.data, block.len);
+    block.len = 0;
+    e2b__hpack_encode(&c.encoder, &block, e2b__str(":status"), e2b__str("200"));
+    e2b__hpack_encode(&c.encoder, &block, e2b__str("user-agent"), e2b__str(value));
+    CHECK_INT(block.len, 2);
+    h2_in(&c, E2B__H2_HEADERS, E2B__H2_END_HEADERS | E2B__H2_END_STREAM, 3, (const char *)block.data, block.len);
+    e2b__buf_free(&block);
+  }
+  CHECK_INT(h2_feed(&c, 0), E2B_OK);
+  CHECK(strncmp(e2b__buf_cstr(&c.log), "0 end E2B_ERR_LIMIT: the response head is too long\n1 head 200 user-agent=vvv", 75) == 0);
+  CHECK(c.h2_mem.peak < 100000);
+  h2_finish(&c);
+}
+
+/* Every allocation failing in turn: an end for each stream, nothing lost. */
+static void test_http2_no_memory(void) {
+  long fail;
+  bool met = true;
+  for (fail = 1; met && fail < 200; fail++) {
+    h2_case c;
+    e2b_err err;
+    bool opened;
+    h2_begin_at(&c, 3, fail);
+    opened = c.live[0] && c.live[1] && c.live[2];
+    h2_good_conversation(&c);
+    err = c.h2.err ? c.h2.err : h2_feed(&c, 5);
+    met = c.heap.calls >= (size_t)fail;
+    CHECK(!opened || err == E2B_OK || (met && err == E2B_ERR_NO_MEMORY));
+    e2b__h2_lost(&c.h2, E2B_ERR_NO_MEMORY, "no memory");
+    CHECK(!c.live[0] && !c.live[1] && !c.live[2]);
+    h2_finish(&c);
+  }
+  CHECK(fail > 8 && fail < 200);
+}
+#endif /* E2B_NO_HTTP2 */
+
+/* ================================================================================================================== */
 /* >>>> network */
 /* ================================================================================================================== */
 
@@ -2976,7 +4000,8 @@ typedef enum net_mode {
   NET_HELLO_CLEAN, /* "hello", close_notify, FIN */
   NET_HELLO_CUT,   /* "hello", FIN */
   NET_RESET,       /* reads something, RST */
-  NET_TICKETS_ONLY /* handshake, then silence until the client is gone */
+  NET_TICKETS_ONLY, /* handshake, then silence until the client is gone */
+  NET_HTTP1_REQUIRED /* HTTP/2 that refuses the first stream with HTTP_1_1_REQUIRED; "one" to each request in HTTP/1.1 */
 } net_mode;
 
 typedef struct net_server {
@@ -3026,6 +4051,20 @@ static int net_server_bio_tx(void *arg, const unsigned char *buf, size_t len) {
   return send_all(*(int *)arg, buf, len) ? (int)len : MBEDTLS_ERR_NET_SEND_FAILED;
 }
 
+static void net_serve_http1_required(mbedtls_ssl_context *ssl, int fd) {
+  static const char http1[] = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none";
+  static const char http2[] = "\0\0\0\4\0\0\0\0\0" "\0\0\4\3\0\0\0\0\1\0\0\0\15";
+  const char *alpn = mbedtls_ssl_get_alpn_protocol(ssl);
+  bool refuse = alpn && strcmp(alpn, "h2") == 0;
+  unsigned char buf[16384];
+  if (mbedtls_ssl_read(ssl, buf, sizeof buf) <= 0) return;
+  (void)mbedtls_ssl_write(ssl, (const unsigned char *)(refuse ? http2 : http1),
+                          refuse ? sizeof http2 - 1 : sizeof http1 - 1);
+  (void)mbedtls_ssl_close_notify(ssl);
+  (void)shutdown(fd, SHUT_WR);
+  while (mbedtls_ssl_read(ssl, buf, sizeof buf) > 0) continue;
+}
+
 static void net_serve_tls(net_server *s, int fd) {
   mbedtls_ssl_context ssl;
   unsigned char buf[16384];
@@ -3034,7 +4073,9 @@ static void net_serve_tls(net_server *s, int fd) {
   if (mbedtls_ssl_setup(&ssl, &s->conf) == 0) {
     mbedtls_ssl_set_bio(&ssl, &fd, net_server_bio_tx, net_server_bio_rx, NULL);
     if (mbedtls_ssl_handshake(&ssl) == 0) {
-      if (s->mode == NET_ECHO || s->mode == NET_TICKETS_ONLY) {
+      if (s->mode == NET_HTTP1_REQUIRED) {
+        net_serve_http1_required(&ssl, fd);
+      } else if (s->mode == NET_ECHO || s->mode == NET_TICKETS_ONLY) {
         while ((n = mbedtls_ssl_read(&ssl, buf, sizeof buf)) > 0) {
           snprintf(s->heard, sizeof s->heard, "%.*s", n, (const char *)buf);
           for (at = 0; at < n;) {
@@ -3126,6 +4167,7 @@ static void net_tls_server_start(net_server *s, net_mode mode, const net_names *
   CHECK_INT(mbedtls_ssl_conf_own_cert(&s->conf, &s->cert, &net_the_pki->key), 0);
   mbedtls_ssl_conf_session_tickets_cb(&s->conf, net_ticket_write, net_ticket_parse, s);
   s->alpn[0] = alpn;
+  if (mode == NET_HTTP1_REQUIRED) s->alpn[1] = "http/1.1";
   if (alpn) CHECK_INT(mbedtls_ssl_conf_alpn_protocols(&s->conf, s->alpn), 0);
   net_server_start(s, mode);
 }
@@ -12166,6 +13208,992 @@ static void test_traffic_secrets(void) {
 }
 
 /* ================================================================================================================== */
+/* >>>> pool */
+/* ================================================================================================================== */
+
+#if !defined(E2B_NO_HTTP2)
+
+/* A server of HTTP/2 in the clear on this very thread: each turn polls the client and takes in what it sent. It greets,
+ * acknowledges SETTINGS and PING, and answers GET /health; the rest the tests say by hand. */
+typedef struct pool_side { /* one connection as the server has it */
+  int fd;                  /* -1 = closed */
+  e2b__buf in;
+  bool greeted;            /* the preface came */
+  unsigned dump;
+  uint32_t ends;           /* the client's GOAWAYs */
+  int acks, pings, ping_acks;
+  char frames[16];         /* the first ones that came: S A H C D W P R G */
+  size_t frame_count;
+  e2b__hpack_decoder decoder;
+  e2b__hpack_encoder encoder;
+} pool_side;
+
+typedef struct pool_asked { /* a request */
+  int side;
+  uint32_t id;
+  char fields[1500];        /* "name=value\n" */
+  e2b__buf block, body;
+  bool ended;
+  long reset;               /* the code it was reset with, -1 = was not */
+  uint64_t allowed;         /* by WINDOW_UPDATE */
+} pool_asked;
+
+typedef struct pool_call {
+  e2b_op op;
+  e2b_err done;             /* E2B_PENDING until on_done */
+  e2b_error err;
+  e2b_buf buf;
+  size_t taken, given, size;
+  bool pause;
+} pool_call;
+
+typedef struct pool_world {
+  e2b__mem mem;
+  int listener;
+  uint16_t port;
+  const char *settings;     /* payload of the greeting, in hex; NULL = says nothing by itself */
+  bool deaf;                /* answers no PING */
+  pool_side sides[12];
+  int side_count;
+  pool_asked asked[40];
+  int asked_count;
+  test_heap heap;
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  uint64_t clock;
+  char url[64];
+} pool_world;
+
+static void pool_write(pool_world *w, int side, int type, uint32_t flags, uint32_t id, const void *payload,
+                       size_t len) {
+  e2b__buf out;
+  e2b__buf_init(&out, &w->mem, SIZE_MAX);
+  e2b__h2_put_frame(&out, (uint8_t)type, flags, id, payload, len);
+  if (w->sides[side].fd >= 0) (void)send_all(w->sides[side].fd, out.data, out.len);
+  e2b__buf_free(&out);
+}
+
+static void pool_word(pool_world *w, int side, int type, uint32_t id, uint32_t word) {
+  uint8_t payload[4];
+  e2b__h2_put_u32(payload, word);
+  pool_write(w, side, type, 0, id, payload, 4);
+}
+
+static void pool_goaway(pool_world *w, int side, uint32_t last, uint32_t code) {
+  uint8_t payload[8];
+  e2b__h2_put_u32(payload, last);
+  e2b__h2_put_u32(payload + 4, code);
+  pool_write(w, side, E2B__H2_GOAWAY, 0, 0, payload, 8);
+}
+
+static void pool_settings(pool_world *w, int side, const char *hex) {
+  uint8_t payload[64];
+  size_t len = codec_unhex(hex, payload);
+  pool_write(w, side, E2B__H2_SETTINGS, 0, 0, payload, len);
+}
+
+static void pool_head(pool_world *w, int side, uint32_t flags, uint32_t id, const char *fields) {
+  e2b__buf block;
+  e2b__buf_init(&block, &w->mem, SIZE_MAX);
+  while (*fields) {
+    const char *equals = strchr(fields + 1, '='), *end = strchr(fields, '\n');
+    e2b__hpack_encode(&w->sides[side].encoder, &block, e2b__str_n(fields, (size_t)(equals - fields)),
+                      e2b__str_n(equals + 1, (size_t)(end - equals - 1)));
+    fields = end + 1;
+  }
+  pool_write(w, side, E2B__H2_HEADERS, flags | E2B__H2_END_HEADERS, id, block.data, block.len);
+  e2b__buf_free(&block);
+}
+
+/* The whole answer to the request of that index. */
+static void pool_answer(pool_world *w, int at, const char *fields, const char *body) {
+  pool_asked *a = &w->asked[at];
+  if (!CHECK(at < w->asked_count)) return;
+  pool_head(w, a->side, *body ? 0 : E2B__H2_END_STREAM, a->id, fields);
+  if (*body) pool_write(w, a->side, E2B__H2_DATA, E2B__H2_END_STREAM, a->id, body, strlen(body));
+}
+
+static void pool_close(pool_world *w, int side) {
+  if (w->sides[side].fd >= 0) close(w->sides[side].fd);
+  w->sides[side].fd = -1;
+}
+
+static pool_asked *pool_find(pool_world *w, int side, uint32_t id) {
+  int i;
+  for (i = 0; i < w->asked_count; i++)
+    if (w->asked[i].side == side && w->asked[i].id == id) return &w->asked[i];
+  return NULL;
+}
+
+static void pool_on_field(void *owner, e2b_str name, e2b_str value) {
+  pool_asked *a = (pool_asked *)owner;
+  size_t len = strlen(a->fields);
+  (void)snprintf(a->fields + len, sizeof a->fields - len, "%.*s=%.*s\n", (int)name.len, name.ptr, (int)value.len,
+                 value.ptr);
+}
+
+static void pool_on_head(pool_world *w, int side, uint32_t flags, uint32_t id, const uint8_t *data, size_t len) {
+  pool_asked *a = &w->asked[w->asked_count];
+  if (!CHECK(w->asked_count < (int)E2B__COUNT(w->asked)) || !CHECK(flags & E2B__H2_END_HEADERS)) return;
+  memset(a, 0, sizeof *a);
+  a->side = side;
+  a->id = id;
+  a->reset = -1;
+  a->ended = (flags & E2B__H2_END_STREAM) != 0;
+  e2b__buf_init(&a->block, &w->mem, SIZE_MAX);
+  e2b__buf_init(&a->body, &w->mem, SIZE_MAX);
+  e2b__buf_put(&a->block, data, len);
+  CHECK_INT(e2b__hpack_decode(&w->sides[side].decoder, data, len, pool_on_field, a), E2B_OK);
+  hpack_dump_block(w->sides[side].dump, data, len, a->fields, strlen(a->fields));
+  w->asked_count++;
+  if (!strstr(a->fields, ":path=/health\n")) return;
+  w->asked_count--;
+  e2b__buf_free(&a->block);
+  pool_head(w, side, E2B__H2_END_STREAM, id, ":status=204\n");
+}
+
+static void pool_on_frame(pool_world *w, int side, const uint8_t *frame, size_t len) {
+  pool_side *s = &w->sides[side];
+  uint32_t flags = frame[4], id = e2b__h2_get_u32(frame + 5);
+  const uint8_t *payload = frame + E2B__H2_HEAD;
+  pool_asked *a = id ? pool_find(w, side, id) : NULL;
+  if (s->frame_count < sizeof s->frames - 1)
+    s->frames[s->frame_count++] = frame[3] == E2B__H2_SETTINGS && flags ? 'A' : frame[3] < 10 ? "DHprSpPGWC"[frame[3]] : '?';
+  switch (frame[3]) {
+    case E2B__H2_HEADERS: pool_on_head(w, side, flags, id, payload, len); break;
+    case E2B__H2_DATA:
+      if (a) e2b__buf_put(&a->body, payload, len);
+      if (a && flags & E2B__H2_END_STREAM) a->ended = true;
+      break;
+    case E2B__H2_SETTINGS:
+      if (flags & E2B__H2_ACK) s->acks++;
+      else if (w->settings) pool_write(w, side, E2B__H2_SETTINGS, E2B__H2_ACK, 0, NULL, 0);
+      break;
+    case E2B__H2_PING:
+      if (flags & E2B__H2_ACK) s->ping_acks++;
+      else if (s->pings++, !w->deaf) pool_write(w, side, E2B__H2_PING, E2B__H2_ACK, 0, payload, 8);
+      break;
+    case E2B__H2_RST_STREAM: if (a) a->reset = (long)e2b__h2_get_u32(payload); break;
+    case E2B__H2_GOAWAY: s->ends++; break;
+    case E2B__H2_WINDOW_UPDATE: if (a) a->allowed += e2b__h2_get_u32(payload); break;
+    default: CHECK(false);
+  }
+}
+
+static void pool_take(pool_world *w, int side) {
+  pool_side *s = &w->sides[side];
+  uint8_t bytes[16384];
+  size_t at = 0;
+  ssize_t n;
+  while (s->fd >= 0 && (n = recv(s->fd, bytes, sizeof bytes, MSG_DONTWAIT)) >= 0) {
+    if (n == 0) pool_close(w, side);
+    e2b__buf_put(&s->in, bytes, (size_t)n);
+  }
+  if (!s->greeted && s->in.len >= 24) {
+    CHECK(memcmp(s->in.data, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24) == 0);
+    s->greeted = true;
+    at = 24;
+  }
+  while (s->greeted && at + E2B__H2_HEAD <= s->in.len) {
+    size_t len = e2b__h2_get_u32(s->in.data + at) >> 8;
+    if (at + E2B__H2_HEAD + len > s->in.len) break;
+    pool_on_frame(w, side, s->in.data + at, len);
+    at += E2B__H2_HEAD + len;
+  }
+  e2b__buf_drop(&s->in, at);
+}
+
+static void pool_turn(pool_world *w) {
+  struct pollfd p;
+  int i;
+  (void)e2b_client_poll(w->client, 1);
+  p.fd = w->listener;
+  p.events = POLLIN;
+  while (poll(&p, 1, 0) > 0 && CHECK(w->side_count < (int)E2B__COUNT(w->sides))) {
+    pool_side *s = &w->sides[w->side_count++];
+    s->fd = accept(w->listener, NULL, NULL);
+    s->dump = hpack_dump_new();
+    e2b__buf_init(&s->in, &w->mem, SIZE_MAX);
+    e2b__hpack_decoder_init(&s->decoder, &w->mem);
+    e2b__hpack_encoder_init(&s->encoder);
+    if (w->settings) pool_settings(w, w->side_count - 1, w->settings);
+  }
+  for (i = 0; i < w->side_count; i++) pool_take(w, i);
+}
+
+static void pool_turns(pool_world *w, int turns) {
+  while (turns--) pool_turn(w);
+}
+
+/* Turns until it holds. */
+#define POOL_UNTIL(w, condition)                                                                                       \
+  do {                                                                                                                 \
+    int turns_;                                                                                                        \
+    for (turns_ = 0; turns_ < 5000 && !(condition); turns_++) pool_turn(w);                                            \
+    CHECK(condition);                                                                                                  \
+  } while (0)
+
+static uint64_t pool_now(void *user) {
+  return ((pool_world *)user)->clock;
+}
+
+static e2b_sandbox *pool_sandbox(pool_world *w, const char *id) {
+  e2b_attach_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  memset(&opts, 0, sizeof opts);
+  opts.access_token = "envd-secret";
+  CHECK_INT(e2b_sandbox_attach(w->client, id, &opts, &sandbox, &w->err), E2B_OK);
+  return sandbox;
+}
+
+/* What is set in w->config before stays; with a clock of its own when that is not 0. */
+static void pool_begin(pool_world *w) {
+  e2b__mem_init(&w->mem, NULL);
+  w->listener = listen_somewhere(&w->port);
+  (void)snprintf(w->url, sizeof w->url, "http://127.0.0.1:%u", (unsigned)w->port);
+  w->config.allocator = heap_allocator(&w->heap);
+  w->config.no_env = true;
+  w->config.http_version = 2;
+  w->config.api_key = "api-secret";
+  w->config.api_url = w->config.sandbox_url = w->url;
+  if (w->clock) w->config.now_ms_fn = pool_now;
+  w->config.platform_user = w;
+  w->client = e2b_client_create(&w->config, &w->err);
+  if (CHECK(w->client != NULL)) w->sandbox = pool_sandbox(w, "sbx1");
+}
+
+static void pool_new(pool_world *w) {
+  memset(w, 0, sizeof *w);
+  w->settings = "";
+}
+
+static void pool_end(pool_world *w) {
+  int i;
+  e2b_client_free(w->client);
+  HEAP_CHECK_EMPTY(&w->heap);
+  for (i = 0; i < w->side_count; i++) {
+    pool_close(w, i);
+    e2b__buf_free(&w->sides[i].in);
+    e2b__buf_free(&w->sides[i].decoder.field);
+  }
+  for (i = 0; i < w->asked_count; i++) {
+    e2b__buf_free(&w->asked[i].block);
+    e2b__buf_free(&w->asked[i].body);
+  }
+  close(w->listener);
+  CHECK_INT(w->mem.now, 0);
+}
+
+/* ---- calls ---- */
+
+static void pool_done(void *user, const e2b_error *err) {
+  pool_call *call = (pool_call *)user;
+  call->err = *err;
+  call->done = err->code;
+}
+
+static void pool_call_init(pool_call *call, e2b_files_opts *opts) {
+  memset(call, 0, sizeof *call);
+  memset(opts, 0, sizeof *opts);
+  call->done = E2B_PENDING;
+  opts->call.op = &call->op;
+  opts->call.on_done = pool_done;
+  opts->call.user = call;
+}
+
+static int pool_sink(void *user, const char *data, size_t len) {
+  pool_call *call = (pool_call *)user;
+  E2B__UNUSED(data);
+  call->taken += len;
+  return call->pause ? E2B_PAUSE : 0;
+}
+
+static int pool_source(void *user, void *buf, size_t cap) {
+  pool_call *call = (pool_call *)user;
+  size_t i, n = E2B__MIN(cap, call->size - call->given);
+  for (i = 0; i < n; i++) ((uint8_t *)buf)[i] = (uint8_t)((call->given + i) % 251);
+  call->given += n;
+  return (int)n;
+}
+
+/* A GET of a whole file, idempotent. */
+static void pool_read(pool_world *w, pool_call *call, int32_t timeout_ms) {
+  e2b_files_opts opts;
+  pool_call_init(call, &opts);
+  opts.call.timeout_ms = timeout_ms;
+  CHECK_INT(e2b_files_read(w->sandbox, "/x", &opts, &call->buf, &w->err), E2B_PENDING);
+}
+
+/* A POST that must not be sent twice. */
+static void pool_move(pool_world *w, pool_call *call) {
+  e2b_files_opts opts;
+  pool_call_init(call, &opts);
+  CHECK_INT(e2b_files_rename(w->sandbox, "/a", "/b", &opts, NULL, &w->err), E2B_PENDING);
+}
+
+static void pool_download(pool_world *w, pool_call *call, int32_t idle_ms, bool pause) {
+  e2b_files_opts opts;
+  pool_call_init(call, &opts);
+  opts.call.idle_ms = idle_ms;
+  call->pause = pause;
+  CHECK_INT(e2b_files_download(w->sandbox, "/x", pool_sink, call, &opts, &w->err), E2B_PENDING);
+}
+
+static void pool_upload(pool_world *w, pool_call *call, size_t size) {
+  e2b_files_opts opts;
+  pool_call_init(call, &opts);
+  call->size = size;
+  CHECK_INT(e2b_files_upload(w->sandbox, "/x", pool_source, call, (int64_t)size, &opts, NULL, &w->err), E2B_PENDING);
+}
+
+static void pool_call_free(pool_call *call) {
+  e2b_mem_free(&call->buf.mem);
+}
+
+static uint32_t pool_made(pool_world *w) {
+  e2b_client_stats stats;
+  e2b_client_get_stats(w->client, &stats);
+  return stats.connections_made;
+}
+
+/* A first exchange, so that the client knows the server's SETTINGS: it leaves request 0. */
+static void pool_warm(pool_world *w) {
+  pool_call call;
+  pool_read(w, &call, 0);
+  POOL_UNTIL(w, w->asked_count == 1 && w->asked[0].ended);
+  pool_answer(w, 0, ":status=200\n", "x");
+  POOL_UNTIL(w, call.done != E2B_PENDING && w->sides[0].acks == 1);
+  CHECK_INT(call.done, E2B_OK);
+  pool_call_free(&call);
+}
+
+#define POOL_OK ":status=200\ncontent-type=application/proto\n"
+#define POOL_WRITTEN "[{\"path\":\"/x\",\"name\":\"x\",\"type\":\"file\"}]" /* the answer to an upload */
+#define POOL_REFUSED E2B__H2_REFUSED_STREAM
+
+/* How the field with that value was written: the first octet of its representation; 0 = it is not there. */
+static int pool_written_as(const pool_asked *a, const e2b__hpack_decoder *before, const char *value) {
+  static e2b__hpack_decoder now, next;
+  size_t at = 0, len;
+  now = *before;
+  e2b__buf_init(&now.field, before->field.mem, SIZE_MAX);
+  while (at < a->block.len) {
+    e2b__buf text;
+    bool is;
+    e2b__buf_init(&text, before->field.mem, SIZE_MAX);
+    for (len = 1; at + len <= a->block.len; len++) { /* the shortest that decodes is one field */
+      next = now;
+      e2b__buf_init(&next.field, before->field.mem, SIZE_MAX);
+      text.len = 0;
+      is = e2b__hpack_decode(&next, a->block.data + at, len, hpack_collect, &text) == E2B_OK;
+      e2b__buf_free(&next.field);
+      if (is) break;
+    }
+    is = text.len && strstr(e2b__buf_cstr(&text), value) != NULL;
+    e2b__buf_free(&text);
+    if (is) return a->block.data[at];
+    now = next;
+    at += len;
+  }
+  return 0;
+}
+
+/* The order on the wire; nothing waits for the server's SETTINGS; one connection carries all; what is secret enters no table. */
+static void test_pool_one_connection(void) {
+  static e2b__hpack_decoder empty;
+  static pool_world w;
+  pool_call calls[6];
+  e2b_sandbox *other;
+  int i;
+  pool_new(&w);
+  w.settings = NULL;
+  pool_begin(&w);
+  other = pool_sandbox(&w, "sbx2");
+  for (i = 0; i < 6; i++) {
+    e2b_sandbox *first = w.sandbox;
+    if (i % 2) w.sandbox = other;
+    if (i < 4) pool_read(&w, &calls[i], 0); else pool_move(&w, &calls[i]);
+    w.sandbox = first;
+  }
+  POOL_UNTIL(&w, w.asked_count == 6 && w.asked[5].ended);
+  CHECK_STR(w.sides[0].frames, "SWHHHHHHDD");
+  pool_settings(&w, 0, "");
+  for (i = 5; i >= 0; i--) pool_answer(&w, i, POOL_OK, i < 4 ? "text" : "");
+  for (i = 0; i < 6; i++) {
+    POOL_UNTIL(&w, calls[i].done != E2B_PENDING);
+    if (!CHECK_INT(calls[i].done, E2B_OK)) printf("  %s\n", calls[i].err.message);
+    pool_call_free(&calls[i]);
+  }
+  POOL_UNTIL(&w, w.sides[0].acks == 1);
+  CHECK(w.side_count == 1 && pool_made(&w) == 1);
+  CHECK_HAS(w.asked[0].fields, ":method=GET\n:scheme=http\n:authority=127.0.0.1:");
+  CHECK_HAS(w.asked[0].fields, "x-access-token=envd-secret\n");
+  CHECK(strstr(w.asked[0].fields, "sbx1") && strstr(w.asked[1].fields, "sbx2"));
+  e2b__hpack_decoder_init(&empty, &w.mem);
+  CHECK_INT(pool_written_as(&w.asked[0], &empty, "=envd-secret") & 0xf0, 0x10);
+  CHECK_INT(pool_written_as(&w.asked[0], &empty, ":path=") & 0xf0, 0x10);
+  CHECK_INT(pool_written_as(&w.asked[0], &empty, "user-agent=") & 0xc0, 0x40);
+  CHECK(!find_bytes(w.sides[0].decoder.table.text, w.sides[0].decoder.table.text_len, "secret"));
+  pool_end(&w);
+}
+
+/* One stream at a time, then none: requests wait with their deadlines, and no connection is opened in vain. */
+static void test_pool_stream_limit(void) {
+  static pool_world w;
+  pool_call calls[4];
+  int i;
+  pool_new(&w);
+  w.settings = "000300000001";
+  w.config.max_connections_per_host = 1;
+  pool_begin(&w);
+  pool_warm(&w);
+  for (i = 0; i < 3; i++) pool_read(&w, &calls[i], i == 1 ? 30 : 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING);
+  CHECK_INT(calls[1].done, E2B_ERR_TIMEOUT);
+  CHECK_INT(calls[1].err.phase, E2B_PHASE_QUEUE);
+  CHECK(!calls[1].err.maybe_done);
+  CHECK_INT(w.asked_count, 2);
+  pool_answer(&w, 1, ":status=200\n", "");
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_answer(&w, 2, ":status=200\n", "");
+  POOL_UNTIL(&w, calls[2].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_OK && calls[2].done == E2B_OK && pool_made(&w) == 1);
+  for (i = 0; i < 3; i++) pool_call_free(&calls[i]);
+  pool_end(&w);
+
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_settings(&w, 0, "000300000000");
+  POOL_UNTIL(&w, w.sides[0].acks == 2);
+  pool_read(&w, &calls[0], 50);
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_ERR_TIMEOUT);
+  CHECK_INT(w.asked_count, 1);
+  pool_settings(&w, 0, "000300000005");
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_answer(&w, 1, ":status=200\n", "");
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING);
+  CHECK(calls[1].done == E2B_OK && pool_made(&w) == 1);
+  for (i = 0; i < 2; i++) pool_call_free(&calls[i]);
+  pool_end(&w);
+}
+
+/* A refused stream did nothing: whatever it was, it goes out once more, by another connection; then it is an error. */
+static void test_pool_refused(void) {
+  static pool_world w;
+  pool_call call;
+  int round, after;
+  for (round = 0; round < 4; round++) { /* POST or GET, refused once or twice */
+    pool_new(&w);
+    pool_begin(&w);
+    pool_warm(&w);
+    if (round & 1) pool_read(&w, &call, 0); else pool_move(&w, &call);
+    POOL_UNTIL(&w, w.asked_count == 2);
+    pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, POOL_REFUSED);
+    POOL_UNTIL(&w, w.asked_count == 3 && w.asked[2].ended);
+    CHECK_INT(w.asked[2].side, 1);
+    after = round & 2;
+    if (after) pool_word(&w, 1, E2B__H2_RST_STREAM, w.asked[2].id, POOL_REFUSED);
+    else pool_answer(&w, 2, POOL_OK, "");
+    POOL_UNTIL(&w, call.done != E2B_PENDING);
+    CHECK_INT(call.done, after ? E2B_ERR_UNAVAILABLE : E2B_OK);
+    CHECK(!call.err.maybe_done);
+    if (after) CHECK_HAS(call.err.message, "REFUSED_STREAM");
+    CHECK_INT(w.asked_count, 3);
+    pool_call_free(&call);
+    pool_end(&w);
+  }
+
+  pool_new(&w); /* at once, on the first connection there ever was */
+  pool_begin(&w);
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.asked_count == 1);
+  pool_word(&w, 0, E2B__H2_RST_STREAM, 1, POOL_REFUSED);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  CHECK_INT(w.asked[1].side, 1);
+  pool_answer(&w, 1, POOL_OK, "");
+  POOL_UNTIL(&w, call.done != E2B_PENDING);
+  CHECK_INT(call.done, E2B_OK);
+  pool_end(&w);
+}
+
+/* A server that goes away: in peace first, then for good. */
+static void test_pool_goaway(void) {
+  static pool_world w;
+  pool_call calls[4];
+  int i;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  for (i = 0; i < 3; i++) pool_move(&w, &calls[i]); /* 3, 5, 7 */
+  POOL_UNTIL(&w, w.asked_count == 4 && w.asked[3].ended);
+  pool_goaway(&w, 0, 0x7fffffff, 0);
+  pool_turns(&w, 5);
+  CHECK(calls[0].done == E2B_PENDING && calls[2].done == E2B_PENDING);
+  pool_read(&w, &calls[3], 0); /* nothing new on the old one */
+  POOL_UNTIL(&w, w.asked_count == 5);
+  CHECK_INT(w.asked[4].side, 1);
+  pool_goaway(&w, 0, 5, 0);
+  POOL_UNTIL(&w, w.asked_count == 6 && w.asked[5].ended); /* 7 was not looked at: a POST goes out again */
+  CHECK(w.asked[5].side == 1 && strstr(w.asked[5].fields, "POST"));
+  pool_answer(&w, 1, POOL_OK, "");
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  pool_close(&w, 0);
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING);
+  pool_answer(&w, 4, ":status=200\n", "");
+  pool_answer(&w, 5, POOL_OK, "");
+  POOL_UNTIL(&w, calls[2].done != E2B_PENDING && calls[3].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_OK && calls[2].done == E2B_OK && calls[3].done == E2B_OK);
+  CHECK(calls[1].done == E2B_ERR_CLOSED && calls[1].err.maybe_done); /* 5 may have been worked on: not sent again */
+  CHECK_INT(w.asked_count, 6);
+  pool_call_free(&calls[3]);
+  pool_end(&w);
+
+  pool_new(&w); /* not looked at twice: an error, and surely not done */
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_move(&w, &calls[0]);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_goaway(&w, 0, 1, E2B__H2_ENHANCE_YOUR_CALM);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_goaway(&w, 1, 0, E2B__H2_ENHANCE_YOUR_CALM);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_ERR_CLOSED && !calls[0].err.maybe_done);
+  CHECK_HAS(calls[0].err.message, "ENHANCE_YOUR_CALM");
+  pool_end(&w);
+}
+
+/* Each code of a reset says its name; an answer that had begun is truncated. */
+static void test_pool_resets(void) {
+  static pool_world w;
+  pool_call calls[2];
+  uint32_t code;
+  int at = 1;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  for (code = 0; code < 15; code++) {
+    if (code == E2B__H2_REFUSED_STREAM || code == E2B__H2_HTTP_1_1_REQUIRED) continue;
+    pool_move(&w, &calls[0]);
+    pool_download(&w, &calls[1], 0, false);
+    POOL_UNTIL(&w, w.asked_count == at + 2 && w.asked[at].ended);
+    pool_head(&w, 0, 0, w.asked[at + 1].id, ":status=200\n");
+    pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[at].id, code == 14 ? 99 : code);
+    pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[at + 1].id, code == 14 ? 99 : code);
+    POOL_UNTIL(&w, calls[0].done != E2B_PENDING && calls[1].done != E2B_PENDING);
+    CHECK(calls[0].done == E2B_ERR_CLOSED && calls[0].err.maybe_done);
+    CHECK(calls[1].done == E2B_ERR_TRUNCATED && !calls[1].err.maybe_done);
+    CHECK_HAS(calls[0].err.message, code == 14 ? "unknown error" : e2b__h2_error_name(code));
+    if (at + 2 < 38) at += 2;
+    else break;
+  }
+  CHECK_INT(pool_made(&w), 1);
+  pool_move(&w, &calls[0]); /* in the clear there is no HTTP/1.1 to fall back to */
+  POOL_UNTIL(&w, w.asked_count == at + 1);
+  pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[at].id, E2B__H2_HTTP_1_1_REQUIRED);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_ERR_UNAVAILABLE && !calls[0].err.maybe_done);
+  CHECK_HAS(calls[0].err.message, "HTTP_1_1_REQUIRED");
+  pool_end(&w);
+}
+
+/* The connection breaks: each stream learns what is true for it. */
+static void test_pool_lost(void) {
+  static pool_world w;
+  pool_call calls[4];
+  int i;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &calls[0], 0, false);
+  pool_move(&w, &calls[1]);
+  pool_read(&w, &calls[2], 0);
+  POOL_UNTIL(&w, w.asked_count == 4 && w.asked[2].ended);
+  pool_head(&w, 0, 0, w.asked[1].id, ":status=200\n");
+  pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[1].id, "part", 4);
+  POOL_UNTIL(&w, calls[0].taken == 4);
+  reset_on_close(w.sides[0].fd);
+  pool_close(&w, 0);
+  POOL_UNTIL(&w, w.asked_count == 5); /* the GET again: it can do no harm */
+  CHECK(w.asked[4].side == 1 && strstr(w.asked[4].fields, ":method=GET\n"));
+  pool_answer(&w, 4, ":status=200\n", "again");
+  for (i = 0; i < 3; i++) POOL_UNTIL(&w, calls[i].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_ERR_TRUNCATED && !calls[0].err.maybe_done);
+  CHECK((calls[1].done == E2B_ERR_CLOSED || calls[1].done == E2B_ERR_IO) && calls[1].err.maybe_done);
+  CHECK(calls[2].done == E2B_OK && calls[2].buf.len == 5);
+  pool_call_free(&calls[2]);
+  pool_end(&w);
+
+  pool_new(&w); /* it had carried nothing before: no second try */
+  pool_begin(&w);
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 1);
+  pool_close(&w, 0);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK(calls[0].done < 0 && w.asked_count == 1);
+  pool_end(&w);
+
+  pool_new(&w); /* closed while it lay idle: a new one, without an error */
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_close(&w, 0);
+  pool_move(&w, &calls[0]);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+  CHECK_INT(w.asked[1].side, 1);
+  pool_answer(&w, 1, POOL_OK, "");
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_OK);
+  pool_end(&w);
+
+  pool_new(&w); /* a broken protocol ends them all, with our GOAWAY */
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_write(&w, 0, E2B__H2_PING, 0, 0, "short", 5);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING && w.sides[0].ends == 1);
+  CHECK_INT(calls[0].done, E2B_ERR_PROTOCOL);
+  CHECK_HAS(calls[0].err.message, "wrong size");
+  pool_end(&w);
+}
+
+/* Canceled: the server is told, and what it had sent already does no harm, not even to the tables. */
+static void test_pool_cancel(void) {
+  static pool_world w;
+  pool_call calls[3];
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &calls[0], 0, false);
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  e2b_op_cancel(w.client, calls[0].op);
+  pool_head(&w, 0, 0, w.asked[1].id, ":status=200\ncontent-type=late/late\n");
+  pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[1].id, "late", 4);
+  pool_head(&w, 0, E2B__H2_END_STREAM, w.asked[1].id, "user-agent=trailer\n");
+  pool_word(&w, 0, E2B__H2_WINDOW_UPDATE, w.asked[1].id, 1);
+  pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, 0);
+  pool_head(&w, 0, E2B__H2_END_STREAM, w.asked[2].id, ":status=200\ncontent-type=late/late\nuser-agent=trailer\n");
+  POOL_UNTIL(&w, w.asked[1].reset >= 0 && calls[1].done != E2B_PENDING);
+  CHECK_INT(w.asked[1].reset, E2B__H2_CANCEL);
+  CHECK_INT(calls[0].done, E2B_PENDING);
+  CHECK_INT(calls[1].done, E2B_OK);
+  CHECK_INT(w.client->conns->h2->receive_window, E2B__H2_CONN_WINDOW - 5);
+  CHECK_INT(w.client->conns->h2->decoder.table.count, 2);
+  pool_read(&w, &calls[2], 0);
+  POOL_UNTIL(&w, w.asked_count == 4);
+  pool_answer(&w, 3, ":status=200\n", "");
+  POOL_UNTIL(&w, calls[2].done != E2B_PENDING);
+  CHECK(calls[2].done == E2B_OK && pool_made(&w) == 1);
+  pool_call_free(&calls[1]);
+  pool_call_free(&calls[2]);
+  pool_end(&w);
+}
+
+/* A server that says nothing: after 20 s a PING, after 10 s more the end; a connection that lay idle for longer is no such case. */
+static void test_pool_silence(void) {
+  static pool_world w;
+  pool_call calls[2];
+  pool_new(&w);
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  w.config.idle_connection_ms = 600000;
+  pool_begin(&w);
+  pool_warm(&w);
+  POOL_UNTIL(&w, !w.client->conns->h2->ping_waits); /* of measuring */
+  w.sides[0].pings = 0;
+  w.deaf = true;
+  w.clock += 300000;
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_turns(&w, 5);
+  CHECK(calls[0].done == E2B_PENDING && w.sides[0].pings == 0);
+  w.clock += 19999;
+  pool_turns(&w, 5);
+  CHECK_INT(w.sides[0].pings, 0);
+  w.clock += 1;
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  w.clock += 9999;
+  pool_turns(&w, 5);
+  CHECK_INT(calls[0].done, E2B_PENDING);
+  pool_write(&w, 0, E2B__H2_PING, E2B__H2_ACK, 0, "e2b.h\0\0\0", 8);
+  POOL_UNTIL(&w, !w.client->conns->h2->ping_waits);
+  w.clock += 20000;
+  POOL_UNTIL(&w, w.sides[0].pings == 2);
+  w.clock += 10000;
+  POOL_UNTIL(&w, w.side_count == 2 && w.asked_count == 3); /* idempotent, and the connection was not new: once more */
+  pool_turns(&w, 5);
+  CHECK_INT(calls[0].done, E2B_PENDING);
+  w.clock += 20000;
+  POOL_UNTIL(&w, w.sides[1].pings == 1);
+  w.clock += 10000;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_ERR_CLOSED);
+  CHECK_HAS(calls[0].err.message, "PING");
+  pool_end(&w);
+
+  pool_new(&w); /* nobody looked for a minute, but the server had answered */
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_move(&w, &calls[0]);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+  w.clock += 25000;
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  pool_answer(&w, 1, POOL_OK, "");
+  w.clock += 60000;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_OK);
+  pool_end(&w);
+}
+
+/* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
+static void test_pool_deadlines(void) {
+  static pool_world w;
+  pool_call calls[3];
+  pool_new(&w);
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_read(&w, &calls[0], 5000);
+  pool_download(&w, &calls[1], 7000, false);
+  pool_read(&w, &calls[2], 0);
+  POOL_UNTIL(&w, w.asked_count == 4);
+  pool_head(&w, 0, 0, w.asked[2].id, ":status=200\n");
+  pool_turns(&w, 5);
+  w.clock += 4999;
+  pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[2].id, "x", 1);
+  POOL_UNTIL(&w, calls[1].taken == 1);
+  CHECK_INT(calls[0].done, E2B_PENDING);
+  w.clock += 1;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING && w.asked[1].reset >= 0);
+  CHECK_INT(calls[0].done, E2B_ERR_TIMEOUT);
+  CHECK_INT(calls[0].err.phase, E2B_PHASE_HEADERS);
+  CHECK_INT(w.asked[1].reset, E2B__H2_CANCEL);
+  w.clock += 6997;
+  pool_turns(&w, 5);
+  CHECK_INT(calls[1].done, E2B_PENDING);
+  w.clock += 2;
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING && w.asked[2].reset >= 0);
+  CHECK_INT(calls[1].done, E2B_ERR_IDLE_TIMEOUT);
+  pool_answer(&w, 3, ":status=200\n", "fine");
+  POOL_UNTIL(&w, calls[2].done != E2B_PENDING);
+  CHECK(calls[2].done == E2B_OK && pool_made(&w) == 1);
+  pool_call_free(&calls[2]);
+  pool_end(&w);
+}
+
+/* Who takes nothing is sent no more than a window, and the others go on. */
+static void test_pool_paused(void) {
+  static pool_world w;
+  static char bytes[16384];
+  pool_call calls[2];
+  uint32_t window = 65536;
+  int i;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &calls[0], 0, true);
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_head(&w, 0, 0, w.asked[1].id, ":status=200\n");
+  pool_head(&w, 0, 0, w.asked[2].id, ":status=200\n");
+  for (i = 0; i < 4; i++) pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[1].id, bytes, 16384);
+  for (i = 0; i < 20; i++) { /* five times the window, as it is given */
+    pool_write(&w, 0, E2B__H2_DATA, i == 19 ? E2B__H2_END_STREAM : 0, w.asked[2].id, bytes, 16384);
+    if (i >= 1 && i < 19) POOL_UNTIL(&w, window + w.asked[2].allowed >= (uint64_t)(i + 2) * 16384);
+  }
+  POOL_UNTIL(&w, calls[1].done != E2B_PENDING);
+  CHECK(calls[1].done == E2B_OK && calls[1].buf.len == 20 * 16384);
+  CHECK_INT(w.asked[1].allowed, 0);
+  CHECK(calls[0].taken > 0 && calls[0].taken < 65536 && calls[0].done == E2B_PENDING);
+  calls[0].pause = false;
+  e2b_op_resume(w.client, calls[0].op);
+  POOL_UNTIL(&w, calls[0].taken == 65536 && w.asked[1].allowed > 0);
+  pool_write(&w, 0, E2B__H2_DATA, E2B__H2_END_STREAM, w.asked[1].id, bytes, 100);
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_OK && calls[0].taken == 65636);
+  pool_call_free(&calls[1]);
+  pool_end(&w);
+}
+
+/* An upload beyond all windows, which the server moves meanwhile; one that is answered before its end. */
+static void test_pool_upload(void) {
+  static pool_world w;
+  pool_call call;
+  size_t i, size = 300000;
+  pool_new(&w);
+  w.settings = "000400000064"; /* 100 bytes */
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_upload(&w, &call, size);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].body.len == 100);
+  pool_turns(&w, 3);
+  CHECK_INT(w.asked[1].body.len, 100);
+  pool_settings(&w, 0, "00040000000a"); /* 90 less: below zero */
+  pool_word(&w, 0, E2B__H2_WINDOW_UPDATE, w.asked[1].id, 91);
+  POOL_UNTIL(&w, w.asked[1].body.len == 101);
+  pool_settings(&w, 0, "000400100000"); /* now the connection's window is the limit */
+  POOL_UNTIL(&w, w.asked[1].body.len == 65535);
+  pool_turns(&w, 3);
+  CHECK_INT(w.asked[1].body.len, 65535);
+  while (w.asked[1].body.len < size && w.sides[0].fd >= 0) {
+    size_t before = w.asked[1].body.len;
+    pool_word(&w, 0, E2B__H2_WINDOW_UPDATE, 0, 30000);
+    POOL_UNTIL(&w, w.asked[1].body.len == E2B__MIN(size, before + 30000));
+    if (w.asked[1].body.len == before) break;
+  }
+  POOL_UNTIL(&w, w.asked[1].ended);
+  for (i = 0; i < w.asked[1].body.len && w.asked[1].body.data[i] == i % 251; i++) {}
+  CHECK_INT(i, size);
+  CHECK_HAS(w.asked[1].fields, "content-length=300000\n");
+  pool_answer(&w, 1, ":status=200\ncontent-type=application/json\n", POOL_WRITTEN);
+  POOL_UNTIL(&w, call.done != E2B_PENDING);
+  if (!CHECK_INT(call.done, E2B_OK)) printf("  %s\n", call.err.message);
+
+  pool_upload(&w, &call, size);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_answer(&w, 2, ":status=413\n", "too much");
+  POOL_UNTIL(&w, call.done != E2B_PENDING && w.asked[2].reset >= 0);
+  CHECK_INT(call.err.http_status, 413);
+  CHECK(!w.asked[2].ended && pool_made(&w) == 1);
+  pool_end(&w);
+}
+
+/* The last stream a connection can have, and then another connection. */
+static void test_pool_ids(void) {
+  static pool_world w;
+  pool_call calls[2];
+  int i;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  w.client->conns->h2->next_id = E2B__H2_MAX_ID;
+  for (i = 0; i < 2; i++) pool_move(&w, &calls[i]);
+  POOL_UNTIL(&w, w.asked_count == 3 && w.asked[1].ended && w.asked[2].ended);
+  CHECK(w.asked[1].side == 0 && w.asked[1].id == 0x7ffffffd);
+  CHECK(w.asked[2].side == 1 && w.asked[2].id == 1);
+  for (i = 0; i < 2; i++) pool_answer(&w, i + 1, POOL_OK, "");
+  for (i = 0; i < 2; i++) POOL_UNTIL(&w, calls[i].done != E2B_PENDING);
+  CHECK(calls[0].done == E2B_OK && calls[1].done == E2B_OK);
+  POOL_UNTIL(&w, w.sides[0].fd < 0); /* the used up one is closed */
+  pool_end(&w);
+}
+
+/* A port that speaks HTTP/1.1 only. */
+static void test_pool_not_http2(void) {
+  static const char *const answers[] = { "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                                         "220 smtp.example.com ready\r\n" };
+  static const char *const words[] = { "answered with HTTP/1", "does not speak HTTP/2" };
+  int i;
+  for (i = 0; i < 2; i++) {
+    static pool_world w;
+    net_server s;
+    e2b_buf out;
+    memset(&s, 0, sizeof s);
+    s.say = answers[i];
+    s.say_len = strlen(answers[i]);
+    net_server_start(&s, NET_SAY);
+    pool_new(&w);
+    pool_begin(&w);
+    e2b_client_free(w.client);
+    (void)snprintf(w.url, sizeof w.url, "http://127.0.0.1:%u", (unsigned)s.port);
+    w.client = e2b_client_create(&w.config, &w.err);
+    w.sandbox = pool_sandbox(&w, "sbx");
+    memset(&out, 0, sizeof out);
+    CHECK_INT(e2b_files_read(w.sandbox, "/x", NULL, &out, &w.err), E2B_ERR_PROTOCOL);
+    CHECK_HAS(w.err.message, words[i]);
+    pool_end(&w);
+    net_server_stop(&s);
+  }
+}
+
+/* HTTP_1_1_REQUIRED over TLS: the same request by HTTP/1.1 on a connection of its own. */
+static void test_pool_http1_required(void) {
+  static pool_world w;
+  net_server s;
+  e2b_buf out;
+  int version;
+  uint8_t der[2048];
+  size_t len = net_cert_make(NULL, der, sizeof der);
+  for (version = 0; version < 3; version += 2) {
+    net_tls_server_start(&s, NET_HTTP1_REQUIRED, &net_localhost, "h2");
+    pool_new(&w);
+    pool_begin(&w);
+    e2b_client_free(w.client);
+    (void)snprintf(w.url, sizeof w.url, "https://localhost:%u", (unsigned)s.port);
+    w.config.http_version = (uint8_t)version;
+    w.config.tls.ca_pem = (const char *)der;
+    w.config.tls.ca_pem_len = len;
+    w.client = e2b_client_create(&w.config, &w.err);
+    w.sandbox = pool_sandbox(&w, "sbx");
+    memset(&out, 0, sizeof out);
+    CHECK_INT(e2b_files_read(w.sandbox, "/x", NULL, &out, &w.err), version ? E2B_ERR_UNAVAILABLE : E2B_OK);
+    if (version) CHECK_HAS(w.err.message, "HTTP_1_1_REQUIRED"); /* HTTP/2 was demanded */
+    else CHECK_STR((const char *)out.data, "one");
+    e2b_mem_free(&out.mem);
+    pool_end(&w);
+    net_tls_server_stop(&s);
+    CHECK(version || s.accepted == 2);
+  }
+}
+
+/* Every allocation failing in turn while two requests of one connection are under way: each ends, as what it is. */
+static void test_pool_no_memory(void) {
+  static pool_world w;
+  size_t fail;
+  bool met = true;
+  for (fail = 1; met && fail < 1000; fail++) {
+    e2b_files_opts opts;
+    pool_call calls[2];
+    int i, turns, said = 0;
+    pool_new(&w);
+    pool_begin(&w);
+    w.heap.calls = 0;
+    w.heap.fail_at = fail;
+    for (i = 0; i < 2; i++) {
+      e2b_err rc;
+      pool_call_init(&calls[i], &opts);
+      calls[i].size = 70000;
+      rc = i ? e2b_files_upload(w.sandbox, "/x", pool_source, &calls[i], 70000, &opts, NULL, &w.err)
+             : e2b_files_read(w.sandbox, "/x", &opts, &calls[i].buf, &w.err);
+      if (rc != E2B_PENDING) calls[i].done = rc;
+      CHECK(rc == E2B_PENDING || rc == E2B_ERR_NO_MEMORY);
+    }
+    for (turns = 0; turns < 2000 && (calls[0].done == E2B_PENDING || calls[1].done == E2B_PENDING); turns++) {
+      pool_turn(&w);
+      for (; said < w.asked_count; said++) {
+        bool post = strstr(w.asked[said].fields, ":method=POST") != NULL;
+        if (!post) pool_answer(&w, said, ":status=200\ncontent-type=text/plain\nserver=x\n", "content");
+        else if (w.asked[said].ended) pool_answer(&w, said, ":status=200\n", POOL_WRITTEN);
+        else break;
+      }
+      for (i = said; i < w.asked_count; i++) {
+        pool_word(&w, w.asked[i].side, E2B__H2_WINDOW_UPDATE, 0, 20000);
+        pool_word(&w, w.asked[i].side, E2B__H2_WINDOW_UPDATE, w.asked[i].id, 20000);
+      }
+    }
+    met = w.heap.calls >= fail;
+    for (i = 0; i < 2; i++) {
+      if (!CHECK(calls[i].done == E2B_OK || (met && calls[i].done == E2B_ERR_NO_MEMORY)))
+        printf("  allocation %d, call %d: %s: %s\n", (int)fail, i, e2b_err_name(calls[i].done), calls[i].err.message);
+      if (calls[i].done == E2B_OK) pool_call_free(&calls[i]);
+    }
+    w.heap.fail_at = 0;
+    pool_end(&w);
+  }
+  CHECK(fail > 30 && fail < 1000);
+}
+#endif /* E2B_NO_HTTP2 */
+
+/* ================================================================================================================== */
 /* >>>> hosts */
 /* ================================================================================================================== */
 
@@ -12189,7 +14217,10 @@ static host hosts[] = {
   { "kruise", false, true, E2B_CODEC_DEFAULT, "", "", "", 0, -1, true },
   { "envd", false, false, E2B_CODEC_DEFAULT, "", "", "", 0, -1, false },
   { "envd-json", false, false, E2B_CODEC_JSON, "", "", "", 0, -1, false },
+  { "front", true, true, E2B_CODEC_DEFAULT, "", "", "", -1, -1, false },
 };
+static const char *front_url, *front_key;   /* a local server behind somebody else's proxy, see tests/http2.sh */
+static uint8_t front_http_version;
 static host *the_host;                      /* of the test under way */
 static char server_path[512], work_dir[64]; /* the local server; where its files and ours go */
 
@@ -12293,6 +14324,10 @@ static e2b_client_config host_config(const host *h) {
     config.domain = strstr(h->url, "//") + 2;
   } else {
     config.api_url = config.sandbox_url = h->url;
+  }
+  if (h->url[0] && front_url && strcmp(h->url, front_url) == 0) {
+    config.api_key = front_key;
+    config.http_version = front_http_version;
   }
   if (h->ca_file[0]) config.tls.ca_file = h->ca_file;
   return config;
@@ -20946,6 +22981,11 @@ static const test tests[] = {
   UNIT(retry_after), UNIT(headers), UNIT(headers_injection), UNIT(http1_write_head), UNIT(http1_responses),
   UNIT(http1_fields), UNIT(http1_details), UNIT(http1_reuse), UNIT(http1_events_abort), UNIT(http1_limits),
   UNIT(http1_no_memory), UNIT(http1_fuzz),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(hpack_vectors), UNIT(hpack_faults), UNIT(hpack_integers), UNIT(hpack_encoder),
+  UNIT(http2_splits), UNIT(http2_spoiled_streams), UNIT(http2_broken_connections), UNIT(http2_order), UNIT(http2_ends),
+  UNIT(http2_windows), UNIT(http2_floods), UNIT(http2_no_memory),
+#endif
   UNIT(net_clock_random), UNIT(net_wake), UNIT(net_poll), UNIT(dns_names), UNIT(dns_known), UNIT(dns_thread),
   UNIT(dns_interleave), UNIT(dns_cache), UNIT(link_plain), UNIT(link_refused), UNIT(link_dual_stack),
   UNIT(link_resolving), UNIT(link_reset), UNIT(link_many_fds), UNIT(link_happy_eyeballs), UNIT(link_custom),
@@ -20997,6 +23037,11 @@ static const test tests[] = {
   UNIT(traffic_refused), UNIT(traffic_back_off), UNIT(traffic_forced), UNIT(traffic_provider), UNIT(traffic_seed),
   UNIT(traffic_no_memory), UNIT(traffic_secrets), UNIT(list_all), UNIT(list_all_no_memory), UNIT(list_filters),
   UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(kruise_answers), UNIT(kruise_old_envd),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
+  UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
+  UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
+#endif
   UNIT(bad_answers), UNIT(endless_answers), UNIT(unreachable), UNIT(null_arguments), UNIT(injection),
 
   UNIT(sha256),
@@ -21132,13 +23177,28 @@ int main(int argc, char **argv) {
     if (option == '?') return 2;
   }
   argc -= optind;
+  if (getenv("E2B_FRONT_URL") && *getenv("E2B_FRONT_URL")) {
+    static char key[100];
+    front_url = getenv("E2B_FRONT_URL");
+    snprintf(key, sizeof key, "%s", getenv("E2B_API_KEY") ? getenv("E2B_API_KEY") : HOST_KEY);
+    front_key = key;
+    front_http_version = (uint8_t)strtol(getenv("E2B_FRONT_HTTP") ? getenv("E2B_FRONT_HTTP") : "0", NULL, 10);
+  }
   for (i = 0; i < E2B__COUNT(variables); i++) unsetenv(variables[i]);
   find_server(argv[0]);
   argv += optind;
   snprintf(work_dir, sizeof work_dir, "/tmp/e2b-test-XXXXXX");
   if (!list && !mkdtemp(work_dir)) return 2;
 
-  if (envd && *envd) {
+  if (front_url) {
+    host *front = &hosts[E2B__COUNT(hosts) - 1];
+    snprintf(front->url, sizeof front->url, "%s", front_url);
+    snprintf(front->ca_file, sizeof front->ca_file, "%s", getenv("E2B_FRONT_CA") ? getenv("E2B_FRONT_CA") : "");
+    front->tls = strncmp(front_url, "https", 5) == 0;
+    net_pki_open();
+    run_tests(front, list, argc, argv);
+    net_pki_close();
+  } else if (envd && *envd) {
     for (i = 0; i < E2B__COUNT(hosts); i++) {
       if (hosts[i].control_plane) continue;
       snprintf(hosts[i].url, sizeof hosts[i].url, "%s", envd);
@@ -21148,7 +23208,7 @@ int main(int argc, char **argv) {
     net_pki_open();
     run_tests(NULL, list, argc, argv);
     for (i = 0; i < E2B__COUNT(hosts); i++)
-      if (hosts[i].control_plane) run_tests(&hosts[i], list, argc, argv);
+      if (hosts[i].control_plane && hosts[i].pid == 0) run_tests(&hosts[i], list, argc, argv);
     net_pki_close();
   }
   if (list) return 0;
