@@ -8787,14 +8787,19 @@ static e2b_phase e2b__req_phase(const e2b__req *req) {
   return req->body_ended && (req->stream || conn->out.len == 0) ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
 }
 
+/* Whether a byte of it was given to the network. */
+static bool e2b__req_was_sent(const e2b__req *req) {
+  return req->stream ? req->conn->tx_written > req->tx_mark : req->sent;
+}
+
 /* Takes the request off its connection: of HTTP/2, only its stream ends. */
 static void e2b__req_leave(e2b__req *req) {
   e2b__conn *conn = req->conn;
+  req->sent = e2b__req_was_sent(req);
   req->conn = NULL;
   if (!conn) return;
 #if !defined(E2B_NO_HTTP2)
   if (req->stream) {
-    req->sent = conn->tx_written > req->tx_mark;
     e2b__h2_reset(req->stream, E2B__H2_CANCEL);
     req->stream = NULL;
     conn->kick = true; /* to say so, and perhaps to let the next one in */
@@ -9073,6 +9078,12 @@ static void e2b__conn_eof(e2b__conn *conn) {
   }
 }
 
+/* How much one connection reads in a turn: until nothing is there, but no longer than is fair to the others. TLS records may be
+ * small, so it is counted in bytes. */
+static uint64_t e2b__conn_fair_share(const e2b_client *client) {
+  return 8u * (uint64_t)client->config.io_buffer_size;
+}
+
 /* Returns false when there is nothing more to read now. */
 static bool e2b__conn_receive_once(e2b__conn *conn) {
   e2b_client *client = conn->client;
@@ -9148,7 +9159,7 @@ static void e2b__conn_h2_on_end(e2b__h2_stream *stream, const e2b__h2_end *end) 
   e2b__conn *conn = req->conn;
   e2b_error err;
   bool again = end->unprocessed;
-  req->sent = conn->tx_written > req->tx_mark && !end->unprocessed;
+  req->sent = e2b__req_was_sent(req) && !end->unprocessed;
   if (end->unprocessed && end->code == E2B__H2_HTTP_1_1_REQUIRED) {
     req->h1_only = conn->tls && conn->client->config.http_version != 2;
     again = req->h1_only;
@@ -9319,15 +9330,17 @@ static bool e2b__conn_h2_receive(e2b__conn *conn) {
   (void)e2b__h2_feed(conn->h2, client->io, (size_t)n, client->now);
   if (e2b__conn_h2_broken(conn)) return false;
   e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
-  return (size_t)n == cap || e2b__link_buffered(&conn->link);
+  return (size_t)n == cap || conn->link.tls;
 }
 
 static void e2b__conn_h2_step(e2b__conn *conn) {
+  const e2b_client *client = conn->client;
+  uint64_t fair = client->stats.bytes_rx + e2b__conn_fair_share(client);
   int rounds;
   if (e2b__conn_h2_broken(conn)) return; /* while requests were put on it, or taken off */
   e2b__conn_h2_send(conn);
-  for (rounds = 0; rounds < 8 && conn->state == E2B__CONN_OPEN; rounds++) {
-    if (rounds && e2b__budget_spent(conn->client)) break;
+  for (rounds = 0; rounds < 64 && client->stats.bytes_rx < fair && conn->state == E2B__CONN_OPEN; rounds++) {
+    if (rounds && e2b__budget_spent(client)) break;
     if (!e2b__conn_h2_receive(conn)) break;
   }
   if (conn->state != E2B__CONN_OPEN) return;
@@ -9413,8 +9426,7 @@ static void e2b__conn_step(e2b__conn *conn) {
   }
 #endif
   if (conn->state == E2B__CONN_OPEN) e2b__conn_send(conn);
-  /* Until nothing is there, but no longer than is fair to the other connections: TLS records may be small. */
-  fair = client->stats.bytes_rx + 8u * (uint64_t)client->config.io_buffer_size;
+  fair = client->stats.bytes_rx + e2b__conn_fair_share(client);
   for (rounds = 0; rounds < 64 && client->stats.bytes_rx < fair && conn->state == E2B__CONN_OPEN; rounds++) {
     if (rounds && e2b__budget_spent(client)) return;
     if (!e2b__conn_receive_once(conn)) return;
@@ -16397,7 +16409,7 @@ static void e2b__atomic_discard(const e2b__atomic *atomic, e2b_sandbox *sandbox)
 
 /* The write is given up from outside; its request is not aborted yet. */
 static void e2b__atomic_abandon(const e2b__atomic *atomic, const e2b__req *req, e2b_sandbox *sandbox) {
-  bool written = atomic->phase != E2B__ATOMIC_WRITE || (req->state != E2B__REQ_NEW && req->sent);
+  bool written = atomic->phase != E2B__ATOMIC_WRITE || (req->state != E2B__REQ_NEW && e2b__req_was_sent(req));
   if (atomic->temp && written) e2b__atomic_discard(atomic, sandbox);
 }
 
@@ -16406,7 +16418,7 @@ static void e2b__atomic_abandon(const e2b__atomic *atomic, const e2b__req *req, 
 static e2b_err e2b__atomic_next(e2b__atomic *atomic, e2b__req *req, e2b_sandbox *sandbox, uint64_t deadline,
                                 e2b_error *err) {
   uint64_t now = req->client->now;
-  bool sent = req->sent;
+  bool sent = e2b__req_was_sent(req);
   e2b_err code;
   if (atomic->phase != E2B__ATOMIC_WRITE && e2b__rpc_refused(&atomic->rpc, req) &&
       e2b__rpc_again_as_json(&atomic->rpc, sandbox, req, err) == E2B_PENDING)
