@@ -17467,7 +17467,7 @@ static void e2b__put_direct_url(e2b__buf *out, const e2b_sandbox *sandbox) {
   if (shared) {
     e2b__buf_text(out, config->scheme);
     e2b__buf_text(out, "://");
-    e2b__put_sandbox_host(out, config, sandbox->id, sandbox->domain, config->runtime_port);
+    e2b__put_sandbox_host(out, config, sandbox->id, sandbox->domain, sandbox->runtime_port);
   } else {
     e2b__buf_text(out, sandbox->runtime_url);
   }
