@@ -13218,9 +13218,10 @@ static e2b_err e2b__list_answered(e2b__task *task, e2b_error *err) {
 /* Asks for the page of a token, which must not have been used before. */
 static e2b_err e2b__list_turn_page(e2b__list_task *list, const char *token, e2b_error *err) {
   e2b__task *task = &list->rest.task;
-  const char *at = (const char *)list->tokens.data, *end = at + list->tokens.len;
-  for (; at != end; at += strlen(at) + 1) {
-    if (strcmp(at, token) != 0) continue;
+  const char *used = (const char *)list->tokens.data;
+  size_t at;
+  for (at = 0; at < list->tokens.len; at += strlen(used + at) + 1) {
+    if (strcmp(used + at, token) != 0) continue;
     return e2b__error_say(err, E2B_ERR_PROTOCOL, "after %llu sandboxes the server gave the token of a page it had given before",
                           (unsigned long long)list->seen);
   }
@@ -15271,7 +15272,7 @@ static e2b_err e2b__input_go(e2b__input *input, e2b_error *err) {
   size_t left = task->data_len - (size_t)input->taken;
   input->begun = true;
   if (input->source) return e2b__soon(task->op.client, e2b__input_soon, input, &input->soon, err);
-  return e2b__input_send(input, task->data + input->taken, E2B__MIN(left, (size_t)E2B__INPUT_PIECE), err);
+  return e2b__input_send(input, left ? task->data + input->taken : NULL, E2B__MIN(left, (size_t)E2B__INPUT_PIECE), err);
 }
 
 /* The first one in the queue of its process. */
@@ -17240,10 +17241,11 @@ static e2b_err e2b__stream_wait(e2b_file_stream *stream, uint64_t end, e2b_error
 /* Takes what is there. The front of the buffer is dropped when it is the larger half, which bounds the moving. */
 static size_t e2b__stream_take(e2b_file_stream *stream, void *buf, size_t cap) {
   e2b__req *req = &stream->req;
-  const uint8_t *data = req->rx.data + stream->at;
+  const uint8_t *data;
   size_t n = req->rx.len - stream->at, skip = (size_t)E2B__MIN(stream->part.skip, (uint64_t)n);
   bool held = e2b__req_held(req);
   if (!n || !req->pulled) return 0;
+  data = req->rx.data + stream->at;
   n = skip + E2B__MIN(n - skip, cap);
   stream->at += n;
   e2b__part_cut(&stream->part, &data, &n);
