@@ -17,7 +17,7 @@
      | >>>> watch           | >>>> rpc             | >>>> openkruise      | >>>> pool
      | >>>> hosts           | >>>> end to end      | >>>> processes
      | >>>> code interpreter                       | >>>> trees           | >>>> bad input
-     | >>>> network edges   | >>>> table
+     | >>>> network edges   | >>>> outcomes        | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -22941,6 +22941,813 @@ static void e2e_reads_on(fixture *f) {
   free(big);
 }
 /* ================================================================================================================== */
+/* >>>> outcomes */
+/* ================================================================================================================== */
+
+/* What a call says when something goes wrong, and that nothing is done twice: against a server in this very thread, behind
+ * a transport of its own, with a clock that runs only while the client waits. It counts what reaches it. */
+
+#define OC_SYS_RESET (-104) /* what the transport says */
+#define OC_SYS_REFUSED (-111)
+#define OC_SYS_PIPE (-32)
+#define OC_CONNS 64
+#define OC_ASKS 256
+
+typedef enum oc_do {
+  OC_GOOD = 0,
+  OC_REFUSE,     /* no connection */
+  OC_CONNECTING, /* it is never there */
+  OC_NO_WRITE,   /* the first write fails */
+  OC_HALF,       /* so does the second, and the first took half of it */
+  OC_EOF,        /* the connection is closed when the request is there */
+  OC_RESET,
+  OC_HEAD_EOF,   /* within the head of the answer */
+  OC_BODY_EOF,   /* within its body */
+  OC_BODY_RESET,
+  OC_ANSWER,     /* this one */
+  OC_BYTES,      /* these, whatever they are; then the end */
+  OC_SILENT,
+  OC_RST,        /* HTTP/2: RST_STREAM */
+  OC_BODY_RST,   /* the same within the body */
+  OC_GOAWAY_BELOW, /* a GOAWAY that leaves the request out, and the end of the connection */
+  OC_GOAWAY_WITH   /* one that does not, and the end */
+} oc_do;
+
+typedef struct oc_fault {
+  oc_do what;
+  unsigned code;        /* HTTP status, or that of RST_STREAM and GOAWAY */
+  const char *headers;  /* of an answer: "name=value\n" */
+  const char *body;
+} oc_fault;
+
+typedef struct oc_conn {
+  struct oc_world *w;
+  bool used, open, connecting, greeted, speaks_h2, told; /* told: that it ended */
+  e2b__buf in, out;
+  size_t out_at;
+  int end;              /* after `out`: E2B_IO_AGAIN, E2B_IO_EOF, or a code of the transport */
+  int taken;            /* writes left before they fail; < 0 = they do not */
+#if !defined(E2B_NO_HTTP2)
+  e2b__hpack_decoder decoder;
+  e2b__hpack_encoder encoder;
+#endif
+} oc_conn;
+
+typedef struct oc_ask { /* a request */
+  oc_conn *conn;
+  uint32_t id;
+  char method[8], path[80];
+  bool whole, probe;      /* probe: a GET /health that waits for its answer */
+  uint64_t due;
+} oc_ask;
+
+typedef struct oc_world {
+  test_heap heap;
+  e2b__mem mem;
+  e2b_client_config config;
+  e2b_transport transport;
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  bool h2, armed;
+  uint64_t clock;
+  int stuck;
+  int interrupt;        /* > 0: at that wait from now on the call is interrupted */
+  oc_conn conns[OC_CONNS];
+  int conn_count;
+  oc_ask asks[OC_ASKS];
+  int ask_count;
+  const oc_fault *fault; /* of the next request under test; those after it are answered well */
+  int fault_count;       /* or of the next so many */
+  int arrived, done;     /* requests under test that came whole; that the server did not say it did not do */
+  int health;            /* what it answers to GET /health: 204, 502 (not found), 503 (HTML), 0 = nothing */
+  uint32_t health_ms;    /* how much later */
+  const char *state;     /* of the sandbox, by the control plane; NULL = 404, "" = 500 */
+  int probes, probes_now, probes_most, lookups;
+} oc_world;
+
+/* ---- the server ---- */
+
+#if !defined(E2B_NO_HTTP2)
+static void oc_frame(oc_conn *c, int type, uint32_t flags, uint32_t id, const void *payload, size_t len) {
+  e2b__h2_put_frame(&c->out, (uint8_t)type, flags, id, payload, len);
+}
+
+static void oc_word(oc_conn *c, int type, uint32_t id, uint32_t word) {
+  uint8_t payload[4];
+  e2b__h2_put_u32(payload, word);
+  oc_frame(c, type, 0, id, payload, 4);
+}
+
+/* The head of an answer, and its body. */
+static void oc_reply_http2(oc_conn *c, uint32_t id, const char *status, const char *headers, const void *body, size_t len,
+                           bool more) {
+  uint32_t end = len || more ? 0u : (uint32_t)E2B__H2_END_STREAM;
+  e2b__buf block;
+  e2b__buf_init(&block, &c->w->mem, SIZE_MAX);
+  e2b__hpack_encode(&c->encoder, &block, e2b__str(":status"), e2b__str(status));
+  while (headers && *headers) {
+    const char *equals = strchr(headers, '='), *next = strchr(headers, '\n');
+    e2b__hpack_encode(&c->encoder, &block, e2b__str_n(headers, (size_t)(equals - headers)),
+                      e2b__str_n(equals + 1, (size_t)(next - equals - 1)));
+    headers = next + 1;
+  }
+  oc_frame(c, E2B__H2_HEADERS, E2B__H2_END_HEADERS | end, id, block.data, block.len);
+  if (len) oc_frame(c, E2B__H2_DATA, more ? 0 : E2B__H2_END_STREAM, id, body, len);
+  e2b__buf_free(&block);
+}
+
+static void oc_goaway(oc_conn *c, uint32_t last, uint32_t code) {
+  uint8_t payload[8];
+  e2b__h2_put_u32(payload, last);
+  e2b__h2_put_u32(payload + 4, code);
+  oc_frame(c, E2B__H2_GOAWAY, 0, 0, payload, 8);
+}
+#endif
+
+/* `more`: the body is announced longer than it is, and not ended. */
+static void oc_reply(oc_conn *c, uint32_t id, unsigned status, const char *headers, const void *body, size_t len, bool more) {
+  char text[80];
+  (void)snprintf(text, sizeof text, "%u", status);
+#if !defined(E2B_NO_HTTP2)
+  if (c->speaks_h2) {
+    oc_reply_http2(c, id, text, headers, body, len, more);
+    return;
+  }
+#endif
+  E2B__UNUSED(id);
+  (void)snprintf(text, sizeof text, "HTTP/1.1 %u X\r\n", status);
+  e2b__buf_text(&c->out, text);
+  while (headers && *headers) {
+    const char *equals = strchr(headers, '='), *next = strchr(headers, '\n');
+    e2b__buf_put(&c->out, headers, (size_t)(equals - headers));
+    e2b__buf_text(&c->out, ": ");
+    e2b__buf_put(&c->out, equals + 1, (size_t)(next - equals - 1));
+    e2b__buf_text(&c->out, "\r\n");
+    headers = next + 1;
+  }
+  if (status == 204) (void)snprintf(text, sizeof text, "\r\n");
+  else (void)snprintf(text, sizeof text, "content-length: %u\r\n\r\n", (unsigned)len + (more ? 100u : 0u));
+  e2b__buf_text(&c->out, text);
+  e2b__buf_put(&c->out, body, len);
+}
+
+static void oc_reply_text(oc_conn *c, uint32_t id, unsigned status, const char *headers, const char *body) {
+  oc_reply(c, id, status, headers, body, strlen(body), false);
+}
+
+/* A command that says "hi\n" and "err\n" and ends well; `parts`: only so many of its messages. */
+static void oc_stream(rpc_stream *s, int parts) {
+  static const char *const names[] = { "start_response_start", "start_response_stdout", "start_response_end_0" };
+  int i;
+  memset(s, 0, sizeof *s);
+  for (i = 0; i < parts && i < 3; i++) rpc_put_vector(s, names[i]);
+}
+
+#define OC_PROTO "content-type=application/proto\n"
+#define OC_STREAM "content-type=application/connect+proto\n"
+#define OC_JSON "content-type=application/json\n"
+#define OC_SANDBOX                                                                                                     \
+  "{\"sandboxID\":\"new\",\"templateID\":\"t\",\"clientID\":\"c\",\"envdVersion\":\"0.6.0\",\"state\":\"running\"," \
+  "\"snapshotID\":\"s1\"}"
+#define OC_WRITTEN "[{\"name\":\"x\",\"type\":\"file\",\"path\":\"/x\"}]"
+
+/* What goes right. */
+static void oc_serve_well(oc_conn *c, const oc_ask *ask) {
+  rpc_stream s;
+  if (strstr(ask->path, "/Start") || strstr(ask->path, "/Connect")) {
+    oc_stream(&s, 3);
+    rpc_put_text(&s, 2, "{}");
+    oc_reply(c, ask->id, 200, OC_STREAM, s.bytes, s.len, false);
+  } else if (strncmp(ask->path, "/process.", 9) == 0 || strncmp(ask->path, "/filesystem.", 12) == 0) {
+    oc_reply(c, ask->id, 200, OC_PROTO, "", 0, false);
+  } else if (strncmp(ask->path, "/files", 6) == 0) {
+    oc_reply_text(c, ask->id, 200, "", OC_WRITTEN);
+  } else if (strncmp(ask->path, "/execute", 8) == 0) {
+    oc_reply_text(c, ask->id, 200, "", "{\"type\":\"end_of_execution\"}\n");
+  } else if (strcmp(ask->method, "DELETE") == 0) {
+    oc_reply(c, ask->id, 204, "", "", 0, false);
+  } else {
+    oc_reply_text(c, ask->id, strcmp(ask->method, "POST") == 0 ? 201 : 200, OC_JSON, OC_SANDBOX);
+  }
+}
+
+/* Begins the answer to a request under test and leaves it there. */
+static void oc_begin_answer(oc_conn *c, const oc_ask *ask) {
+  bool stream = strstr(ask->path, "/Start") != NULL;
+  rpc_stream s;
+  oc_stream(&s, 2);
+  if (stream) oc_reply(c, ask->id, 200, OC_STREAM, s.bytes, s.len, true);
+  else oc_reply(c, ask->id, 200, OC_PROTO, "{\"a\"", 4, true);
+}
+
+static void oc_serve_badly(oc_conn *c, const oc_ask *ask, const oc_fault *fault) {
+  c->end = E2B_IO_EOF;
+  switch (fault->what) {
+    case OC_EOF: break;
+    case OC_RESET: c->end = OC_SYS_RESET; break;
+    case OC_HEAD_EOF: e2b__buf_text(&c->out, "HTTP/1.1 200 OK\r\nconte"); break;
+    case OC_BODY_RESET: c->end = OC_SYS_RESET; oc_begin_answer(c, ask); break;
+    case OC_BODY_EOF: oc_begin_answer(c, ask); break;
+    case OC_BYTES: e2b__buf_text(&c->out, fault->body); break;
+#if !defined(E2B_NO_HTTP2)
+    case OC_RST: case OC_BODY_RST:
+      c->end = E2B_IO_AGAIN;
+      if (fault->what == OC_BODY_RST) oc_begin_answer(c, ask);
+      oc_word(c, E2B__H2_RST_STREAM, ask->id, fault->code);
+      break;
+    case OC_GOAWAY_BELOW: oc_goaway(c, ask->id == 1 ? 0 : ask->id - 2, fault->code); break;
+    case OC_GOAWAY_WITH: oc_goaway(c, ask->id, fault->code); break;
+#endif
+    case OC_ANSWER:
+      c->end = E2B_IO_AGAIN;
+      oc_reply_text(c, ask->id, fault->code, fault->headers, fault->body ? fault->body : "");
+      break;
+    default: c->end = E2B_IO_AGAIN; /* says nothing */
+  }
+}
+
+static bool oc_refuses(const oc_fault *fault) {
+  if (fault->what == OC_ANSWER) return fault->code == 429 || fault->code == 307;
+  return fault->what == OC_GOAWAY_BELOW || (fault->what == OC_RST && fault->code == 7); /* REFUSED_STREAM */
+}
+
+static void oc_answer_probe(oc_world *w, oc_ask *ask) {
+  ask->probe = false;
+  w->probes_now--;
+  if (w->health == 502)
+    oc_reply_text(ask->conn, ask->id, 502, OC_JSON, "{\"sandboxId\":\"sbx\",\"message\":\"The sandbox was not found\",\"code\":502}");
+  else if (w->health == 503)
+    oc_reply_text(ask->conn, ask->id, 503, "content-type=text/html\n", "<html>no upstream</html>");
+  else
+    oc_reply(ask->conn, ask->id, (unsigned)w->health, "", "", 0, false);
+}
+
+/* A request is there. */
+static void oc_serve(oc_world *w, oc_ask *ask) {
+  oc_conn *c = ask->conn;
+  ask->whole = true;
+  if (strcmp(ask->path, "/health") == 0) {
+    ask->probe = true;
+    ask->due = w->clock + w->health_ms;
+    w->probes++;
+    if (++w->probes_now > w->probes_most) w->probes_most = w->probes_now;
+    if (w->health && !w->health_ms) oc_answer_probe(w, ask);
+  } else if (strcmp(ask->path, "/sandboxes/sbx") == 0 && strcmp(ask->method, "GET") == 0) {
+    char body[100];
+    w->lookups++;
+    (void)snprintf(body, sizeof body, "{\"sandboxID\":\"sbx\",\"state\":\"%s\"}", w->state ? w->state : "");
+    oc_reply_text(c, ask->id, !w->state ? 404 : *w->state ? 200 : 500, OC_JSON, body);
+  } else if (strcmp(ask->path, "/sandboxes/warm") == 0) {
+    oc_serve_well(c, ask);
+  } else {
+    const oc_fault *fault = w->fault_count > 0 && w->fault_count-- ? w->fault : NULL;
+    w->arrived++;
+    if (!fault || !oc_refuses(fault)) w->done++;
+    if (fault) oc_serve_badly(c, ask, fault);
+    else oc_serve_well(c, ask);
+  }
+}
+
+static oc_ask *oc_ask_new(oc_conn *c, uint32_t id) {
+  oc_world *w = c->w;
+  oc_ask *ask = &w->asks[w->ask_count];
+  if (!CHECK(w->ask_count < OC_ASKS)) return &w->asks[0];
+  w->ask_count++;
+  memset(ask, 0, sizeof *ask);
+  ask->conn = c;
+  ask->id = id;
+  return ask;
+}
+
+#if !defined(E2B_NO_HTTP2)
+static oc_ask *oc_ask_find(oc_conn *c, uint32_t id) {
+  int i;
+  for (i = c->w->ask_count - 1; i >= 0; i--)
+    if (c->w->asks[i].conn == c && c->w->asks[i].id == id) return &c->w->asks[i];
+  return NULL;
+}
+#endif
+
+static void oc_take_http1(oc_conn *c) {
+  for (;;) {
+    char *text = (char *)c->in.data, *end = c->in.len ? find_bytes(text, c->in.len, "\r\n\r\n") : NULL, *length;
+    size_t head, body;
+    oc_ask *ask;
+    if (!end) return;
+    head = (size_t)(end - text) + 4;
+    length = find_bytes(text, head, "content-length: ");
+    body = length ? (size_t)strtoull(length + 16, NULL, 10) : 0;
+    if (c->in.len < head + body) return;
+    ask = oc_ask_new(c, 0);
+    CHECK_INT(sscanf(text, "%7s %79s HTTP/1.1", ask->method, ask->path), 2);
+    e2b__buf_drop(&c->in, head + body);
+    oc_serve(c->w, ask);
+  }
+}
+
+#if !defined(E2B_NO_HTTP2)
+static void oc_on_field(void *owner, e2b_str name, e2b_str value) {
+  oc_ask *ask = (oc_ask *)owner;
+  if (e2b__str_eq(name, ":method")) (void)snprintf(ask->method, sizeof ask->method, "%.*s", (int)value.len, value.ptr);
+  if (e2b__str_eq(name, ":path")) (void)snprintf(ask->path, sizeof ask->path, "%.*s", (int)value.len, value.ptr);
+}
+
+static void oc_on_frame(oc_conn *c, const uint8_t *frame, size_t len) {
+  uint32_t flags = frame[4], id = e2b__h2_get_u32(frame + 5);
+  const uint8_t *payload = frame + E2B__H2_HEAD;
+  oc_ask *ask = id ? oc_ask_find(c, id) : NULL;
+  if (frame[3] == E2B__H2_HEADERS) {
+    ask = oc_ask_new(c, id);
+    CHECK_INT(e2b__hpack_decode(&c->decoder, payload, len, oc_on_field, ask), E2B_OK);
+  }
+  if (frame[3] == E2B__H2_SETTINGS && !(flags & E2B__H2_ACK)) oc_frame(c, E2B__H2_SETTINGS, E2B__H2_ACK, 0, NULL, 0);
+  if (frame[3] == E2B__H2_PING && !(flags & E2B__H2_ACK)) oc_frame(c, E2B__H2_PING, E2B__H2_ACK, 0, payload, 8);
+  if (frame[3] == E2B__H2_RST_STREAM && ask && ask->probe) {
+    ask->probe = false;
+    c->w->probes_now--;
+  }
+  if ((frame[3] == E2B__H2_HEADERS || frame[3] == E2B__H2_DATA) && flags & E2B__H2_END_STREAM && ask && !ask->whole)
+    oc_serve(c->w, ask);
+}
+
+static void oc_take_http2(oc_conn *c) {
+  if (!c->greeted) {
+    if (c->in.len < 24) return;
+    CHECK(memcmp(c->in.data, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24) == 0);
+    e2b__buf_drop(&c->in, 24);
+    c->greeted = true;
+    oc_frame(c, E2B__H2_SETTINGS, 0, 0, NULL, 0);
+  }
+  while (c->in.len >= E2B__H2_HEAD) {
+    size_t len = e2b__h2_get_u32(c->in.data) >> 8;
+    if (c->in.len < E2B__H2_HEAD + len) return;
+    oc_on_frame(c, c->in.data, len);
+    e2b__buf_drop(&c->in, E2B__H2_HEAD + len);
+  }
+}
+
+#endif
+
+/* ---- the transport ---- */
+
+static int oc_open(void *user, const e2b_endpoint *to, void **conn) {
+  oc_world *w = (oc_world *)user;
+  oc_conn *c;
+  bool here = w->armed && w->fault && w->fault_count > 0;
+  E2B__UNUSED(to);
+  if (here && w->fault->what == OC_REFUSE) return OC_SYS_REFUSED;
+  if (!CHECK(w->conn_count < OC_CONNS)) return OC_SYS_REFUSED;
+  c = &w->conns[w->conn_count++];
+  memset(c, 0, sizeof *c);
+  c->w = w;
+  c->used = c->open = true;
+  c->speaks_h2 = w->h2;
+  c->end = E2B_IO_AGAIN;
+  c->taken = -1;
+  c->connecting = here && w->fault->what == OC_CONNECTING;
+  e2b__buf_init(&c->in, &w->mem, SIZE_MAX);
+  e2b__buf_init(&c->out, &w->mem, SIZE_MAX);
+#if !defined(E2B_NO_HTTP2)
+  e2b__hpack_decoder_init(&c->decoder, &w->mem);
+  e2b__hpack_encoder_init(&c->encoder);
+#endif
+  *conn = c;
+  return c->connecting ? E2B_IO_AGAIN : 0;
+}
+
+static int oc_ready(void *user, void *conn) {
+  E2B__UNUSED(user);
+  return ((oc_conn *)conn)->connecting ? E2B_IO_AGAIN : 0;
+}
+
+static int oc_rx(void *user, void *conn, void *buf, size_t cap) {
+  oc_conn *c = (oc_conn *)conn;
+  size_t n = E2B__MIN(cap, c->out.len - c->out_at);
+  E2B__UNUSED(user);
+  if (!n) {
+    c->told = c->end != E2B_IO_AGAIN;
+    return c->end;
+  }
+  memcpy(buf, c->out.data + c->out_at, n);
+  c->out_at += n;
+  return (int)n;
+}
+
+static int oc_tx(void *user, void *conn, const void *buf, size_t len) {
+  oc_world *w = (oc_world *)user;
+  oc_conn *c = (oc_conn *)conn;
+  if (w->armed && w->fault && w->fault_count > 0 && (w->fault->what == OC_NO_WRITE || w->fault->what == OC_HALF)) {
+    w->fault_count--;
+    c->taken = w->fault->what == OC_HALF;
+    c->end = OC_SYS_RESET;
+  }
+  w->armed = false;
+  if (c->taken == 0 || (c->end != E2B_IO_AGAIN && c->taken < 0)) return OC_SYS_PIPE;
+  if (c->taken > 0) {
+    c->taken--;
+    len /= 2;
+  }
+  e2b__buf_put(&c->in, buf, len);
+#if !defined(E2B_NO_HTTP2)
+  if (c->speaks_h2) {
+    oc_take_http2(c);
+    return (int)len;
+  }
+#endif
+  oc_take_http1(c);
+  return (int)len;
+}
+
+static void oc_conn_free(oc_conn *c) {
+  e2b__buf_free(&c->in);
+  e2b__buf_free(&c->out);
+#if !defined(E2B_NO_HTTP2)
+  e2b__buf_free(&c->decoder.field);
+#endif
+  c->used = false;
+}
+
+static void oc_shut(void *user, void *conn) {
+  oc_world *w = (oc_world *)user;
+  oc_conn *c = (oc_conn *)conn;
+  int i;
+  c->open = false;
+  for (i = 0; i < w->ask_count; i++) {
+    if (w->asks[i].conn != c || !w->asks[i].probe) continue;
+    w->asks[i].probe = false;
+    w->probes_now--;
+  }
+  oc_conn_free(c);
+}
+
+/* Time passes only here: until an answer of the server is due, or the client wants to look again. */
+static void oc_wait(void *user, int timeout_ms) {
+  oc_world *w = (oc_world *)user;
+  uint64_t until = w->clock + (uint64_t)(timeout_ms < 0 ? 60000 : timeout_ms);
+  int i, next = -1;
+  if (w->interrupt > 0 && --w->interrupt == 0) e2b_client_interrupt(w->client);
+  for (i = 0; i < w->conn_count; i++) {
+    const oc_conn *c = &w->conns[i];
+    if (c->open && (c->out_at < c->out.len || (c->end != E2B_IO_AGAIN && !c->told)) && w->stuck++ < 1000)
+      return; /* there is something to read */
+  }
+  for (i = 0; i < w->ask_count; i++)
+    if (w->asks[i].probe && w->health && w->asks[i].due <= until && (next < 0 || w->asks[i].due < w->asks[next].due)) next = i;
+  if (next >= 0) {
+    if (w->asks[next].due > w->clock) w->clock = w->asks[next].due;
+    oc_answer_probe(w, &w->asks[next]);
+    return;
+  }
+  w->clock = until;
+  if (timeout_ms < 0 && !CHECK(w->stuck++ < 20)) e2b_client_interrupt(w->client);
+}
+
+static uint64_t oc_now(void *user) {
+  return ((oc_world *)user)->clock;
+}
+
+static void oc_begin(oc_world *w, bool h2) {
+  e2b_attach_opts opts;
+  memset(w, 0, sizeof *w);
+  e2b__mem_init(&w->mem, NULL);
+  w->h2 = h2;
+  w->clock = 1000;
+  w->health = 204;
+  w->state = "running";
+  w->transport.open_fn = oc_open;
+  w->transport.ready_fn = oc_ready;
+  w->transport.rx_fn = oc_rx;
+  w->transport.tx_fn = oc_tx;
+  w->transport.shut_fn = oc_shut;
+  w->transport.wait_fn = oc_wait;
+  w->transport.user = w;
+  w->transport.flags = E2B_TRANSPORT_HAS_DNS;
+  w->config.allocator = heap_allocator(&w->heap);
+  w->config.no_env = true;
+  w->config.http_version = h2 ? 2 : 1;
+  w->config.api_key = "secret-key";
+  w->config.api_url = w->config.sandbox_url = "http://host.test";
+  w->config.transport = &w->transport;
+  w->config.now_ms_fn = oc_now;
+  w->config.platform_user = w;
+  w->client = e2b_client_create(&w->config, &w->err);
+  memset(&opts, 0, sizeof opts);
+  opts.access_token = "secret-token";
+  if (CHECK(w->client != NULL)) CHECK_INT(e2b_sandbox_attach(w->client, "sbx", &opts, &w->sandbox, &w->err), E2B_OK);
+}
+
+static void oc_end(oc_world *w) {
+  int i;
+  e2b_client_free(w->client);
+  HEAP_CHECK_EMPTY(&w->heap);
+  for (i = 0; i < w->conn_count; i++) {
+    CHECK(!w->conns[i].open);
+    if (w->conns[i].used) oc_conn_free(&w->conns[i]);
+  }
+  CHECK_INT(w->mem.now, 0);
+}
+
+/* A request that is not under test, with an answer. */
+static e2b_err oc_warm(oc_world *w) {
+  e2b_sandbox_info info;
+  e2b_err code;
+  memset(&info, 0, sizeof info);
+  code = e2b_api_get_info(w->client, "warm", NULL, &info, &w->err);
+  e2b_mem_free(&info.mem);
+  return code;
+}
+
+/* From here on. */
+static void oc_arm(oc_world *w, const oc_fault *fault) {
+  w->fault = fault;
+  w->fault_count = fault && fault->what != OC_GOOD;
+  w->armed = true;
+  w->arrived = w->done = w->probes = w->probes_now = w->probes_most = w->lookups = 0;
+  w->ask_count = 0;
+  memset(&w->err, 0, sizeof w->err);
+}
+
+/* ---- the calls ---- */
+
+static e2b_err oc_create(oc_world *w, const e2b_call *call) {
+  e2b_sandbox_opts opts;
+  e2b_sandbox *out = NULL;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  code = e2b_sandbox_create(w->client, "t", &opts, &out, &w->err);
+  CHECK((code == E2B_OK) == (out != NULL));
+  CHECK(code == E2B_OK || w->err.maybe_done == (w->err.nonce[0] != 0)); /* what is lost can be found */
+  e2b_sandbox_free(out);
+  return code;
+}
+
+static e2b_err oc_create_raw(oc_world *w, const e2b_call *call) {
+  e2b_sandbox_opts opts;
+  e2b_create_response out;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  memset(&out, 0, sizeof out);
+  opts.call = *call;
+  code = e2b_api_create_sandbox(w->client, "t", &opts, &out, &w->err);
+  e2b_mem_free(&out.mem);
+  return code;
+}
+
+static e2b_err oc_snapshot(oc_world *w, const e2b_call *call) {
+  e2b_snapshot out;
+  e2b_err code;
+  memset(&out, 0, sizeof out);
+  code = e2b_api_create_snapshot(w->client, "i", NULL, call, &out, &w->err);
+  e2b_mem_free(&out.mem);
+  return code;
+}
+
+static e2b_err oc_start(oc_world *w, const e2b_call *call) {
+  e2b_run_opts opts;
+  e2b_command_handle *handle = NULL;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  code = e2b_commands_start(w->sandbox, "x", &opts, &handle, &w->err);
+  if (code == E2B_OK) { /* what is cut behind the start event shows here */
+    code = e2b_command_handle_wait(handle, call, NULL, &w->err);
+    CHECK_INT(e2b_command_handle_pid(handle), 4242);
+  }
+  e2b_command_handle_free(handle);
+  return code;
+}
+
+static e2b_err oc_run(oc_world *w, const e2b_call *call) {
+  e2b_run_opts opts;
+  e2b_command_result out;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  memset(&out, 0, sizeof out);
+  opts.call = *call;
+  code = e2b_commands_run(w->sandbox, "x", &opts, &out, &w->err);
+  if (code == E2B_ERR_TRUNCATED && w->err.http_status) CHECK_INT(out.stdout_data.len, 3); /* what arrived is kept */
+  e2b_mem_free(&out.mem);
+  return code;
+}
+
+static e2b_err oc_pty(oc_world *w, const e2b_call *call) {
+#ifndef E2B_NO_PTY
+  e2b_pty_opts opts;
+  e2b_command_handle *handle = NULL;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  code = e2b_pty_create(w->sandbox, &opts, &handle, &w->err);
+  if (code == E2B_OK) code = e2b_command_handle_wait(handle, call, NULL, &w->err);
+  e2b_command_handle_free(handle);
+  return code;
+#else
+  return oc_start(w, call);
+#endif
+}
+
+static e2b_err oc_stdin(oc_world *w, const e2b_call *call) {
+  return e2b_commands_send_stdin(w->sandbox, 42, "abc", 3, call, &w->err);
+}
+
+static e2b_err oc_pty_input(oc_world *w, const e2b_call *call) {
+#ifndef E2B_NO_PTY
+  return e2b_pty_send_input(w->sandbox, 42, "abc", 3, call, &w->err);
+#else
+  return oc_stdin(w, call);
+#endif
+}
+
+static e2b_err oc_signal(oc_world *w, const e2b_call *call) {
+  return e2b_commands_kill(w->sandbox, 42, call, NULL, &w->err);
+}
+
+static e2b_err oc_code(oc_world *w, const e2b_call *call) {
+#ifndef E2B_NO_CODE_INTERPRETER
+  e2b_run_code_opts opts;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  return e2b_code_run(w->sandbox, "1", &opts, NULL, &w->err);
+#else
+  return oc_stdin(w, call);
+#endif
+}
+
+static e2b_err oc_move(oc_world *w, const e2b_call *call) {
+  e2b_files_opts opts;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  return e2b_files_rename(w->sandbox, "/a", "/b", &opts, NULL, &w->err);
+}
+
+static e2b_err oc_post(oc_world *w, const e2b_call *call) {
+  e2b_request_opts opts;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  return e2b_api_request(w->client, "POST", "/post", &opts, NULL, &w->err);
+}
+
+static e2b_err oc_info(oc_world *w, const e2b_call *call) {
+  e2b_sandbox_info out;
+  e2b_err code;
+  memset(&out, 0, sizeof out);
+  code = e2b_api_get_info(w->client, "i", call, &out, &w->err);
+  e2b_mem_free(&out.mem);
+  return code;
+}
+
+static e2b_err oc_kill(oc_world *w, const e2b_call *call) {
+  return e2b_api_kill(w->client, "i", call, NULL, &w->err);
+}
+
+static e2b_err oc_set_timeout(oc_world *w, const e2b_call *call) {
+  return e2b_api_set_timeout(w->client, "i", 60, call, &w->err);
+}
+
+static e2b_err oc_exists(oc_world *w, const e2b_call *call) {
+  e2b_files_opts opts;
+  bool exists;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  return e2b_files_exists(w->sandbox, "/x", &opts, &exists, &w->err);
+}
+
+static e2b_err oc_close_stdin(oc_world *w, const e2b_call *call) {
+  return e2b_commands_close_stdin(w->sandbox, 42, call, &w->err);
+}
+
+static e2b_err oc_attach(oc_world *w, const e2b_call *call) {
+  e2b_run_opts opts;
+  e2b_command_handle *handle = NULL;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  code = e2b_commands_connect_to_process(w->sandbox, 42, &opts, &handle, &w->err);
+  if (code == E2B_OK) code = e2b_command_handle_wait(handle, call, NULL, &w->err);
+  e2b_command_handle_free(handle);
+  return code;
+}
+
+typedef struct oc_call {
+  const char *name;
+  e2b_err (*call)(oc_world *w, const e2b_call *call);
+  bool again;  /* harmless when done twice: survives a kept connection that dies */
+  bool stream; /* a 429 is not waited for */
+} oc_call;
+
+static const oc_call oc_calls[] = {
+  { "create", oc_create, false, false }, { "create by id", oc_create_raw, false, false },
+  { "snapshot", oc_snapshot, false, false }, { "start", oc_start, false, true }, { "run", oc_run, false, true },
+  { "pty", oc_pty, false, true }, { "stdin", oc_stdin, false, false }, { "pty input", oc_pty_input, false, false },
+  { "signal", oc_signal, false, false }, { "code", oc_code, false, false }, { "move", oc_move, false, false },
+  { "POST", oc_post, false, false },
+  { "info", oc_info, true, false }, { "kill", oc_kill, true, false }, { "set_timeout", oc_set_timeout, true, false },
+  { "exists", oc_exists, true, false }, { "close_stdin", oc_close_stdin, true, false }, { "attach", oc_attach, true, true },
+};
+
+/* ---- at most once ---- */
+
+#define OC_H1 1u
+#define OC_H2 2u
+#define OC_FRESH 4u  /* on a connection of its own */
+#define OC_REUSED 8u /* on one that was used before */
+#define OC_ANY (OC_H1 | OC_H2 | OC_FRESH | OC_REUSED)
+#define OC_HTML "<html><title>502 Bad Gateway</title></html>"
+
+/* What becomes of a call that must not be done twice: its result, how often the server gets it, maybe_done; and of one that
+ * may. */
+typedef struct oc_row {
+  const char *name;
+  oc_fault fault;
+  unsigned where;
+  e2b_err code;
+  int arrived;
+  bool maybe_done;
+  e2b_err again_code;
+  int again_arrived;
+} oc_row;
+
+static const oc_row oc_rows[] = {
+  { "nobody listens", { OC_REFUSE, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CONNECT, 0, false, E2B_ERR_CONNECT, 0 },
+  { "no connection in time", { OC_CONNECTING, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_TIMEOUT, 0, false,
+    E2B_ERR_TIMEOUT, 0 },
+  { "nothing can be sent", { OC_NO_WRITE, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 0, false, E2B_ERR_CLOSED, 0 },
+  { "nothing can be sent any more", { OC_NO_WRITE, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_OK, 1, false, E2B_OK, 1 },
+  { "half is sent", { OC_HALF, 0, NULL, NULL }, OC_H1 | OC_FRESH, E2B_ERR_CLOSED, 0, true, E2B_ERR_CLOSED, 0 },
+  { "half is sent, reused", { OC_HALF, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 0, true, E2B_OK, 1 },
+  { "closed before the answer", { OC_EOF, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true, E2B_ERR_CLOSED, 1 },
+  { "closed before the answer, reused", { OC_EOF, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true, E2B_OK, 2 },
+  { "reset before the answer", { OC_RESET, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true, E2B_ERR_CLOSED, 1 },
+  { "reset before the answer, reused", { OC_RESET, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true, E2B_OK, 2 },
+  { "half a head", { OC_HEAD_EOF, 0, NULL, NULL }, OC_H1 | OC_FRESH | OC_REUSED, E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED, 1 },
+  { "half a body", { OC_BODY_EOF, 0, NULL, NULL }, OC_ANY, E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED, 1 },
+  { "half a body and a reset", { OC_BODY_RESET, 0, NULL, NULL }, OC_ANY, E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED, 1 },
+  { "no answer in time", { OC_SILENT, 0, NULL, NULL }, OC_ANY, E2B_ERR_TIMEOUT, 1, true, E2B_ERR_TIMEOUT, 1 },
+  { "307", { OC_ANSWER, 307, "location=http://host.test/elsewhere\n", NULL }, OC_ANY, E2B_ERR_SERVICE, 1, false, E2B_ERR_SERVICE, 1 },
+  { "429", { OC_ANSWER, 429, NULL, NULL }, OC_ANY, E2B_ERR_RATE_LIMITED, 1, false, E2B_ERR_RATE_LIMITED, 1 },
+  { "429 for long", { OC_ANSWER, 429, "retry-after=3600\n", NULL }, OC_ANY, E2B_ERR_RATE_LIMITED, 1, false, E2B_ERR_RATE_LIMITED, 1 },
+  { "500", { OC_ANSWER, 500, NULL, "boom" }, OC_ANY, E2B_ERR_SERVICE, 1, true, E2B_ERR_SERVICE, 1 },
+  { "502", { OC_ANSWER, 502, "content-type=text/html\n", OC_HTML }, OC_ANY, E2B_ERR_UNAVAILABLE, 1, true, E2B_ERR_UNAVAILABLE, 1 },
+  { "503", { OC_ANSWER, 503, NULL, NULL }, OC_ANY, E2B_ERR_UNAVAILABLE, 1, true, E2B_ERR_UNAVAILABLE, 1 },
+  { "504", { OC_ANSWER, 504, NULL, "late" }, OC_ANY, E2B_ERR_UNAVAILABLE, 1, true, E2B_ERR_UNAVAILABLE, 1 },
+#if !defined(E2B_NO_HTTP2)
+  { "REFUSED_STREAM", { OC_RST, E2B__H2_REFUSED_STREAM, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED, E2B_OK, 2, false, E2B_OK, 2 },
+  { "GOAWAY that leaves it out", { OC_GOAWAY_BELOW, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED, E2B_OK, 2, false,
+    E2B_OK, 2 },
+  { "GOAWAY with it", { OC_GOAWAY_WITH, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true, E2B_ERR_CLOSED, 1 },
+  { "GOAWAY with it, reused", { OC_GOAWAY_WITH, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true, E2B_OK, 2 },
+  { "RST_STREAM", { OC_RST, E2B__H2_INTERNAL_ERROR, NULL, NULL }, OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true, E2B_ERR_CLOSED, 1 },
+  { "RST_STREAM, reused", { OC_RST, E2B__H2_CANCEL, NULL, NULL }, OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true, E2B_OK, 2 },
+  { "RST_STREAM without an error", { OC_RST, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true,
+    E2B_ERR_CLOSED, 1 },
+  { "RST_STREAM in the body", { OC_BODY_RST, E2B__H2_INTERNAL_ERROR, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED, E2B_ERR_TRUNCATED,
+    1, true, E2B_ERR_TRUNCATED, 1 },
+  { "RST_STREAM in the body without an error", { OC_BODY_RST, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED,
+    E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED, 1 },
+#endif
+};
+
+static void oc_check_row(const oc_row *row, const oc_call *op, bool h2, bool reused) {
+  e2b_call call;
+  e2b_err want = op->again ? row->again_code : row->code;
+  int failures = check_failures;
+  oc_world w;
+  memset(&call, 0, sizeof call);
+  call.timeout_ms = 30000;
+  oc_begin(&w, h2);
+  if (reused) CHECK_INT(oc_warm(&w), E2B_OK);
+  oc_arm(&w, &row->fault);
+  CHECK_INT(op->call(&w, &call), want);
+  CHECK_INT(w.arrived, op->again ? row->again_arrived : row->arrived);
+  CHECK(op->again || w.done <= 1);
+  if (want) CHECK_INT(w.err.code, want);
+  if (want) CHECK_INT(w.err.maybe_done, !op->again && row->maybe_done);
+  CHECK(w.probes_most <= 1 && w.probes <= 2);
+  CHECK(!strstr(w.err.message, "secret"));
+  oc_arm(&w, NULL);
+  CHECK_INT(op->call(&w, &call), E2B_OK); /* nothing is left behind */
+  CHECK_INT(w.arrived, 1);
+  oc_end(&w);
+  if (failures != check_failures) printf("  %s, %s, HTTP/%d\n", op->name, row->name, h2 ? 2 : 1);
+}
+
+static void test_outcomes_at_most_once(void) {
+  size_t i, k;
+  int way;
+  for (i = 0; i < E2B__COUNT(oc_rows); i++)
+    for (way = 0; way < 4; way++) {
+      bool h2 = way & 1, reused = way & 2;
+      if (!(oc_rows[i].where & (h2 ? OC_H2 : OC_H1)) || !(oc_rows[i].where & (reused ? OC_REUSED : OC_FRESH))) continue;
+#if defined(E2B_NO_HTTP2)
+      if (h2) continue;
+#endif
+      for (k = 0; k < E2B__COUNT(oc_calls); k++) oc_check_row(&oc_rows[i], &oc_calls[k], h2, reused);
+    }
+}
+
+/* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
 
@@ -23076,6 +23883,8 @@ static const test tests[] = {
   CODE(code_run), CODE(code_formats), CODE(code_stream), CODE(code_backpressure), CODE(code_contexts),
   CODE(code_interrupt), CODE(code_at_once), PYTHON(code_envs_and_cwd), PYTHON(code_dead_sandbox), PYTHON(code_resumed),
   PYTHON(code_routes),
+
+  UNIT(outcomes_at_most_once),
 };
 
 static int passed, failed, skipped;
