@@ -970,8 +970,8 @@ E2B_API e2b_err e2b_commands_stop(e2b_sandbox *sandbox, uint32_t pid, int32_t gr
 /* Bytes for the standard input of a process, as many as you like: they go out in pieces of at most 64 KiB, each when the
  * process has taken the one before (its pipe holds another 64 KiB). Calls for the same process are done one after the other,
  * in the order they were made, e2b_commands_close_stdin among them. Nothing is sent twice: when a call ends early after a part
- * of it was sent (err->message says how much was taken for sure), those waiting behind it end with E2B_ERR_CANCELED and
- * nothing of them is sent. timeout_ms: default none; idle_ms: for the process to take a piece. data is not copied.
+ * of it was sent (err->maybe_done is set, err->message says how much was taken for sure), those waiting behind it end with
+ * E2B_ERR_CANCELED and nothing of them is sent. timeout_ms: default none; idle_ms: for the process to take a piece. data is not copied.
  * Errors: NOT_FOUND (subject PROCESS), BAD_STATE (its stdin is not open, or it is a PTY). */
 E2B_API e2b_err e2b_commands_send_stdin(e2b_sandbox *sandbox, uint32_t pid, const void *data, size_t len, const e2b_call *call, e2b_error *err);
 /* The same, of what source gives until its end; in constant memory. E2B_PAUSE needs call.op and e2b_op_resume. */
@@ -8495,6 +8495,7 @@ struct e2b__req {
   /* Optional: asked before it leaves the queue; may add headers. E2B_PENDING: not yet, client->work says when to ask again. */
   e2b_err (*gate)(e2b__req *req, e2b_error *err);
   void *gate_user;
+  bool (*goes_on)(e2b__req *req); /* optional: asked when the deadline passes; true = there is a later one */
   uint32_t fresh_since;
   uint64_t tx_mark;            /* HTTP/2: where in the connection's output its head begins */
 
@@ -8790,6 +8791,12 @@ static e2b_phase e2b__req_phase(const e2b__req *req) {
 /* Whether a byte of it was given to the network. */
 static bool e2b__req_was_sent(const e2b__req *req) {
   return req->stream ? req->conn->tx_written > req->tx_mark : req->sent;
+}
+
+/* Where it stands when its call ends for another reason; *maybe_done: the server may have acted. */
+static e2b_phase e2b__req_stands(const e2b__req *req, bool *maybe_done) {
+  *maybe_done = e2b__req_was_sent(req) && !req->idempotent;
+  return e2b__req_phase(req);
 }
 
 /* Takes the request off its connection: of HTTP/2, only its stream ends. */
@@ -9570,7 +9577,7 @@ typedef struct e2b__op_type {
   void (*cancel)(e2b__op *op);   /* lets go of requests and streams, without events */
   void (*release)(e2b__op *op);  /* frees what it holds, not itself */
   void (*resume)(e2b__op *op);   /* optional: after E2B_PAUSE */
-  e2b_phase (*phase)(e2b__op *op); /* optional: for the message of a timeout */
+  e2b_phase (*phase)(e2b__op *op, bool *maybe_done); /* optional: where it stands when it is ended from outside */
   void (*give_up)(e2b__op *op);    /* optional: before a timeout or an interrupt cancels it: hands over what there is */
 } e2b__op_type;
 
@@ -9720,12 +9727,19 @@ static void e2b__op_kill(e2b__op *op, const e2b_error *err) {
   e2b__op_finish(op, err);
 }
 
+/* Where it stands. *maybe_done is set only when it says so. */
+static e2b_phase e2b__op_stands(e2b__op *op, bool *maybe_done) {
+  *maybe_done = false;
+  return !op->finished && op->type->phase ? op->type->phase(op, maybe_done) : E2B_PHASE_NONE;
+}
+
 static void e2b__op_timeout(e2b__op *op) {
   e2b_error err;
-  e2b_phase phase = op->type->phase ? op->type->phase(op) : E2B_PHASE_NONE;
+  bool maybe_done;
+  e2b_phase phase = e2b__op_stands(op, &maybe_done);
   e2b__error_set(&err, E2B_ERR_TIMEOUT, phase, "the call's timeout of %d ms passed (phase: %s)", (int)op->timeout_ms,
                  e2b_phase_name(phase));
-  err.maybe_done = phase >= E2B_PHASE_SEND;
+  err.maybe_done = maybe_done;
   e2b__op_kill(op, &err);
 }
 
@@ -9782,8 +9796,8 @@ static void e2b__task_resume(e2b__op *op) {
   else if (req->source_waits) e2b__req_kick(req);
 }
 
-static e2b_phase e2b__task_phase(e2b__op *op) {
-  return e2b__req_phase(&((e2b__task *)op)->req);
+static e2b_phase e2b__task_phase(e2b__op *op, bool *maybe_done) {
+  return e2b__req_stands(&((e2b__task *)op)->req, maybe_done);
 }
 
 static const e2b__op_type e2b__task_type = { e2b__task_cancel, e2b__task_release, e2b__task_resume, e2b__task_phase, NULL };
@@ -9794,13 +9808,15 @@ static e2b_err e2b__task_again(e2b__task *task, e2b_error *err) {
   return code ? e2b__fail(err, code, code == E2B_ERR_LIMIT ? "the request is too large" : "out of memory") : E2B_PENDING;
 }
 
-/* A 429 with Retry-After that fits the deadline is waited for, once: the server said that nothing was done. */
+#define E2B__RETRY_AFTER_MAX_MS 60000u
+
+/* A 429 with Retry-After that fits the deadline is waited for, once and not for long: the server said that nothing was done. */
 static bool e2b__task_wait_and_retry(e2b__task *task) {
   const char *value = e2b__headers_get(&task->req.answer_headers, "retry-after");
   uint32_t wait_ms = value ? e2b__http_retry_after_ms(value) : 0;
   uint64_t then = task->op.client->now + wait_ms;
   e2b_error err;
-  if (task->req.status != 429 || !wait_ms || task->waited || task->source || then >= task->op.deadline) return false;
+  if (task->req.status != 429 || !wait_ms || wait_ms > E2B__RETRY_AFTER_MAX_MS || task->waited || task->source || then >= task->op.deadline) return false;
   task->waited = true;
   task->req.not_before = then;
   return e2b__task_again(task, &err) == E2B_PENDING;
@@ -9865,6 +9881,7 @@ static void e2b__connect_timeout(e2b__req *req) {
 
 static void e2b__req_timeout(e2b__req *req) {
   e2b_error err;
+  if (req->goes_on && req->goes_on(req)) return;
   e2b__error_set(&err, E2B_ERR_TIMEOUT, e2b__req_phase(req), "the deadline passed");
   e2b__req_fail(req, &err);
 }
@@ -10121,6 +10138,7 @@ static e2b_err e2b__op_collect(e2b__op *op, e2b_error *err) {
 static e2b_err e2b__op_run(e2b__op *op, const e2b_call *call, e2b_error *err) {
   e2b_client *client = op->client;
   e2b_error canceled;
+  bool maybe_done;
   if (!op->blocking) {
     if (call->op) call->op->id = op->id;
     if (err) err->code = E2B_PENDING;
@@ -10128,8 +10146,9 @@ static e2b_err e2b__op_run(e2b__op *op, const e2b_call *call, e2b_error *err) {
   }
   while (!op->delivered) {
     if (e2b__waker_interrupted(client->net.waker)) {
-      e2b__error_set(&canceled, E2B_ERR_CANCELED, op->type->phase ? op->type->phase(op) : E2B_PHASE_NONE, "interrupted by e2b_client_interrupt");
-      canceled.maybe_done = canceled.phase >= E2B_PHASE_SEND;
+      e2b_phase phase = e2b__op_stands(op, &maybe_done);
+      e2b__error_set(&canceled, E2B_ERR_CANCELED, phase, "interrupted by e2b_client_interrupt");
+      canceled.maybe_done = maybe_done;
       e2b__op_kill(op, &canceled);
     }
     (void)e2b__turn(client, -1, NULL, 0, 0);
@@ -10354,6 +10373,15 @@ static e2b_err e2b__code_of_connect(e2b_connect_code code) {
   }
 }
 
+/* Whether the server's own words leave open what it did before it failed. */
+static bool e2b__connect_is_vague(e2b_connect_code code) {
+  switch (code) {
+    case E2B_CONNECT_CANCELED: case E2B_CONNECT_UNKNOWN: case E2B_CONNECT_DEADLINE_EXCEEDED: case E2B_CONNECT_ABORTED:
+    case E2B_CONNECT_INTERNAL: case E2B_CONNECT_UNAVAILABLE: case E2B_CONNECT_DATA_LOSS: return true;
+    default: return false;
+  }
+}
+
 /* Sets the code and the message of *err, keeping what is known of the exchange (status, request id). */
 E2B__PRINTF(3, 4)
 static e2b_err e2b__error_say(e2b_error *err, e2b_err code, const char *format, ...) {
@@ -10395,7 +10423,8 @@ static e2b_err e2b__answer_error(e2b__req *req, e2b_subject subject, const char 
   if (retry) err->retry_after_ms = e2b__http_retry_after_ms(retry);
   if (req->status >= 300 && req->status < 400)
     return e2b__error_say(err, E2B_ERR_SERVICE, "the server answered with a redirect (HTTP %d), which is not followed: check the URL", req->status);
-  if (code == E2B_ERR_UNAVAILABLE) err->maybe_done = !req->idempotent;
+  if (err->connect_code ? e2b__connect_is_vague(err->connect_code) : req->status >= 500 && req->status != 501)
+    err->maybe_done = !req->idempotent;
   if (code == E2B_ERR_UNAUTHENTICATED)
     return e2b__error_say(err, code, "%s (HTTP %d): %s", message[0] ? message : "not authenticated", req->status, hint);
   if (code == E2B_ERR_RATE_LIMITED)
@@ -10833,6 +10862,7 @@ struct e2b__mourner {
   e2b__mourner *next;
   e2b_sandbox *sandbox; /* NULL = not waiting */
   void (*on_verdict)(e2b__mourner *mourner);
+  uint64_t deadline;
   e2b_error err;
 };
 
@@ -10841,6 +10871,7 @@ struct e2b__probe {
   e2b__req req;
   e2b_sandbox *sandbox;
   e2b__mourner *mourners;
+  uint64_t until; /* for all of them */
   bool asked_control_plane;
 };
 
@@ -10916,6 +10947,8 @@ static bool e2b__says_not_found(const e2b__req *req) {
          (strstr(text, "sandbox was not found") || strstr(text, "sandbox not found") || strstr(text, "API Error: healthy sandbox"));
 }
 
+static void e2b__mourn_no_more(e2b__mourner *mourner);
+
 static void e2b__probe_on_end(e2b__req *req, const e2b_error *err) {
   e2b__probe *probe = (e2b__probe *)(void *)((uint8_t *)req - offsetof(e2b__probe, req));
   e2b__verdict verdict = E2B__VERDICT_UNKNOWN;
@@ -10932,6 +10965,29 @@ static void e2b__probe_on_end(e2b__req *req, const e2b_error *err) {
 
 static const e2b__req_events e2b__probe_events = { NULL, NULL, NULL, e2b__probe_on_end };
 
+/* Lets go of those who cannot wait any longer; the others do. True when the deadline is a later one now. */
+static bool e2b__probe_goes_on(e2b__req *req) {
+  e2b__probe *probe = (e2b__probe *)(void *)((uint8_t *)req - offsetof(e2b__probe, req));
+  e2b_sandbox *sandbox = probe->sandbox;
+  uint64_t now = req->client->now, next = probe->until;
+  e2b__mourner *mourner;
+  for (mourner = probe->mourners; mourner;) {
+    if (mourner->deadline > now) {
+      next = E2B__MIN(next, mourner->deadline);
+      mourner = mourner->next;
+      continue;
+    }
+    e2b__mourn_no_more(mourner);
+    mourner->on_verdict(mourner);
+    if (sandbox->probe != probe) return true; /* it was ended meanwhile */
+    next = probe->until;
+    mourner = probe->mourners;
+  }
+  if (!probe->mourners || next <= now) return false;
+  req->deadline = next;
+  return true;
+}
+
 /* Whether an error leaves open what became of the sandbox. */
 static bool e2b__error_is_abnormal(const e2b_error *err) {
   switch (err->code) {
@@ -10947,14 +11003,14 @@ static bool e2b__mourn(e2b__mourner *mourner, e2b_sandbox *sandbox, uint64_t dea
   e2b__probe *probe = sandbox->probe;
   uint64_t now = client->now;
   if (!e2b__error_is_abnormal(&mourner->err) || deadline < now + 20) return false;
-  deadline = E2B__MIN(deadline - 10, now + E2B__PROBE_MS);
   if (!probe) {
     probe = (e2b__probe *)e2b__object_new(client, sizeof *probe);
     if (!probe) return false;
     probe->sandbox = sandbox;
     e2b__req_init(&probe->req, client, &e2b__probe_events);
     probe->req.idempotent = true;
-    probe->req.deadline = deadline;
+    probe->req.deadline = probe->until = now + E2B__PROBE_MS;
+    probe->req.goes_on = e2b__probe_goes_on;
     e2b__req_target(&probe->req, &sandbox->runtime);
     e2b__buf_text(&probe->req.path, "/health");
     e2b__data_headers(&probe->req, sandbox, NULL, NULL);
@@ -10965,7 +11021,8 @@ static bool e2b__mourn(e2b__mourner *mourner, e2b_sandbox *sandbox, uint64_t dea
     }
     sandbox->probe = probe;
   }
-  probe->req.deadline = E2B__MIN(probe->req.deadline, deadline);
+  mourner->deadline = E2B__MIN(deadline - 10, probe->until);
+  probe->req.deadline = E2B__MIN(probe->req.deadline, mourner->deadline);
   mourner->sandbox = sandbox;
   mourner->next = probe->mourners;
   probe->mourners = mourner;
@@ -11801,9 +11858,10 @@ E2B_API e2b_client *e2b_client_create(const e2b_client_config *config, e2b_error
 /* Ends an operation because what it belongs to goes away. Its result is delivered as any other. */
 static void e2b__op_abandon(e2b__op *op, const char *why) {
   e2b_error err;
-  e2b_phase phase = !op->finished && op->type->phase ? op->type->phase(op) : E2B_PHASE_NONE;
+  bool maybe_done;
+  e2b_phase phase = e2b__op_stands(op, &maybe_done);
   e2b__error_set(&err, E2B_ERR_CANCELED, phase, "%s", why);
-  err.maybe_done = phase >= E2B_PHASE_SEND;
+  err.maybe_done = maybe_done;
   e2b__op_kill(op, &err);
 }
 
@@ -12431,10 +12489,8 @@ static bool e2b__rest_is_success(const e2b__task *task) {
 
 static e2b_err e2b__rest_refused(e2b__task *task, e2b_error *err) {
   bool key = e2b__given(task->op.client->config.api_key);
-  e2b_err code = e2b__answer_error(&task->req, task->subject,
-                                   key ? "check api_key or E2B_API_KEY" : "set api_key or E2B_API_KEY", err);
-  if (task->req.status >= 500) err->maybe_done = !task->req.idempotent;
-  return code;
+  return e2b__answer_error(&task->req, task->subject,
+                           key ? "check api_key or E2B_API_KEY" : "set api_key or E2B_API_KEY", err);
 }
 
 /* A success that something else than the control plane must have written: a web page, a proxy's greeting. */
@@ -14473,10 +14529,28 @@ static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envel
   return code;
 }
 
+/* Looks after the sandbox first when that may explain the error. */
+static void e2b__command_lose(e2b_command_handle *handle, const e2b_error *err) {
+  uint64_t deadline = handle->op ? handle->op->deadline : (uint64_t)E2B__NEVER;
+  handle->mourner.err = *err;
+  handle->mourner.on_verdict = e2b__command_verdict;
+  if (!e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__command_settle(handle, err);
+}
+
 /* Ends the stream with an error that came inside it. */
 static void e2b__command_break(e2b_command_handle *handle, const e2b_error *err) {
   e2b__req_abort(&handle->req);
-  e2b__command_settle(handle, err);
+  e2b__command_lose(handle, err);
+}
+
+/* Where an error inside the stream came, and whether the process may run: not if envd clearly refused to start it. */
+static void e2b__command_blame(const e2b_command_handle *handle, e2b_error *err) {
+  const char *id = e2b__headers_get(&handle->req.answer_headers, "x-request-id");
+  bool refused = err->connect_code && !e2b__connect_is_vague(err->connect_code);
+  err->phase = E2B_PHASE_BODY;
+  err->http_status = handle->req.status;
+  err->maybe_done = !handle->req.idempotent && (handle->started || !refused);
+  if (id) (void)snprintf(err->request_id, sizeof err->request_id, "%s", id);
 }
 
 /* Pushed output: takes whole messages off the front of what came. */
@@ -14487,13 +14561,11 @@ static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t 
   while (!req->paused && !req->pulled) {
     e2b__envelope envelope;
     e2b__data_event data;
-    e2b_error err = req->end;
+    e2b_error err;
     e2b_err code = e2b__envelope_get(bytes + *taken, len - *taken, req->client->config.max_message_bytes, &envelope, &need);
     if (code == E2B_PENDING) return E2B_OK;
     memset(&data, 0, sizeof data);
     memset(&err, 0, sizeof err);
-    err.phase = E2B_PHASE_BODY;
-    err.http_status = req->status;
     if (code) e2b__error_say(&err, code, "a message of the stream is %s", code == E2B_ERR_LIMIT ? "larger than max_message_bytes" : "compressed or malformed");
     else code = e2b__command_message(handle, &envelope, &data, &err);
     if (!code && data.has_stdout_data) code = e2b__command_deliver(handle, 0, data.stdout_data);
@@ -14503,6 +14575,7 @@ static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t 
     if (code) {
       if (!err.message[0])
         e2b__error_say(&err, code, code == E2B_ERR_CANCELED ? "an output callback ended the stream; the process goes on" : "no memory for the output");
+      e2b__command_blame(handle, &err);
       e2b__command_break(handle, &err);
       return E2B_ERR_CANCELED;
     }
@@ -14516,7 +14589,6 @@ static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t 
 static void e2b__command_on_end(e2b__req *req, const e2b_error *end) {
   e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)req - offsetof(e2b_command_handle, req));
   e2b_error err = *end;
-  uint64_t deadline = handle->op ? handle->op->deadline : (uint64_t)E2B__NEVER;
   if (!err.code && e2b__rpc_refused(&handle->rpc, req)) {
     if (e2b__rpc_again_as_json(&handle->rpc, handle->sandbox, req, &err) == E2B_PENDING) return;
   } else if (!err.code && req->status != 200) {
@@ -14524,13 +14596,12 @@ static void e2b__command_on_end(e2b__req *req, const e2b_error *end) {
     if (err.code == E2B_ERR_NOT_FOUND && err.connect_code == E2B_CONNECT_NONE) e2b__not_envd(&err);
   } else if (!err.code && !(handle->ended && handle->closed)) {
     e2b__error_say(&err, E2B_ERR_TRUNCATED, "the stream ended without the command's result; the process may still run (pid %lu)", (unsigned long)handle->pid);
+    err.maybe_done = true;
   } else if (handle->ended && handle->closed) {
     memset(&err, 0, sizeof err); /* all is known: how the connection ended does not matter */
   }
-  if (err.code) err.maybe_done = req->sent && !handle->started ? err.maybe_done : handle->started;
-  handle->mourner.err = err;
-  handle->mourner.on_verdict = e2b__command_verdict;
-  if (!err.code || !e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__command_settle(handle, &err);
+  if (err.code) err.maybe_done = !req->idempotent && (err.maybe_done || handle->started);
+  e2b__command_lose(handle, &err);
 }
 
 static const e2b__req_events e2b__command_events = { NULL, e2b__command_on_body, NULL, e2b__command_on_end };
@@ -14554,9 +14625,9 @@ static void e2b__command_op_resume(e2b__op *base) {
   if (op->handle) e2b__req_resume(&op->handle->req);
 }
 
-static e2b_phase e2b__command_op_phase(e2b__op *base) {
+static e2b_phase e2b__command_op_phase(e2b__op *base, bool *maybe_done) {
   const e2b__command_op *op = (const e2b__command_op *)base;
-  return op->handle ? e2b__req_phase(&op->handle->req) : E2B_PHASE_BODY;
+  return op->handle ? e2b__req_stands(&op->handle->req, maybe_done) : E2B_PHASE_BODY;
 }
 
 static const e2b__op_type e2b__command_op_type = { e2b__command_op_cancel, e2b__command_op_cancel, e2b__command_op_resume,
@@ -14643,6 +14714,7 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   op->out = want->result;
   op->owns_handle = true;
   op->handle->collect = !want->handle && !(opts && opts->no_collect);
+  op->handle->req.idempotent = type == &e2b__msg_selector_request; /* to listen to a process changes nothing */
   e2b__rpc_begin(&op->handle->rpc, true, sandbox, &op->handle->req, type, message);
   code = e2b__req_submit(&op->handle->req);
   if (code) {
@@ -14914,9 +14986,9 @@ static void e2b__chain_release(e2b__op *op) {
   e2b__arena_free(&((e2b__chain *)op)->arena);
 }
 
-static e2b_phase e2b__chain_phase(e2b__op *op) {
+static e2b_phase e2b__chain_phase(e2b__op *op, bool *maybe_done) {
   e2b__op *step = e2b__op_find(op->client, ((e2b__chain *)op)->step);
-  return step && step->type->phase ? step->type->phase(step) : E2B_PHASE_NONE;
+  return step ? e2b__op_stands(step, maybe_done) : E2B_PHASE_NONE;
 }
 
 static const char *e2b__chain_copy(e2b__chain *chain, const char *text) {
@@ -15318,6 +15390,8 @@ static void e2b__input_verdict(e2b__mourner *mourner) {
 /* What envd says when a process cannot be written to is a plain internal error on the wire. */
 static e2b_err e2b__input_refused(e2b_err code, e2b_error *err) {
   if (code != E2B_ERR_SERVICE) return code;
+  if (strstr(err->message, "tty") || strstr(err->message, "PTY") || strstr(err->message, "not enabled or closed"))
+    err->maybe_done = false; /* what was sent is not for this process */
   if (strstr(err->message, "tty not assigned"))
     return e2b__error_say(err, E2B_ERR_BAD_STATE, "this process has no terminal: e2b_pty_... is for what e2b_pty_create started");
   if (strstr(err->message, "tty assigned") || strstr(err->message, "for PTY process"))
@@ -15334,6 +15408,7 @@ static e2b_err e2b__input_refused(e2b_err code, e2b_error *err) {
 /* Says how far it came. */
 static void e2b__input_say_taken(e2b__input *input, e2b_error *err) {
   char was[sizeof err->message];
+  if (input->taken) err->maybe_done = true; /* to send all of it again would be wrong */
   if (input->close || !(input->taken || input->source)) return;
   memcpy(was, err->message, sizeof was);
   e2b__error_say(err, err->code, "after %llu bytes: %s", (unsigned long long)input->taken, was);
@@ -15398,7 +15473,13 @@ static void e2b__input_resume(e2b__op *op) {
   e2b__input_end(input, e2b__input_go(input, &err), &err);
 }
 
-static const e2b__op_type e2b__input_type = { e2b__input_cancel, e2b__input_release, e2b__input_resume, e2b__task_phase, NULL };
+static e2b_phase e2b__input_phase(e2b__op *op, bool *maybe_done) {
+  e2b_phase phase = e2b__task_phase(op, maybe_done);
+  if (((e2b__input *)op)->taken) *maybe_done = true;
+  return phase;
+}
+
+static const e2b__op_type e2b__input_type = { e2b__input_cancel, e2b__input_release, e2b__input_resume, e2b__input_phase, NULL };
 
 /* One write, or with `close` the end of the input. `what` says the rest: data and data_len, or source and user. */
 static e2b_err e2b__input_write(e2b_sandbox *sandbox, uint32_t pid, bool pty, bool close, const e2b__task *what, const e2b_call *call,
@@ -15539,7 +15620,9 @@ E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_
     uint64_t now;
     code = handle->settled ? E2B_PENDING : e2b__command_take(handle, event, err);
     if (code < 0) {
-      e2b_error broken = *err;
+      e2b_error broken;
+      e2b__command_blame(handle, err);
+      broken = *err;
       e2b__command_break(handle, &broken);
     } else if (code == E2B_OK) {
       return code;
@@ -16996,9 +17079,9 @@ static void e2b__stream_open_release(e2b__op *op) {
     open->stream->opening = NULL;
 }
 
-static e2b_phase e2b__stream_open_phase(e2b__op *op) {
+static e2b_phase e2b__stream_open_phase(e2b__op *op, bool *maybe_done) {
   e2b__stream_open *open = (e2b__stream_open *)op;
-  return open->stream ? e2b__req_phase(&open->stream->req) : E2B_PHASE_NONE;
+  return open->stream ? e2b__req_stands(&open->stream->req, maybe_done) : E2B_PHASE_NONE;
 }
 
 static const e2b__op_type e2b__stream_open_type = { e2b__stream_open_cancel, e2b__stream_open_release, NULL,
@@ -18577,10 +18660,12 @@ static void e2b__bulk_release(e2b__op *op) {
   e2b__arena_free(&bulk->arena);
 }
 
-static e2b_phase e2b__bulk_phase(e2b__op *op) {
+static e2b_phase e2b__bulk_phase(e2b__op *op, bool *maybe_done) {
   e2b__bulk *bulk = (e2b__bulk *)op;
   e2b__op *child = bulk->jobs ? e2b__op_find(op->client, bulk->jobs->op) : NULL;
-  return child && child->type->phase ? child->type->phase(child) : E2B_PHASE_NONE;
+  e2b_phase phase = child ? e2b__op_stands(child, maybe_done) : E2B_PHASE_NONE;
+  *maybe_done = phase >= E2B_PHASE_SEND; /* others are under way too */
+  return phase;
 }
 
 static const e2b__op_type e2b__bulk_op_type = { e2b__bulk_cancel, e2b__bulk_release, NULL, e2b__bulk_phase, NULL };
@@ -20181,11 +20266,11 @@ static void e2b__watch_open_release(e2b__op *op) {
   else open->handle->opening = NULL;
 }
 
-static e2b_phase e2b__watch_open_phase(e2b__op *op) {
+static e2b_phase e2b__watch_open_phase(e2b__op *op, bool *maybe_done) {
   const e2b_watch_handle *handle = ((e2b__watch_open *)op)->handle;
   e2b__op *poll = handle ? e2b__op_find(op->client, handle->poll) : NULL;
-  if (poll) return e2b__task_phase(poll);
-  return handle ? e2b__req_phase(&handle->req) : E2B_PHASE_NONE;
+  if (poll) return e2b__task_phase(poll, maybe_done);
+  return handle ? e2b__req_stands(&handle->req, maybe_done) : E2B_PHASE_NONE;
 }
 
 static const e2b__op_type e2b__watch_open_type = { e2b__watch_open_cancel, e2b__watch_open_release, NULL,

@@ -18471,19 +18471,18 @@ static void test_process_input_broken(void) {
     unsigned flags;
     e2b_err want;
     const char *says;
-    bool maybe;
   } rows[] = {
-    { "", PEER_CLOSE, E2B_ERR_CLOSED, "after 65536 bytes", true },
+    { "", PEER_CLOSE, E2B_ERR_CLOSED, "after 65536 bytes" },
     { PROCESS_ERROR("500 Oops", "internal", "error writing to stdin: write |1: broken pipe"), PEER_CLOSE,
-      E2B_ERR_BAD_STATE, "after 65536 bytes: the process reads no more", true },
+      E2B_ERR_BAD_STATE, "after 65536 bytes: the process reads no more" },
     { PROCESS_ERROR("500 Oops", "internal", "error writing to stdin: stdin not enabled or closed"), PEER_CLOSE,
-      E2B_ERR_BAD_STATE, "stdin_open", false },
-    { PROCESS_NOT_FOUND, PEER_CLOSE, E2B_ERR_NOT_FOUND, "after 65536 bytes: no such process", false },
-    { PROCESS_GATEWAY, PEER_CLOSE, E2B_ERR_SERVICE, "not an answer of envd", false },
-    { "HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n", 0, E2B_ERR_UNAVAILABLE, "503", true },
-    { "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n", 0, E2B_ERR_PROTOCOL, "after 65536 bytes", true },
-    { "", PEER_HANG, E2B_ERR_IDLE_TIMEOUT, "after 65536 bytes", true },
-    { "", PEER_HANG, E2B_ERR_TIMEOUT, "timeout", true },
+      E2B_ERR_BAD_STATE, "stdin_open" },
+    { PROCESS_NOT_FOUND, PEER_CLOSE, E2B_ERR_NOT_FOUND, "after 65536 bytes: no such process" },
+    { PROCESS_GATEWAY, PEER_CLOSE, E2B_ERR_SERVICE, "not an answer of envd" },
+    { "HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n", 0, E2B_ERR_UNAVAILABLE, "503" },
+    { "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n", 0, E2B_ERR_PROTOCOL, "after 65536 bytes" },
+    { "", PEER_HANG, E2B_ERR_IDLE_TIMEOUT, "after 65536 bytes" },
+    { "", PEER_HANG, E2B_ERR_TIMEOUT, "timeout" },
   };
   uint8_t *data = (uint8_t *)calloc(1, 3 * PIECE);
   size_t i;
@@ -18507,7 +18506,7 @@ static void test_process_input_broken(void) {
     CHECK_INT(e2b_client_drain(b.client, 10000), E2B_OK);
     CHECK_INT(first.err.code, rows[i].want);
     CHECK_HAS(first.err.message, rows[i].says);
-    CHECK_INT(first.err.maybe_done, rows[i].maybe);
+    CHECK(first.err.maybe_done); /* of its first piece that is sure */
     CHECK_INT(second.err.code, E2B_ERR_CANCELED);
     CHECK_INT(third.err.code, E2B_ERR_CANCELED);
     CHECK_INT(peer_asked_count(&b.peer), 2);
