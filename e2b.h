@@ -1866,6 +1866,27 @@ static void e2b__error_set(e2b_error *err, e2b_err code, e2b_phase phase, const 
   va_end(args);
 }
 
+/* Adds to the message unless it is there already, or does not fit. */
+static void e2b__error_add(e2b_error *err, const char *more) {
+  size_t len = strlen(err->message);
+  if (strlen(more) < sizeof err->message - len && !strstr(err->message, more)) memcpy(err->message + len, more, strlen(more) + 1);
+}
+
+/* Says what to do next, as far as that depends on whether the server may have acted. For results that are final. */
+static void e2b__error_advise(e2b_error *err) {
+  if (err->code >= 0) return;
+  if (err->maybe_done) {
+    e2b__error_add(err, "; it may have been done: look before you repeat it");
+    return;
+  }
+  switch (err->code) {
+    case E2B_ERR_CLOSED: case E2B_ERR_TRUNCATED: case E2B_ERR_UNAVAILABLE: case E2B_ERR_TIMEOUT: case E2B_ERR_IDLE_TIMEOUT:
+      e2b__error_add(err, "; it may be repeated");
+      break;
+    default: break;
+  }
+}
+
 /* Printable ASCII of what a peer sent, for messages; at most cap - 1 characters, white space folded. */
 static void e2b__error_excerpt(char *out, size_t cap, const uint8_t *data, size_t len) {
   size_t i, n = 0;
@@ -8495,7 +8516,7 @@ struct e2b__req {
   /* Optional: asked before it leaves the queue; may add headers. E2B_PENDING: not yet, client->work says when to ask again. */
   e2b_err (*gate)(e2b__req *req, e2b_error *err);
   void *gate_user;
-  bool (*goes_on)(e2b__req *req); /* optional: asked when the deadline passes; true = there is a later one */
+  void (*on_deadline)(e2b__req *req); /* optional: what to do when it passes, instead of ending it */
   uint32_t fresh_since;
   uint64_t tx_mark;            /* HTTP/2: where in the connection's output its head begins */
 
@@ -9706,6 +9727,7 @@ static void e2b__op_finish(e2b__op *op, const e2b_error *result) {
   if (op->finished) return;
   op->finished = true;
   op->result = *result;
+  e2b__error_advise(&op->result);
   if (op->nonce && result->maybe_done) (void)snprintf(op->result.nonce, sizeof op->result.nonce, "%s", op->nonce);
   op->next_done = NULL;
   if (client->done_tail) client->done_tail->next_done = op; else client->done = op;
@@ -9881,7 +9903,10 @@ static void e2b__connect_timeout(e2b__req *req) {
 
 static void e2b__req_timeout(e2b__req *req) {
   e2b_error err;
-  if (req->goes_on && req->goes_on(req)) return;
+  if (req->on_deadline) {
+    req->on_deadline(req);
+    return;
+  }
   e2b__error_set(&err, E2B_ERR_TIMEOUT, e2b__req_phase(req), "the deadline passed");
   e2b__req_fail(req, &err);
 }
@@ -10427,6 +10452,9 @@ static e2b_err e2b__answer_error(e2b__req *req, e2b_subject subject, const char 
     err->maybe_done = !req->idempotent;
   if (code == E2B_ERR_UNAUTHENTICATED)
     return e2b__error_say(err, code, "%s (HTTP %d): %s", message[0] ? message : "not authenticated", req->status, hint);
+  if (code == E2B_ERR_RATE_LIMITED && err->retry_after_ms)
+    return e2b__error_say(err, code, "%s (HTTP %d): try again in %lu s", message[0] ? message : "too many requests", req->status,
+                          (unsigned long)(err->retry_after_ms / 1000u + (err->retry_after_ms % 1000u != 0)));
   if (code == E2B_ERR_RATE_LIMITED)
     return e2b__error_say(err, code, "%s (HTTP %d): try again later", message[0] ? message : "too many requests", req->status);
   return e2b__error_say(err, code, "%s (HTTP %d)", message[0] ? message : "the server gave no reason", req->status);
@@ -10888,6 +10916,8 @@ static void e2b__error_apply(e2b_error *err, const e2b_sandbox *sandbox, e2b__ve
   } else if (verdict == E2B__VERDICT_PAUSED) {
     err->subject = E2B_SUBJECT_SANDBOX;
     e2b__error_say(err, E2B_ERR_SANDBOX_PAUSED, "sandbox %.64s is paused: e2b_sandbox_connect resumes it (seen as %s)", sandbox->id, was);
+  } else {
+    e2b__error_add(err, verdict == E2B__VERDICT_ALIVE ? "; the sandbox itself runs" : "; whether the sandbox runs could not be found out");
   }
 }
 
@@ -10965,27 +10995,27 @@ static void e2b__probe_on_end(e2b__req *req, const e2b_error *err) {
 
 static const e2b__req_events e2b__probe_events = { NULL, NULL, NULL, e2b__probe_on_end };
 
-/* Lets go of those who cannot wait any longer; the others do. True when the deadline is a later one now. */
-static bool e2b__probe_goes_on(e2b__req *req) {
+/* Lets go of those who cannot wait any longer; the others do, at most until all their time is over. */
+static void e2b__probe_on_deadline(e2b__req *req) {
   e2b__probe *probe = (e2b__probe *)(void *)((uint8_t *)req - offsetof(e2b__probe, req));
   e2b_sandbox *sandbox = probe->sandbox;
-  uint64_t now = req->client->now, next = probe->until;
-  e2b__mourner *mourner;
-  for (mourner = probe->mourners; mourner;) {
+  uint64_t now = req->client->now, next = (uint64_t)E2B__NEVER;
+  e2b__mourner *mourner = probe->mourners;
+  while (mourner) {
     if (mourner->deadline > now) {
       next = E2B__MIN(next, mourner->deadline);
       mourner = mourner->next;
       continue;
     }
     e2b__mourn_no_more(mourner);
+    e2b__error_apply(&mourner->err, sandbox, E2B__VERDICT_UNKNOWN);
     mourner->on_verdict(mourner);
-    if (sandbox->probe != probe) return true; /* it was ended meanwhile */
-    next = probe->until;
+    if (sandbox->probe != probe) return; /* it was ended meanwhile */
+    next = (uint64_t)E2B__NEVER;
     mourner = probe->mourners;
   }
-  if (!probe->mourners || next <= now) return false;
   req->deadline = next;
-  return true;
+  if (!probe->mourners) e2b__probe_end(probe, E2B__VERDICT_UNKNOWN);
 }
 
 /* Whether an error leaves open what became of the sandbox. */
@@ -11010,7 +11040,7 @@ static bool e2b__mourn(e2b__mourner *mourner, e2b_sandbox *sandbox, uint64_t dea
     e2b__req_init(&probe->req, client, &e2b__probe_events);
     probe->req.idempotent = true;
     probe->req.deadline = probe->until = now + E2B__PROBE_MS;
-    probe->req.goes_on = e2b__probe_goes_on;
+    probe->req.on_deadline = e2b__probe_on_deadline;
     e2b__req_target(&probe->req, &sandbox->runtime);
     e2b__buf_text(&probe->req.path, "/health");
     e2b__data_headers(&probe->req, sandbox, NULL, NULL);
@@ -14433,6 +14463,7 @@ static void e2b__command_settle(e2b_command_handle *handle, const e2b_error *err
   e2b__command_op *op = (e2b__command_op *)handle->op;
   handle->settled = true;
   handle->error = *err;
+  e2b__error_advise(&handle->error);
   if (!op) return;
   if (op->out_handle) e2b__op_finish(&op->op, err); /* a start that failed: its handle dies with the operation */
   else e2b__command_op_finish(op);
@@ -17101,6 +17132,7 @@ static void e2b__stream_opened(e2b_file_stream *stream, const e2b_error *result)
 
 static void e2b__stream_end(e2b_file_stream *stream) {
   stream->ended = true;
+  e2b__error_advise(&stream->mourner.err);
   e2b__stream_opened(stream, &stream->mourner.err);
 }
 
@@ -20290,6 +20322,7 @@ static void e2b__watch_opened(e2b_watch_handle *handle, const e2b_error *result)
 static void e2b__watch_settle(e2b_watch_handle *handle) {
   bool was_open = !handle->opening || handle->opening->op.finished;
   handle->ended = true;
+  e2b__error_advise(&handle->mourner.err);
   if (!was_open) e2b__watch_opened(handle, &handle->mourner.err);
   else if (handle->on_event && handle->on_end) handle->on_end(handle->event_user, &handle->mourner.err);
 }

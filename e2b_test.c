@@ -23000,7 +23000,41 @@ typedef struct oc_ask { /* a request */
   uint64_t due;
 } oc_ask;
 
-typedef struct oc_world {
+typedef enum oc_ends { /* of a stream of output that began well */
+  OC_NO_STREAM = 0,
+  OC_CUT,        /* the connection ends */
+  OC_CUT_RESET,
+  OC_STOPS,      /* the answer does, without an end of the command */
+  OC_ERRS,       /* with the error in fault.body */
+  OC_HANGS,
+  OC_ERRS_FIRST  /* the same before the command started */
+} oc_ends;
+
+typedef struct oc_world oc_world;
+
+/* What goes wrong with a call, and the e2b_error that has to tell of it. */
+typedef struct oc_cause {
+  const char *name;
+  e2b_err (*call)(oc_world *w, const e2b_call *call);
+  oc_fault fault;
+  oc_ends ends;
+  int health;          /* as in oc_world */
+  const char *state;
+  int32_t timeout_ms, idle_ms; /* 0 = none */
+  bool interrupt;
+  /* the e2b_error */
+  e2b_err code;
+  e2b_subject subject;
+  e2b_phase phase;
+  e2b_connect_code connect_code;
+  int http_status, sys_code;
+  uint32_t retry_after_ms;
+  bool maybe_done;
+  const char *says, *next; /* what happened, what to do */
+  int probes, lookups;
+} oc_cause;
+
+struct oc_world {
   test_heap heap;
   e2b__mem mem;
   e2b_client_config config;
@@ -23011,7 +23045,7 @@ typedef struct oc_world {
   bool h2, armed;
   uint64_t clock;
   int stuck;
-  int interrupt;        /* > 0: at that wait from now on the call is interrupted */
+  bool interrupt;       /* the call, when it has nothing to do but wait */
   oc_conn conns[OC_CONNS];
   int conn_count;
   oc_ask asks[OC_ASKS];
@@ -23023,7 +23057,9 @@ typedef struct oc_world {
   uint32_t health_ms;    /* how much later */
   const char *state;     /* of the sandbox, by the control plane; NULL = 404, "" = 500 */
   int probes, probes_now, probes_most, lookups;
-} oc_world;
+  const oc_cause *cause; /* its stream is the answer to the next request under test */
+  const char *babbles;   /* what the server says unasked to whatever comes */
+};
 
 /* ---- the server ---- */
 
@@ -23140,6 +23176,8 @@ static void oc_begin_answer(oc_conn *c, const oc_ask *ask) {
   else oc_reply(c, ask->id, 200, OC_PROTO, "{\"a\"", 4, true);
 }
 
+static void oc_serve_stream(oc_conn *c, const oc_ask *ask, const oc_cause *cause);
+
 static void oc_serve_badly(oc_conn *c, const oc_ask *ask, const oc_fault *fault) {
   c->end = E2B_IO_EOF;
   switch (fault->what) {
@@ -23201,9 +23239,12 @@ static void oc_serve(oc_world *w, oc_ask *ask) {
     oc_serve_well(c, ask);
   } else {
     const oc_fault *fault = w->fault_count > 0 && w->fault_count-- ? w->fault : NULL;
+    const oc_cause *cause = w->cause && w->cause->ends ? w->cause : NULL;
     w->arrived++;
+    w->cause = NULL;
     if (!fault || !oc_refuses(fault)) w->done++;
-    if (fault) oc_serve_badly(c, ask, fault);
+    if (cause) oc_serve_stream(c, ask, cause);
+    else if (fault) oc_serve_badly(c, ask, fault);
     else oc_serve_well(c, ask);
   }
 }
@@ -23342,10 +23383,15 @@ static int oc_tx(void *user, void *conn, const void *buf, size_t len) {
     c->end = OC_SYS_RESET;
   }
   w->armed = false;
-  if (c->taken == 0 || (c->end != E2B_IO_AGAIN && c->taken < 0)) return OC_SYS_PIPE;
+  if (c->taken == 0 || (c->end == OC_SYS_RESET && c->taken < 0)) return OC_SYS_PIPE;
+  if (c->end == E2B_IO_EOF) return (int)len; /* nobody reads it */
   if (c->taken > 0) {
     c->taken--;
     len /= 2;
+  }
+  if (w->babbles) {
+    e2b__buf_text(&c->out, w->babbles);
+    return (int)len;
   }
   e2b__buf_put(&c->in, buf, len);
 #if !defined(E2B_NO_HTTP2)
@@ -23385,11 +23431,15 @@ static void oc_wait(void *user, int timeout_ms) {
   oc_world *w = (oc_world *)user;
   uint64_t until = w->clock + (uint64_t)(timeout_ms < 0 ? 60000 : timeout_ms);
   int i, next = -1;
-  if (w->interrupt > 0 && --w->interrupt == 0) e2b_client_interrupt(w->client);
   for (i = 0; i < w->conn_count; i++) {
     const oc_conn *c = &w->conns[i];
     if (c->open && (c->out_at < c->out.len || (c->end != E2B_IO_AGAIN && !c->told)) && w->stuck++ < 1000)
       return; /* there is something to read */
+  }
+  if (w->interrupt) {
+    w->interrupt = false;
+    e2b_client_interrupt(w->client);
+    return;
   }
   for (i = 0; i < w->ask_count; i++)
     if (w->asks[i].probe && w->health && w->asks[i].due <= until && (next < 0 || w->asks[i].due < w->asks[next].due)) next = i;
@@ -23653,6 +23703,11 @@ static const oc_call oc_calls[] = {
 #define OC_FRESH 4u  /* on a connection of its own */
 #define OC_REUSED 8u /* on one that was used before */
 #define OC_ANY (OC_H1 | OC_H2 | OC_FRESH | OC_REUSED)
+#if defined(E2B_NO_HTTP2)
+#define OC_WAYS 1
+#else
+#define OC_WAYS 2
+#endif
 #define OC_HTML "<html><title>502 Bad Gateway</title></html>"
 
 /* What becomes of a call that must not be done twice: its result, how often the server gets it, maybe_done; and of one that
@@ -23737,13 +23792,232 @@ static void test_outcomes_at_most_once(void) {
   int way;
   for (i = 0; i < E2B__COUNT(oc_rows); i++)
     for (way = 0; way < 4; way++) {
-      bool h2 = way & 1, reused = way & 2;
+      int h2 = way & 1;
+      bool reused = (way & 2) != 0;
       if (!(oc_rows[i].where & (h2 ? OC_H2 : OC_H1)) || !(oc_rows[i].where & (reused ? OC_REUSED : OC_FRESH))) continue;
-#if defined(E2B_NO_HTTP2)
-      if (h2) continue;
-#endif
+      if (h2 >= OC_WAYS) continue;
       for (k = 0; k < E2B__COUNT(oc_calls); k++) oc_check_row(&oc_rows[i], &oc_calls[k], h2, reused);
     }
+}
+
+/* A 429 that says when is waited for, once, where that is soon and nothing streams: it says that nothing was done. */
+static void test_outcomes_rate_limit(void) {
+  static const oc_fault soon = { OC_ANSWER, 429, "retry-after=2\n", NULL };
+  static const oc_fault late = { OC_ANSWER, 429, "retry-after=3600\n", NULL };
+  size_t k;
+  int h2;
+  for (k = 0; k < E2B__COUNT(oc_calls); k++)
+    for (h2 = 0; h2 < OC_WAYS; h2++) {
+      const oc_call *op = &oc_calls[k];
+      e2b_call call;
+      uint64_t from;
+      oc_world w;
+      memset(&call, 0, sizeof call);
+      call.timeout_ms = 30000;
+      oc_begin(&w, h2);
+      oc_arm(&w, &soon);
+      from = w.clock;
+      CHECK_INT(op->call(&w, &call), op->stream ? E2B_ERR_RATE_LIMITED : E2B_OK);
+      CHECK_INT(w.arrived, op->stream ? 1 : 2);
+      CHECK_INT(w.clock - from, op->stream ? 0 : 2000);
+      CHECK(!op->stream || (w.err.retry_after_ms == 2000 && !w.err.maybe_done));
+      oc_arm(&w, &soon);
+      w.fault_count = 2; /* not for ever */
+      CHECK_INT(op->call(&w, &call), E2B_ERR_RATE_LIMITED);
+      CHECK_INT(w.arrived, op->stream ? 1 : 2);
+      CHECK_INT(w.err.retry_after_ms, 2000);
+      call.timeout_ms = E2B_TIMEOUT_NONE;
+      oc_arm(&w, &late);
+      from = w.clock;
+      CHECK_INT(op->call(&w, &call), E2B_ERR_RATE_LIMITED);
+      CHECK_INT(w.clock - from, 0); /* nobody waits for an hour unasked */
+      CHECK_HAS(w.err.message, "try again in 3600 s");
+      oc_end(&w);
+    }
+}
+
+/* ---- what a call says ---- */
+
+#define OC_ERROR(code) "{\"code\":\"" code "\",\"message\":\"why\"}"
+
+#define OC_LOOK "it may have been done: look before you repeat it"
+#define OC_AGAIN "it may be repeated"
+
+static const oc_cause oc_causes[] = {
+  /* a stream of output that breaks: what became of the sandbox? */
+  { "cut, it runs", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 204, "running", 0, 0, false, E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE,
+    E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "the sandbox itself runs", OC_LOOK, 1, 0 },
+  { "reset, it runs", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT_RESET, 204, "running", 0, 0, false, E2B_ERR_TRUNCATED,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, true, "the sandbox itself runs", OC_LOOK, 1, 0 },
+  { "reset, it is gone", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT_RESET, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE,
+    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, true, "seen as E2B_ERR_TRUNCATED",
+    "create a new one", 1, 1 },
+  { "cut, it is dead", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "dead", 0, 0, false, E2B_ERR_SANDBOX_GONE,
+    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "does not run any more", "create a new one", 1, 1 },
+  { "cut, it is paused", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 502, "paused", 0, 0, false, E2B_ERR_SANDBOX_PAUSED,
+    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "is paused", "e2b_sandbox_connect", 1, 1 },
+  { "cut, a gateway in front of it is broken", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "running", 0, 0, false,
+    E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "the sandbox itself runs", OC_LOOK, 1, 1 },
+  { "cut, nobody knows", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "", 0, 0, false, E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE,
+    E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "could not be found out", OC_LOOK, 1, 1 },
+  { "cut, it says nothing", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 0, NULL, 0, 0, false, E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE,
+    E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "could not be found out", OC_LOOK, 1, 0 },
+  { "it ends without a result", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_STOPS, 204, "running", 0, 0, false, E2B_ERR_TRUNCATED,
+    E2B_SUBJECT_NONE, E2B_PHASE_NONE, E2B_CONNECT_NONE, 200, 0, 0, true, "without the command's result", OC_LOOK, 1, 0 },
+  { "unavailable, it runs", oc_run, { OC_GOOD, 0, NULL, "unavailable" }, OC_ERRS, 204, "running", 0, 0, false, E2B_ERR_UNAVAILABLE,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_UNAVAILABLE, 200, 0, 0, true, "why (unavailable); the sandbox itself runs", OC_LOOK, 1, 0 },
+  { "unavailable, it is gone", oc_run, { OC_GOOD, 0, NULL, "unavailable" }, OC_ERRS, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE,
+    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_UNAVAILABLE, 200, 0, 0, true, "seen as E2B_ERR_UNAVAILABLE", "create a new one", 1, 1 },
+  { "its time is over", oc_run, { OC_GOOD, 0, NULL, "deadline_exceeded" }, OC_ERRS, 204, "running", 0, 0, false, E2B_ERR_TIMEOUT,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_DEADLINE_EXCEEDED, 200, 0, 0, true, "deadline_exceeded", OC_LOOK, 0, 0 },
+  { "too much", oc_run, { OC_GOOD, 0, NULL, "resource_exhausted" }, OC_ERRS_FIRST, 204, "running", 0, 0, false, E2B_ERR_RATE_LIMITED,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_RESOURCE_EXHAUSTED, 200, 0, 0, false, "why (resource_exhausted)", "", 0, 0 },
+  { "an internal error before the start", oc_run, { OC_GOOD, 0, NULL, "internal" }, OC_ERRS_FIRST, 204, "running", 0, 0, false,
+    E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INTERNAL, 200, 0, 0, true, "why (internal)", OC_LOOK, 0, 0 },
+  { "cannot be started", oc_run, { OC_GOOD, 0, NULL, "invalid_argument" }, OC_ERRS_FIRST, 204, "running", 0, 0, false,
+    E2B_ERR_INVALID_ARGUMENT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INVALID_ARGUMENT, 200, 0, 0, false, "why", "", 0, 0 },
+  { "no such process", oc_attach, { OC_GOOD, 0, NULL, "not_found" }, OC_ERRS_FIRST, 204, "running", 0, 0, false, E2B_ERR_NOT_FOUND,
+    E2B_SUBJECT_PROCESS, E2B_PHASE_BODY, E2B_CONNECT_NOT_FOUND, 200, 0, 0, false, "why", "", 0, 0 },
+  { "output stops, by the clock", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 204, "running", 9000, 0, false, E2B_ERR_TIMEOUT,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 0, 0, 0, true, "the call's timeout of 9000 ms", OC_LOOK, 0, 0 },
+  { "output stops, by idle_ms", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 204, "running", 0, 9000, false, E2B_ERR_IDLE_TIMEOUT,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "no byte moved for 9000 ms", OC_LOOK, 1, 0 },
+  { "output stops, it is paused", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 502, "paused", 0, 9000, false, E2B_ERR_SANDBOX_PAUSED,
+    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "seen as E2B_ERR_IDLE_TIMEOUT", "e2b_sandbox_connect", 1, 1 },
+  { "interrupted", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 204, "running", 0, 0, true, E2B_ERR_CANCELED, E2B_SUBJECT_NONE,
+    E2B_PHASE_BODY, E2B_CONNECT_NONE, 0, 0, 0, true, "e2b_client_interrupt", OC_LOOK, 0, 0 },
+  /* one answer */
+  { "a gateway's 502", oc_exists, { OC_ANSWER, 502, "content-type=text/html\nx-request-id=id-1\n", OC_HTML }, OC_NO_STREAM, 204,
+    "running", 0, 0, false, E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 502, 0, 0, false,
+    "502 Bad Gateway</title></html> (HTTP 502); the sandbox itself runs", OC_AGAIN, 1, 0 },
+  { "the edge's 502", oc_exists, { OC_ANSWER, 502, OC_JSON "x-request-id=id-1\n", "{\"sandboxId\":\"sbx\",\"message\":\"The sandbox was not found\",\"code\":502}" },
+    OC_NO_STREAM, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 502, 0, 0, false,
+    "does not run any more", "create a new one", 1, 1 },
+  { "a 502, it is paused", oc_stdin, { OC_ANSWER, 502, NULL, "x" }, OC_NO_STREAM, 502, "paused", 0, 0, false, E2B_ERR_SANDBOX_PAUSED,
+    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 502, 0, 0, true, "is paused", "e2b_sandbox_connect", 1, 1 },
+  { "unavailable", oc_stdin, { OC_ANSWER, 503, OC_JSON, OC_ERROR("unavailable") }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_UNAVAILABLE, 503, 0, 0, true, "why (HTTP 503)", OC_LOOK, 1, 0 },
+  { "internal", oc_signal, { OC_ANSWER, 500, OC_JSON, OC_ERROR("internal") }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INTERNAL, 500, 0, 0, true, "why (HTTP 500)", OC_LOOK, 0, 0 },
+  { "its stdin is not open", oc_stdin, { OC_ANSWER, 500, OC_JSON, "{\"code\":\"internal\",\"message\":\"stdin not enabled or closed\"}" },
+    OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_BAD_STATE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INTERNAL, 500, 0, 0,
+    false, "is not open", "start it with stdin_open", 0, 0 },
+  { "not known", oc_signal, { OC_ANSWER, 501, OC_JSON, OC_ERROR("unimplemented") }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_NOT_BUILT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_UNIMPLEMENTED, 501, 0, 0, false, "why", "", 0, 0 },
+  { "envd's 429", oc_stdin, { OC_ANSWER, 429, OC_JSON "retry-after=3600\n", OC_ERROR("resource_exhausted") }, OC_NO_STREAM, 204,
+    "running", 0, 0, false, E2B_ERR_RATE_LIMITED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_RESOURCE_EXHAUSTED, 429, 0, 3600000,
+    false, "why (HTTP 429)", "try again in 3600 s", 0, 0 },
+  { "a 429 to a start", oc_run, { OC_ANSWER, 429, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_RATE_LIMITED,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 429, 0, 0, false, "too many requests", "try again later", 0, 0 },
+  { "a bad token", oc_stdin, { OC_ANSWER, 401, OC_JSON, "{\"code\":401,\"message\":\"bad\"}" }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_UNAUTHENTICATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 401, 0, 0, false, "bad", "check the sandbox's access token", 0, 0 },
+  { "silence, by the clock", oc_stdin, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 700, 0, false, E2B_ERR_TIMEOUT,
+    E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, true, "timeout of 700 ms passed (phase: headers)", OC_LOOK, 0, 0 },
+  { "silence to what may be repeated", oc_exists, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 700, 0, false,
+    E2B_ERR_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, false, "timeout of 700 ms", OC_AGAIN, 0, 0 },
+  { "silence, by idle_ms", oc_stdin, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 700, false, E2B_ERR_IDLE_TIMEOUT,
+    E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, true, "no byte moved for 700 ms", OC_LOOK, 1, 0 },
+  { "silence, interrupted", oc_exists, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, true, E2B_ERR_CANCELED,
+    E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, false, "e2b_client_interrupt", "", 0, 0 },
+  { "closed", oc_stdin, { OC_EOF, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_CLOSED, E2B_SUBJECT_NONE,
+    E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, true, "closed the connection", OC_LOOK, 1, 0 },
+  { "reset", oc_stdin, { OC_RESET, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_CLOSED, E2B_SUBJECT_NONE,
+    E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, OC_SYS_RESET, 0, true, "error -104", OC_LOOK, 1, 0 },
+  { "reset, it is gone", oc_stdin, { OC_RESET, 0, NULL, NULL }, OC_NO_STREAM, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE,
+    E2B_SUBJECT_SANDBOX, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, OC_SYS_RESET, 0, true, "seen as E2B_ERR_CLOSED", "create a new one", 1, 1 },
+  { "half an answer", oc_exists, { OC_BODY_RESET, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_TRUNCATED,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, false, "error -104", OC_AGAIN, 1, 0 },
+  { "nobody listens", oc_exists, { OC_REFUSE, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_CONNECT,
+    E2B_SUBJECT_NONE, E2B_PHASE_CONNECT, E2B_CONNECT_NONE, 0, OC_SYS_REFUSED, 0, false, "host.test:80", "check that the service runs there", 0, 0 },
+  { "no connection in time", oc_create, { OC_CONNECTING, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_TIMEOUT,
+    E2B_SUBJECT_NONE, E2B_PHASE_CONNECT, E2B_CONNECT_NONE, 0, 0, 0, false, "connect_timeout_ms (10000 ms", OC_AGAIN, 0, 0 },
+  /* the control plane: there is no sandbox to look after */
+  { "create, 500 without a word", oc_create, { OC_ANSWER, 500, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_SERVICE,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 500, 0, 0, true, "gave no reason (HTTP 500)", OC_LOOK, 0, 0 },
+  { "create, 504", oc_create, { OC_ANSWER, 504, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_UNAVAILABLE,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 504, 0, 0, true, "gave no reason (HTTP 504)", OC_LOOK, 0, 0 },
+  { "info, 504", oc_info, { OC_ANSWER, 504, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_UNAVAILABLE,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 504, 0, 0, false, "gave no reason (HTTP 504)", OC_AGAIN, 0, 0 },
+  { "info, 404", oc_info, { OC_ANSWER, 404, OC_JSON, "{\"code\":404,\"message\":\"no such sandbox\"}" }, OC_NO_STREAM, 204,
+    "running", 0, 0, false, E2B_ERR_NOT_FOUND, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 404, 0, 0, false, "no such sandbox", "", 0, 0 },
+  { "kill, 409", oc_kill, { OC_ANSWER, 409, OC_JSON, "{\"code\":409,\"message\":\"pausing\"}" }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_CONFLICT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 409, 0, 0, false, "pausing", "", 0, 0 },
+};
+
+/* The stream of such a cause is its answer. */
+static void oc_serve_stream(oc_conn *c, const oc_ask *ask, const oc_cause *cause) {
+  rpc_stream s;
+  char error[100];
+  bool ends = cause->ends == OC_STOPS || cause->ends == OC_ERRS || cause->ends == OC_ERRS_FIRST;
+  oc_stream(&s, cause->ends == OC_ERRS_FIRST ? 0 : 2);
+  (void)snprintf(error, sizeof error, "{\"error\":{\"code\":\"%s\",\"message\":\"why\"}}", cause->fault.body ? cause->fault.body : "");
+  if (cause->ends == OC_ERRS || cause->ends == OC_ERRS_FIRST) rpc_put_text(&s, 2, error);
+  oc_reply(c, ask->id, 200, OC_STREAM, s.bytes, s.len, !ends);
+  if (cause->ends == OC_CUT) c->end = E2B_IO_EOF;
+  if (cause->ends == OC_CUT_RESET) c->end = OC_SYS_RESET;
+}
+
+static void oc_check_cause(const oc_cause *cause, bool h2) {
+  e2b_call call;
+  int failures = check_failures;
+  const e2b_error *err;
+  oc_world w;
+  memset(&call, 0, sizeof call);
+  call.timeout_ms = cause->timeout_ms;
+  call.idle_ms = cause->idle_ms;
+  oc_begin(&w, h2);
+  err = &w.err;
+  oc_arm(&w, &cause->fault);
+  w.cause = cause;
+  w.health = cause->health;
+  w.state = cause->state;
+  w.interrupt = cause->interrupt;
+  CHECK_INT(cause->call(&w, &call), cause->code);
+  CHECK_INT(err->code, cause->code);
+  CHECK_INT(err->subject, cause->subject);
+  CHECK_INT(err->phase, cause->phase);
+  CHECK_INT(err->connect_code, cause->connect_code);
+  CHECK_INT(err->http_status, cause->http_status);
+  CHECK_INT(err->sys_code, cause->sys_code);
+  CHECK_INT(err->tls_code, 0);
+  CHECK_INT(err->retry_after_ms, cause->retry_after_ms);
+  CHECK_INT(err->maybe_done, cause->maybe_done);
+  CHECK_HAS(err->message, cause->says);
+  CHECK_HAS(err->message, cause->next);
+  CHECK(!strstr(err->message, "secret"));
+  if (cause->fault.headers && strstr(cause->fault.headers, "id-1")) CHECK_STR(err->request_id, "id-1");
+  CHECK_INT(w.probes, cause->probes);
+  CHECK_INT(w.lookups, cause->lookups);
+  if (cause->ends && (cause->code == E2B_ERR_TIMEOUT || cause->timeout_ms)) CHECK(!w.probes);
+  oc_end(&w);
+  if (failures != check_failures) printf("  %s, HTTP/%d: %s\n", cause->name, h2 ? 2 : 1, err->message);
+}
+
+static void test_outcomes_causes(void) {
+  size_t i;
+  int h2;
+  for (i = 0; i < E2B__COUNT(oc_causes); i++)
+    for (h2 = 0; h2 < OC_WAYS; h2++) oc_check_cause(&oc_causes[i], h2);
+}
+
+/* Whoever does not speak TLS where https is expected; what mbedTLS says of it is kept. */
+static void test_outcomes_tls(void) {
+  static const oc_fault http = { OC_GOOD, 0, NULL, NULL };
+  e2b_client *client;
+  e2b_create_response out;
+  oc_world w;
+  memset(&out, 0, sizeof out);
+  oc_begin(&w, false);
+  w.config.api_url = "https://host.test";
+  w.config.tls.ca_pem = net_the_pki->ca_pem;
+  client = e2b_client_create(&w.config, &w.err);
+  oc_arm(&w, &http);
+  w.babbles = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+  CHECK_INT(e2b_api_create_sandbox(client, "t", NULL, &out, &w.err), E2B_ERR_TLS);
+  CHECK(w.err.tls_code < 0 && w.err.phase == E2B_PHASE_TLS && !w.err.maybe_done && !w.err.http_status);
+  CHECK_HAS(w.err.message, "host.test");
+  e2b_client_free(client);
+  oc_end(&w);
 }
 
 /* ================================================================================================================== */
@@ -23883,7 +24157,7 @@ static const test tests[] = {
   CODE(code_interrupt), CODE(code_at_once), PYTHON(code_envs_and_cwd), PYTHON(code_dead_sandbox), PYTHON(code_resumed),
   PYTHON(code_routes),
 
-  UNIT(outcomes_at_most_once),
+  UNIT(outcomes_at_most_once), UNIT(outcomes_rate_limit), UNIT(outcomes_causes), UNIT(outcomes_tls),
 };
 
 static int passed, failed, skipped;
