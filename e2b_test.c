@@ -24020,6 +24020,158 @@ static void test_outcomes_tls(void) {
   oc_end(&w);
 }
 
+/* ---- one look after a sandbox ---- */
+
+#define OC_STREAMS 20
+
+typedef struct oc_mourning {
+  oc_world w;
+  e2b_command_handle *handles[OC_STREAMS];
+  done ends[OC_STREAMS];
+  uint64_t at[OC_STREAMS]; /* when it ended; 0 = not yet */
+  uint64_t broken;         /* when the connections were */
+} oc_mourning;
+
+/* Commands under way, each waited for; the first of them at most `first_ms`. */
+static void oc_mourning_begin(oc_mourning *m, bool h2, int32_t first_ms) {
+  static const oc_cause hangs = { "", NULL, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 0, NULL, 0, 0, false, E2B_OK,
+                                  E2B_SUBJECT_NONE, E2B_PHASE_NONE, E2B_CONNECT_NONE, 0, 0, 0, false, "", "", 0, 0 };
+  e2b_call call;
+  int i;
+  memset(m, 0, sizeof *m);
+  oc_begin(&m->w, h2);
+  for (i = 0; i < OC_STREAMS; i++) {
+    m->w.cause = &hangs;
+    CHECK_INT(e2b_commands_start(m->w.sandbox, "x", NULL, &m->handles[i], &m->w.err), E2B_OK);
+    memset(&call, 0, sizeof call);
+    call.on_done = on_done;
+    call.user = &m->ends[i];
+    call.timeout_ms = i == 0 ? first_ms : 0;
+    CHECK_INT(e2b_command_handle_wait(m->handles[i], &call, NULL, &m->w.err), E2B_PENDING);
+  }
+}
+
+/* The connections with these streams break, from this number on. */
+static void oc_mourning_break(oc_mourning *m, int from) {
+  int i;
+  m->broken = m->w.clock;
+  for (i = from; i < m->w.conn_count && i < OC_STREAMS; i++)
+    if (m->w.conns[i].open) m->w.conns[i].end = OC_SYS_RESET;
+}
+
+/* Until all that began has ended. */
+static void oc_mourning_run(oc_mourning *m) {
+  int turn, i, left = OC_STREAMS;
+  for (turn = 0; turn < 1000 && left; turn++) {
+    (void)e2b_client_poll(m->w.client, 1000);
+    for (left = i = 0; i < OC_STREAMS; i++) {
+      if (!m->ends[i].count) left++;
+      else if (!m->at[i]) m->at[i] = m->w.clock;
+    }
+  }
+  CHECK_INT(left, 0);
+}
+
+static void oc_mourning_end(oc_mourning *m) {
+  int i;
+  for (i = 0; i < OC_STREAMS; i++) {
+    CHECK_INT(m->ends[i].count, 1);
+    e2b_command_handle_free(m->handles[i]);
+  }
+  oc_end(&m->w);
+  CHECK_INT(m->w.probes_now, 0);
+}
+
+static void test_outcomes_one_probe(void) {
+  static const struct {
+    int health;
+    const char *state;
+    e2b_err want;
+    int lookups;
+    uint64_t after;
+  } rows[] = {
+    { 502, NULL, E2B_ERR_SANDBOX_GONE, 1, 1000 },
+    { 502, "paused", E2B_ERR_SANDBOX_PAUSED, 1, 1000 },
+    { 204, "running", E2B_ERR_TRUNCATED, 0, 1000 },
+    { 503, "", E2B_ERR_TRUNCATED, 1, 1000 },
+    { 0, NULL, E2B_ERR_TRUNCATED, 0, 5000 }, /* a sandbox that does not answer is not therefore gone */
+  };
+  oc_mourning *m = (oc_mourning *)malloc(sizeof *m);
+  size_t i;
+  int h2, k;
+  for (i = 0; i < E2B__COUNT(rows); i++)
+    for (h2 = 0; h2 < OC_WAYS; h2++) {
+      oc_mourning_begin(m, h2, 0);
+      m->w.health = rows[i].health;
+      m->w.health_ms = 1000;
+      m->w.state = rows[i].state;
+      oc_mourning_break(m, 0);
+      oc_mourning_run(m);
+      for (k = 0; k < OC_STREAMS; k++) {
+        CHECK_INT(m->ends[k].err.code, rows[i].want);
+        CHECK(m->ends[k].err.maybe_done);
+        CHECK_INT(m->at[k] - m->broken, rows[i].after);
+      }
+      CHECK_INT(m->w.probes, 1);
+      CHECK_INT(m->w.probes_most, 1);
+      CHECK_INT(m->w.lookups, rows[i].lookups);
+      oc_mourning_end(m);
+    }
+  free(m);
+}
+
+/* One has less patience than the others, and some come later: each has its own time, and there is one look at a time. */
+static void test_outcomes_probe_deadlines(void) {
+  oc_mourning *m = (oc_mourning *)malloc(sizeof *m);
+  int k, silent;
+  for (silent = 0; silent < 2; silent++) {
+    oc_mourning_begin(m, false, 100);
+    m->w.health = silent ? 0 : 502;
+    m->w.health_ms = 4000;
+    m->w.state = NULL;
+    oc_mourning_break(m, OC_STREAMS / 2);
+    m->w.conns[0].end = OC_SYS_RESET; /* of the first */
+    while (m->w.clock < m->broken + 3000) (void)e2b_client_poll(m->w.client, 3000);
+    CHECK(m->ends[0].count == 1 && m->ends[1].count == 0 && m->ends[OC_STREAMS - 1].count == 0);
+    CHECK_INT(m->ends[0].err.code, E2B_ERR_TRUNCATED);
+    CHECK_HAS(m->ends[0].err.message, "could not be found out");
+    k = (int)(m->w.clock - m->broken); /* the others join */
+    oc_mourning_break(m, 0);
+    m->broken -= (uint64_t)k;
+    oc_mourning_run(m);
+    for (k = 1; k < OC_STREAMS; k++) CHECK_INT(m->ends[k].err.code, silent ? E2B_ERR_TRUNCATED : E2B_ERR_SANDBOX_GONE);
+    CHECK_INT(m->w.probes_most, 1);
+    CHECK_INT(m->w.probes, 1);
+    oc_mourning_end(m);
+  }
+  free(m);
+}
+
+/* Whoever goes away while it is looked after hears so at once, and nothing is left. */
+static void test_outcomes_probe_abandoned(void) {
+  oc_mourning *m = (oc_mourning *)malloc(sizeof *m);
+  int way, k;
+  for (way = 0; way < 3; way++) {
+    oc_mourning_begin(m, false, 0);
+    m->w.health = 0;
+    oc_mourning_break(m, 0);
+    while (!m->w.probes) (void)e2b_client_poll(m->w.client, 1);
+    for (k = 0; k < OC_STREAMS; k++) CHECK_INT(m->ends[k].count, 0);
+    if (way == 0) e2b_sandbox_free(m->w.sandbox);
+    for (k = 0; way == 1 && k < OC_STREAMS; k++) e2b_command_handle_free(m->handles[k]);
+    for (k = 0; k < OC_STREAMS; k++) m->handles[k] = NULL;
+    if (way == 2) {
+      e2b_client_free(m->w.client);
+      m->w.client = NULL;
+    } else {
+      oc_mourning_run(m);
+    }
+    for (k = 0; k < OC_STREAMS; k++) CHECK_INT(m->ends[k].err.code, E2B_ERR_CANCELED);
+    oc_mourning_end(m);
+  }
+  free(m);
+}
+
 /* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
@@ -24158,6 +24310,7 @@ static const test tests[] = {
   PYTHON(code_routes),
 
   UNIT(outcomes_at_most_once), UNIT(outcomes_rate_limit), UNIT(outcomes_causes), UNIT(outcomes_tls),
+  UNIT(outcomes_one_probe), UNIT(outcomes_probe_deadlines), UNIT(outcomes_probe_abandoned),
 };
 
 static int passed, failed, skipped;
