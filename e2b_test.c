@@ -22966,6 +22966,7 @@ typedef enum oc_do {
   OC_ANSWER,     /* this one */
   OC_BYTES,      /* these, whatever they are; then the end */
   OC_SILENT,
+  OC_BODY_SILENT, /* after half an answer */
   OC_RST,        /* HTTP/2: RST_STREAM */
   OC_BODY_RST,   /* the same within the body */
   OC_GOAWAY_BELOW, /* a GOAWAY that leaves the request out, and the end of the connection */
@@ -22997,6 +22998,7 @@ typedef struct oc_ask { /* a request */
   uint32_t id;
   char method[8], path[80];
   bool whole, probe;      /* probe: a GET /health that waits for its answer */
+  char head[1400];        /* HTTP/1.1 */
   uint64_t due;
 } oc_ask;
 
@@ -23185,6 +23187,10 @@ static void oc_serve_badly(oc_conn *c, const oc_ask *ask, const oc_fault *fault)
     case OC_RESET: c->end = OC_SYS_RESET; break;
     case OC_HEAD_EOF: e2b__buf_text(&c->out, "HTTP/1.1 200 OK\r\nconte"); break;
     case OC_BODY_RESET: c->end = OC_SYS_RESET; oc_begin_answer(c, ask); break;
+    case OC_BODY_SILENT:
+      c->end = E2B_IO_AGAIN;
+      oc_begin_answer(c, ask);
+      break;
     case OC_BODY_EOF: oc_begin_answer(c, ask); break;
     case OC_BYTES: e2b__buf_text(&c->out, fault->body); break;
 #if !defined(E2B_NO_HTTP2)
@@ -23230,7 +23236,7 @@ static void oc_serve(oc_world *w, oc_ask *ask) {
     w->probes++;
     if (++w->probes_now > w->probes_most) w->probes_most = w->probes_now;
     if (w->health && !w->health_ms) oc_answer_probe(w, ask);
-  } else if (strcmp(ask->path, "/sandboxes/sbx") == 0 && strcmp(ask->method, "GET") == 0) {
+  } else if (w->probes && strcmp(ask->path, "/sandboxes/sbx") == 0 && strcmp(ask->method, "GET") == 0) {
     char body[100];
     w->lookups++;
     (void)snprintf(body, sizeof body, "{\"sandboxID\":\"sbx\",\"state\":\"%s\"}", w->state ? w->state : "");
@@ -23281,6 +23287,7 @@ static void oc_take_http1(oc_conn *c) {
     if (c->in.len < head + body) return;
     ask = oc_ask_new(c, 0);
     CHECK_INT(sscanf(text, "%7s %79s HTTP/1.1", ask->method, ask->path), 2);
+    (void)snprintf(ask->head, sizeof ask->head, "%.*s", (int)head, text);
     e2b__buf_drop(&c->in, head + body);
     oc_serve(c->w, ask);
   }
@@ -23456,8 +23463,16 @@ static uint64_t oc_now(void *user) {
   return ((oc_world *)user)->clock;
 }
 
-static void oc_begin(oc_world *w, bool h2) {
+static e2b_sandbox *oc_sandbox(oc_world *w) {
   e2b_attach_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  memset(&opts, 0, sizeof opts);
+  opts.access_token = "secret-token";
+  CHECK_INT(e2b_sandbox_attach(w->client, "sbx", &opts, &sandbox, &w->err), E2B_OK);
+  return sandbox;
+}
+
+static void oc_begin(oc_world *w, bool h2) {
   memset(w, 0, sizeof *w);
   e2b__mem_init(&w->mem, NULL);
   w->h2 = h2;
@@ -23481,9 +23496,7 @@ static void oc_begin(oc_world *w, bool h2) {
   w->config.now_ms_fn = oc_now;
   w->config.platform_user = w;
   w->client = e2b_client_create(&w->config, &w->err);
-  memset(&opts, 0, sizeof opts);
-  opts.access_token = "secret-token";
-  if (CHECK(w->client != NULL)) CHECK_INT(e2b_sandbox_attach(w->client, "sbx", &opts, &w->sandbox, &w->err), E2B_OK);
+  if (CHECK(w->client != NULL)) w->sandbox = oc_sandbox(w);
 }
 
 static void oc_end(oc_world *w) {
@@ -24000,6 +24013,205 @@ static void test_outcomes_causes(void) {
     for (h2 = 0; h2 < OC_WAYS; h2++) oc_check_cause(&oc_causes[i], h2);
 }
 
+/* ---- every call ---- */
+
+typedef struct oc_room { /* what the calls get, and where they put what they have */
+  e2b_call call;
+  e2b_sandbox_opts sandbox;
+  e2b_list_opts list;
+  e2b_run_opts run;
+  e2b_files_opts files;
+  e2b_request_opts request;
+  e2b_network network;
+  e2b_create_response created;
+  e2b_sandbox_info info;
+  e2b_sandbox_list sandboxes;
+  e2b_sandbox *handle;
+  e2b_command_handle *command;
+  e2b_process_list processes;
+  e2b_entry_list entries;
+  e2b_entry_info entry;
+  e2b_buf buf;
+  e2b_file_stream *stream;
+  uint32_t number;
+  bool flag;
+} oc_room;
+
+static int oc_none(void *user, void *buf, size_t cap) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(buf);
+  E2B__UNUSED(cap);
+  return 0;
+}
+
+static int oc_one(void *user, void *buf, size_t cap) {
+  uint32_t *left = (uint32_t *)user;
+  if (!cap || !*left) return 0;
+  --*left;
+  *(char *)buf = 'x';
+  return 1;
+}
+
+static int oc_drop(void *user, const char *data, size_t len) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(data);
+  E2B__UNUSED(len);
+  return 0;
+}
+
+static int oc_any(void *user, const e2b_sandbox_info *info) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(info);
+  return 0;
+}
+
+#define OC_EACH(name, expression)                                                                                      \
+  static e2b_err oc_each_##name(oc_world *w, oc_room *r) {                                                             \
+    E2B__UNUSED(r);                                                                                                    \
+    return expression;                                                                                                 \
+  }
+static e2b_strs oc_two(void) {
+  static const char *const items[] = { "/a", "/b" };
+  e2b_strs strs = { items, 2 };
+  return strs;
+}
+OC_EACH(create, e2b_sandbox_create(w->client, "t", &r->sandbox, &r->handle, &w->err))
+OC_EACH(connect, e2b_sandbox_connect(w->client, "i", &r->sandbox, &r->handle, &w->err))
+OC_EACH(get_info, e2b_sandbox_get_info(w->sandbox, &r->call, &r->info, &w->err))
+OC_EACH(set_timeout, e2b_sandbox_set_timeout(w->sandbox, 9, &r->call, &w->err))
+OC_EACH(pause, e2b_sandbox_pause(w->sandbox, &r->call, &w->err))
+OC_EACH(kill, e2b_sandbox_kill(w->sandbox, &r->call, NULL, &w->err))
+OC_EACH(close, e2b_sandbox_close(w->sandbox, &r->call, &w->err))
+OC_EACH(api_create, e2b_api_create_sandbox(w->client, "t", &r->sandbox, &r->created, &w->err))
+OC_EACH(api_connect, e2b_api_connect_sandbox(w->client, "i", 0, &r->call, &r->created, &w->err))
+OC_EACH(api_info, e2b_api_get_info(w->client, "i", &r->call, &r->info, &w->err))
+OC_EACH(api_kill, e2b_api_kill(w->client, "i", &r->call, NULL, &w->err))
+OC_EACH(api_set_timeout, e2b_api_set_timeout(w->client, "i", 9, &r->call, &w->err))
+OC_EACH(api_pause, e2b_api_pause(w->client, "i", &r->call, &w->err))
+OC_EACH(list, e2b_api_list(w->client, &r->list, &r->sandboxes, &w->err))
+OC_EACH(list_all, e2b_api_list_all(w->client, &r->list, oc_any, NULL, &w->err))
+OC_EACH(find, e2b_api_find_by_nonce(w->client, "n", &r->call, &r->info, &w->err))
+OC_EACH(network, e2b_api_update_network(w->client, "i", &r->network, E2B_YES, &r->call, &w->err))
+OC_EACH(request, e2b_api_request(w->client, "GET", "/x", &r->request, NULL, &w->err))
+OC_EACH(run, e2b_commands_run(w->sandbox, "x", &r->run, NULL, &w->err))
+OC_EACH(start, e2b_commands_start(w->sandbox, "x", &r->run, &r->command, &w->err))
+OC_EACH(detached, e2b_commands_start_detached(w->sandbox, "x", &r->run, &r->number, &w->err))
+OC_EACH(attach, e2b_commands_connect_to_process(w->sandbox, 7, &r->run, &r->command, &w->err))
+OC_EACH(tag, e2b_commands_connect_to_tag(w->sandbox, "x", &r->run, &r->command, &w->err))
+OC_EACH(processes, e2b_commands_list(w->sandbox, &r->call, &r->processes, &w->err))
+OC_EACH(signal, e2b_commands_send_signal(w->sandbox, 7, 15, &r->call, &r->flag, &w->err))
+OC_EACH(kill_tree, e2b_commands_kill_tree(w->sandbox, 7, &r->call, NULL, &w->err))
+OC_EACH(stop, e2b_commands_stop(w->sandbox, 7, 10, &r->call, NULL, &w->err))
+OC_EACH(stdin, e2b_commands_send_stdin(w->sandbox, 7, "x", 1, &r->call, &w->err))
+OC_EACH(stdin_from, (r->number = 1, e2b_commands_send_stdin_from(w->sandbox, 7, oc_one, &r->number, &r->call, &w->err)))
+OC_EACH(close_stdin, e2b_commands_close_stdin(w->sandbox, 7, &r->call, &w->err))
+#ifndef E2B_NO_PTY
+OC_EACH(pty_input, e2b_pty_send_input(w->sandbox, 7, "x", 1, &r->call, &w->err))
+OC_EACH(pty_resize, e2b_pty_resize(w->sandbox, 7, 8, 9, &r->call, &w->err))
+#endif
+OC_EACH(entries, e2b_files_list(w->sandbox, "/", &r->files, &r->entries, &w->err))
+OC_EACH(exists, e2b_files_exists(w->sandbox, "/", &r->files, &r->flag, &w->err))
+OC_EACH(entry, e2b_files_get_info(w->sandbox, "/", &r->files, &r->entry, &w->err))
+OC_EACH(make_dir, e2b_files_make_dir(w->sandbox, "/", &r->files, &r->flag, &w->err))
+OC_EACH(rename, e2b_files_rename(w->sandbox, "/a", "/b", &r->files, NULL, &w->err))
+OC_EACH(remove, e2b_files_remove(w->sandbox, "/a", &r->files, &w->err))
+OC_EACH(read, e2b_files_read(w->sandbox, "/a", &r->files, &r->buf, &w->err))
+OC_EACH(write, e2b_files_write(w->sandbox, "/a", "x", 1, &r->files, NULL, &w->err))
+OC_EACH(download, e2b_files_download(w->sandbox, "/a", oc_drop, NULL, &r->files, &w->err))
+OC_EACH(upload, e2b_files_upload(w->sandbox, "/a", oc_none, NULL, 0, &r->files, NULL, &w->err))
+OC_EACH(read_stream, e2b_files_read_stream(w->sandbox, "/a", &r->files, &r->stream, &w->err))
+OC_EACH(compose, e2b_files_compose(w->sandbox, oc_two(), "/c", &r->files, NULL, &w->err))
+#ifndef E2B_NO_CODE_INTERPRETER
+OC_EACH(contexts, e2b_code_restart_context(w->sandbox, "c", &r->call, &w->err))
+OC_EACH(context, e2b_code_remove_context(w->sandbox, "c", &r->call, &w->err))
+#endif
+
+#define OC_API(name) { #name, oc_each_##name, false, false }
+#define OC_ENVD(name) { #name, oc_each_##name, true, false }
+#define OC_OPEN(name) { #name, oc_each_##name, true, true }
+static const struct oc_each {
+  const char *name;
+  e2b_err (*call)(oc_world *w, oc_room *r);
+  bool data;  /* goes to the sandbox */
+  bool opens; /* is done when the answer has begun */
+} oc_each[] = {
+  OC_API(create), OC_API(connect), OC_API(get_info), OC_API(set_timeout), OC_API(pause), OC_API(kill), OC_API(close),
+  OC_API(api_create), OC_API(api_connect), OC_API(api_info), OC_API(api_kill), OC_API(api_set_timeout), OC_API(api_pause),
+  OC_API(list), OC_API(list_all), OC_API(find), OC_API(network), OC_API(request),
+  OC_ENVD(run), OC_OPEN(start), OC_OPEN(detached), OC_ENVD(attach), OC_ENVD(tag), OC_ENVD(processes), OC_ENVD(signal),
+  OC_ENVD(kill_tree), OC_ENVD(stop), OC_ENVD(stdin), OC_ENVD(stdin_from), OC_ENVD(close_stdin),
+#ifndef E2B_NO_PTY
+  OC_ENVD(pty_input), OC_ENVD(pty_resize),
+#endif
+  OC_ENVD(entries), OC_ENVD(exists), OC_ENVD(entry), OC_ENVD(make_dir), OC_ENVD(rename), OC_ENVD(remove), OC_ENVD(read),
+  OC_ENVD(write), OC_ENVD(download), OC_ENVD(upload), OC_OPEN(read_stream), OC_ENVD(compose),
+#ifndef E2B_NO_CODE_INTERPRETER
+  OC_ENVD(contexts), OC_ENVD(context),
+#endif
+};
+
+static void oc_room_init(oc_room *r, int32_t timeout_ms) {
+  static const e2b_kv header = { "x-call", "2" };
+  memset(r, 0, sizeof *r);
+  r->call.timeout_ms = timeout_ms;
+  r->call.headers.items = &header;
+  r->call.headers.count = 1;
+  r->sandbox.call = r->list.call = r->run.call = r->files.call = r->request.call = r->call;
+}
+
+/* Every call has all that was configured, and each secret goes to its own plane. */
+static void oc_check_head(const oc_world *w, bool data) {
+  const char *head = w->asks[0].head;
+  CHECK_HAS(head, "\r\nx-config: 1\r\n");
+  CHECK_HAS(head, "\r\nx-call: 2\r\n");
+  CHECK((strstr(head, "\r\ne2b-sandbox-id: sbx\r\n") != NULL) == data);
+  CHECK((strstr(head, "\r\ne2b-sandbox-port: ") != NULL) == data);
+  CHECK((strstr(head, "\r\nx-access-token: secret-token\r\n") != NULL) == data);
+  CHECK((strstr(head, "\r\nx-api-key: secret-key\r\n") != NULL) == !data);
+  CHECK((strstr(head, "secret-token") != NULL) == data && (strstr(head, "secret-key") != NULL) == !data);
+}
+
+/* A status alone decides: no call takes an empty 500 for success; and none outlives its deadline, whatever the server does
+ * not do. */
+static void test_outcomes_every_call(void) {
+  static const oc_fault empty = { OC_ANSWER, 500, NULL, "" }, silent = { OC_SILENT, 0, NULL, NULL },
+                        half = { OC_BODY_SILENT, 0, NULL, NULL };
+  static const oc_fault *const hangs[] = { &silent, &half };
+  static const e2b_kv header = { "x-config", "1" };
+  size_t i, k;
+  int h2;
+  for (i = 0; i < E2B__COUNT(oc_each); i++)
+    for (h2 = 0; h2 < OC_WAYS; h2++) {
+      int failures = check_failures;
+      oc_room r;
+      oc_world w;
+      for (k = 0; k <= E2B__COUNT(hangs); k++) {
+        uint64_t from;
+        oc_begin(&w, h2);
+        e2b_client_free(w.client);
+        w.config.headers.items = &header;
+        w.config.headers.count = 1;
+        w.client = e2b_client_create(&w.config, &w.err);
+        w.sandbox = oc_sandbox(&w);
+        oc_arm(&w, k ? hangs[k - 1] : &empty);
+        w.fault_count = 1000;
+        oc_room_init(&r, 900);
+        from = w.clock;
+        if (k == 2 && oc_each[i].opens) {
+          CHECK_INT(oc_each[i].call(&w, &r), E2B_OK);
+        } else {
+          CHECK_INT(oc_each[i].call(&w, &r), k ? E2B_ERR_TIMEOUT : E2B_ERR_SERVICE);
+          CHECK_INT(w.clock - from, k ? 900 : 0);
+          CHECK_INT(w.err.http_status, k ? 0 : 500);
+        }
+        CHECK(w.arrived >= 1);
+        if (!h2) oc_check_head(&w, oc_each[i].data);
+        oc_end(&w);
+      }
+      if (failures != check_failures) printf("  %s, HTTP/%d: %s\n", oc_each[i].name, h2 ? 2 : 1, w.err.message);
+    }
+}
+
 /* Whoever does not speak TLS where https is expected; what mbedTLS says of it is kept. */
 static void test_outcomes_tls(void) {
   static const oc_fault http = { OC_GOOD, 0, NULL, NULL };
@@ -24309,7 +24521,7 @@ static const test tests[] = {
   CODE(code_interrupt), CODE(code_at_once), PYTHON(code_envs_and_cwd), PYTHON(code_dead_sandbox), PYTHON(code_resumed),
   PYTHON(code_routes),
 
-  UNIT(outcomes_at_most_once), UNIT(outcomes_rate_limit), UNIT(outcomes_causes), UNIT(outcomes_tls),
+  UNIT(outcomes_at_most_once), UNIT(outcomes_rate_limit), UNIT(outcomes_causes), UNIT(outcomes_every_call), UNIT(outcomes_tls),
   UNIT(outcomes_one_probe), UNIT(outcomes_probe_deadlines), UNIT(outcomes_probe_abandoned),
 };
 
