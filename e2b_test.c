@@ -22998,7 +22998,7 @@ typedef struct oc_ask { /* a request */
   uint32_t id;
   char method[8], path[80];
   bool whole, probe;      /* probe: a GET /health that waits for its answer */
-  char head[1400];        /* HTTP/1.1 */
+  char head[1400], body[40]; /* HTTP/1.1; the body's beginning */
   uint64_t due;
 } oc_ask;
 
@@ -23288,6 +23288,7 @@ static void oc_take_http1(oc_conn *c) {
     ask = oc_ask_new(c, 0);
     CHECK_INT(sscanf(text, "%7s %79s HTTP/1.1", ask->method, ask->path), 2);
     (void)snprintf(ask->head, sizeof ask->head, "%.*s", (int)head, text);
+    (void)snprintf(ask->body, sizeof ask->body, "%.*s", (int)body, text + head);
     e2b__buf_drop(&c->in, head + body);
     oc_serve(c->w, ask);
   }
@@ -23813,6 +23814,31 @@ static void test_outcomes_at_most_once(void) {
     }
 }
 
+/* The server closed a kept connection before the request: nobody is to notice, whatever the request is. */
+static void test_outcomes_stale_connection(void) {
+  size_t k;
+  int way, h2;
+  for (k = 0; k < E2B__COUNT(oc_calls); k++)
+    for (h2 = 0; h2 < OC_WAYS; h2++)
+      for (way = 0; way < 2 + h2; way++) {
+        e2b_call call;
+        oc_world w;
+        memset(&call, 0, sizeof call);
+        call.timeout_ms = 30000;
+        oc_begin(&w, h2);
+        CHECK_INT(oc_warm(&w), E2B_OK);
+#if !defined(E2B_NO_HTTP2)
+        if (way == 2) oc_goaway(&w.conns[0], 1, E2B__H2_NO_ERROR);
+#endif
+        w.conns[0].end = way == 1 ? OC_SYS_RESET : E2B_IO_EOF;
+        oc_arm(&w, NULL);
+        CHECK_INT(oc_calls[k].call(&w, &call), E2B_OK);
+        CHECK_INT(w.arrived, 1);
+        CHECK_INT(w.conn_count, 2);
+        oc_end(&w);
+      }
+}
+
 /* A 429 that says when is waited for, once, where that is soon and nothing streams: it says that nothing was done. */
 static void test_outcomes_rate_limit(void) {
   static const oc_fault soon = { OC_ANSWER, 429, "retry-after=2\n", NULL };
@@ -24212,6 +24238,78 @@ static void test_outcomes_every_call(void) {
     }
 }
 
+/* To connect to a sandbox never makes its life shorter; a longer one is given. */
+static void e2e_connect_keeps_life(fixture *f) {
+  static const int32_t wanted[] = { 0, 60, 1800, 3600 };
+  e2b_sandbox_opts opts;
+  e2b_sandbox_info info;
+  e2b_create_response answer;
+  e2b_sandbox *sandbox, *again;
+  e2b_error err;
+  int64_t end = 0;
+  size_t i;
+  memset(&opts, 0, sizeof opts);
+  memset(&info, 0, sizeof info);
+  memset(&answer, 0, sizeof answer);
+  opts.timeout_s = 1800;
+  if (!CHECK_OK(e2b_sandbox_create(f->client, NULL, &opts, &sandbox, &err))) return;
+  for (i = 0; i <= E2B__COUNT(wanted); i++) {
+    if (CHECK_OK(e2b_sandbox_get_info(sandbox, NULL, &info, &err))) {
+      if (i == 1 || i == 2) CHECK_INT(info.end_at_ms, end);
+      if (i == 3) CHECK(info.end_at_ms >= end);
+      if (i == 4) CHECK(info.end_at_ms > end + 1700000);
+      end = info.end_at_ms;
+    }
+    e2b_mem_free(&info.mem);
+    if (i == E2B__COUNT(wanted)) break;
+    opts.timeout_s = wanted[i];
+    if (CHECK_OK(e2b_sandbox_connect(f->client, e2b_sandbox_id(sandbox), &opts, &again, &err))) e2b_sandbox_free(again);
+    CHECK_OK(e2b_api_connect_sandbox(f->client, e2b_sandbox_id(sandbox), wanted[i], NULL, &answer, &err));
+    e2b_mem_free(&answer.mem);
+  }
+  CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+}
+
+/* Two clients with keys of their own, both on one server at once: neither shows the other's. */
+static void test_outcomes_two_accounts(void) {
+  oc_world w;
+  e2b_client *clients[2];
+  e2b_call call;
+  done ends[2][4];
+  e2b_create_response answers[2][4];
+  e2b_sandbox_opts opts;
+  int i, k;
+  memset(ends, 0, sizeof ends);
+  memset(answers, 0, sizeof answers);
+  memset(&opts, 0, sizeof opts);
+  oc_begin(&w, false);
+  clients[0] = w.client;
+  w.config.api_key = "other, of no known form"; /* whatever a server takes for a key is one */
+  clients[1] = e2b_client_create(&w.config, &w.err);
+  oc_arm(&w, NULL);
+  for (k = 0; k < 4; k++)
+    for (i = 0; i < 2; i++) {
+      memset(&call, 0, sizeof call);
+      call.on_done = on_done;
+      call.user = &ends[i][k];
+      opts.call = call;
+      CHECK_INT(e2b_api_create_sandbox(clients[i], i ? "second" : "first", &opts, &answers[i][k], &w.err), E2B_PENDING);
+    }
+  for (k = 0; k < 50; k++) (void)e2b_client_poll(clients[k % 2], 0);
+  CHECK_INT(w.arrived, 8);
+  for (k = 0; k < w.ask_count; k++) {
+    bool second = strstr(w.asks[k].body, "second") != NULL;
+    CHECK_HAS(w.asks[k].head, second ? "\r\nx-api-key: other, of no known form\r\n" : "\r\nx-api-key: secret-key\r\n");
+  }
+  for (i = 0; i < 2; i++)
+    for (k = 0; k < 4; k++) {
+      CHECK(ends[i][k].count == 1 && ends[i][k].err.code == E2B_OK);
+      e2b_mem_free(&answers[i][k].mem);
+    }
+  e2b_client_free(clients[1]);
+  oc_end(&w);
+}
+
 /* Whoever does not speak TLS where https is expected; what mbedTLS says of it is kept. */
 static void test_outcomes_tls(void) {
   static const oc_fault http = { OC_GOOD, 0, NULL, NULL };
@@ -24521,7 +24619,7 @@ static const test tests[] = {
   CODE(code_interrupt), CODE(code_at_once), PYTHON(code_envs_and_cwd), PYTHON(code_dead_sandbox), PYTHON(code_resumed),
   PYTHON(code_routes),
 
-  UNIT(outcomes_at_most_once), UNIT(outcomes_rate_limit), UNIT(outcomes_causes), UNIT(outcomes_every_call), UNIT(outcomes_tls),
+  UNIT(outcomes_at_most_once), UNIT(outcomes_stale_connection), UNIT(outcomes_rate_limit), UNIT(outcomes_causes), UNIT(outcomes_every_call), UNIT(outcomes_two_accounts), UNIT(outcomes_tls), SERVER(connect_keeps_life),
   UNIT(outcomes_one_probe), UNIT(outcomes_probe_deadlines), UNIT(outcomes_probe_abandoned),
 };
 
