@@ -22943,8 +22943,8 @@ static void e2e_reads_on(fixture *f) {
 /* >>>> outcomes */
 /* ================================================================================================================== */
 
-/* What a call says when something goes wrong, and that nothing is done twice: against a server in this very thread, behind
- * a transport of its own, with a clock that runs only while the client waits. It counts what reaches it. */
+/* What a call says when something goes wrong, and that nothing is done twice: against a server in this very thread,
+ * behind a transport of its own, with a clock that runs only while the client waits. It counts what reaches it. */
 
 #define OC_SYS_RESET (-104) /* what the transport says */
 #define OC_SYS_REFUSED (-111)
@@ -23077,8 +23077,8 @@ static void oc_word(oc_conn *c, int type, uint32_t id, uint32_t word) {
 }
 
 /* The head of an answer, and its body. */
-static void oc_reply_http2(oc_conn *c, uint32_t id, const char *status, const char *headers, const void *body, size_t len,
-                           bool more) {
+static void oc_reply_http2(oc_conn *c, uint32_t id, const char *status, const char *headers, const void *body,
+                           size_t len, bool more) {
   uint32_t end = len || more ? 0u : (uint32_t)E2B__H2_END_STREAM;
   e2b__buf block;
   e2b__buf_init(&block, &c->w->mem, SIZE_MAX);
@@ -23103,7 +23103,8 @@ static void oc_goaway(oc_conn *c, uint32_t last, uint32_t code) {
 #endif
 
 /* `more`: the body is announced longer than it is, and not ended. */
-static void oc_reply(oc_conn *c, uint32_t id, unsigned status, const char *headers, const void *body, size_t len, bool more) {
+static void oc_reply(oc_conn *c, uint32_t id, unsigned status, const char *headers, const void *body, size_t len,
+                     bool more) {
   char text[80];
   (void)snprintf(text, sizeof text, "%u", status);
 #if !defined(E2B_NO_HTTP2)
@@ -23147,6 +23148,7 @@ static void oc_stream(rpc_stream *s, int parts) {
 #define OC_SANDBOX                                                                                                     \
   "{\"sandboxID\":\"new\",\"templateID\":\"t\",\"clientID\":\"c\",\"envdVersion\":\"0.6.0\",\"state\":\"running\"," \
   "\"snapshotID\":\"s1\"}"
+#define OC_NOT_FOUND "{\"sandboxId\":\"sbx\",\"message\":\"The sandbox was not found\",\"code\":502}"
 #define OC_WRITTEN "[{\"name\":\"x\",\"type\":\"file\",\"path\":\"/x\"}]"
 
 /* What goes right. */
@@ -23219,7 +23221,7 @@ static void oc_answer_probe(oc_world *w, oc_ask *ask) {
   ask->probe = false;
   w->probes_now--;
   if (w->health == 502)
-    oc_reply_text(ask->conn, ask->id, 502, OC_JSON, "{\"sandboxId\":\"sbx\",\"message\":\"The sandbox was not found\",\"code\":502}");
+    oc_reply_text(ask->conn, ask->id, 502, OC_JSON, OC_NOT_FOUND);
   else if (w->health == 503)
     oc_reply_text(ask->conn, ask->id, 503, "content-type=text/html\n", "<html>no upstream</html>");
   else
@@ -23450,7 +23452,8 @@ static void oc_wait(void *user, int timeout_ms) {
     return;
   }
   for (i = 0; i < w->ask_count; i++)
-    if (w->asks[i].probe && w->health && w->asks[i].due <= until && (next < 0 || w->asks[i].due < w->asks[next].due)) next = i;
+    if (w->asks[i].probe && w->health && w->asks[i].due <= until && (next < 0 || w->asks[i].due < w->asks[next].due))
+      next = i;
   if (next >= 0) {
     if (w->asks[next].due > w->clock) w->clock = w->asks[next].due;
     oc_answer_probe(w, &w->asks[next]);
@@ -23471,6 +23474,13 @@ static e2b_sandbox *oc_sandbox(oc_world *w) {
   opts.access_token = "secret-token";
   CHECK_INT(e2b_sandbox_attach(w->client, "sbx", &opts, &sandbox, &w->err), E2B_OK);
   return sandbox;
+}
+
+/* Nothing that is said holds a secret. */
+static void oc_log(void *user, e2b_log_level level, const char *message) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(level);
+  CHECK(!strstr(message, "secret"));
 }
 
 static void oc_begin(oc_world *w, bool h2) {
@@ -23495,6 +23505,8 @@ static void oc_begin(oc_world *w, bool h2) {
   w->config.api_url = w->config.sandbox_url = "http://host.test";
   w->config.transport = &w->transport;
   w->config.now_ms_fn = oc_now;
+  w->config.logger.func = oc_log;
+  w->config.logger.level = E2B_LOG_DEBUG;
   w->config.platform_user = w;
   w->client = e2b_client_create(&w->config, &w->err);
   if (CHECK(w->client != NULL)) w->sandbox = oc_sandbox(w);
@@ -23707,7 +23719,8 @@ static const oc_call oc_calls[] = {
   { "signal", oc_signal, false, false }, { "code", oc_code, false, false }, { "move", oc_move, false, false },
   { "POST", oc_post, false, false },
   { "info", oc_info, true, false }, { "kill", oc_kill, true, false }, { "set_timeout", oc_set_timeout, true, false },
-  { "exists", oc_exists, true, false }, { "close_stdin", oc_close_stdin, true, false }, { "attach", oc_attach, true, true },
+  { "exists", oc_exists, true, false }, { "close_stdin", oc_close_stdin, true, false },
+  { "attach", oc_attach, true, true },
 };
 
 /* ---- at most once ---- */
@@ -23724,8 +23737,8 @@ static const oc_call oc_calls[] = {
 #endif
 #define OC_HTML "<html><title>502 Bad Gateway</title></html>"
 
-/* What becomes of a call that must not be done twice: its result, how often the server gets it, maybe_done; and of one that
- * may. */
+/* What becomes of a call that must not be done twice: its result, how often the server gets it, maybe_done; and of one
+ * that may. */
 typedef struct oc_row {
   const char *name;
   oc_fault fault;
@@ -23738,42 +23751,60 @@ typedef struct oc_row {
 } oc_row;
 
 static const oc_row oc_rows[] = {
-  { "nobody listens", { OC_REFUSE, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CONNECT, 0, false, E2B_ERR_CONNECT, 0 },
+  { "nobody listens", { OC_REFUSE, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CONNECT, 0, false,
+    E2B_ERR_CONNECT, 0 },
   { "no connection in time", { OC_CONNECTING, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_TIMEOUT, 0, false,
     E2B_ERR_TIMEOUT, 0 },
-  { "nothing can be sent", { OC_NO_WRITE, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 0, false, E2B_ERR_CLOSED, 0 },
-  { "nothing can be sent any more", { OC_NO_WRITE, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_OK, 1, false, E2B_OK, 1 },
+  { "nothing can be sent", { OC_NO_WRITE, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 0, false,
+    E2B_ERR_CLOSED, 0 },
+  { "nothing can be sent any more", { OC_NO_WRITE, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_OK, 1, false,
+    E2B_OK, 1 },
   { "half is sent", { OC_HALF, 0, NULL, NULL }, OC_H1 | OC_FRESH, E2B_ERR_CLOSED, 0, true, E2B_ERR_CLOSED, 0 },
-  { "half is sent, reused", { OC_HALF, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 0, true, E2B_OK, 1 },
-  { "closed before the answer", { OC_EOF, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true, E2B_ERR_CLOSED, 1 },
-  { "closed before the answer, reused", { OC_EOF, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true, E2B_OK, 2 },
-  { "reset before the answer", { OC_RESET, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true, E2B_ERR_CLOSED, 1 },
-  { "reset before the answer, reused", { OC_RESET, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true, E2B_OK, 2 },
-  { "half a head", { OC_HEAD_EOF, 0, NULL, NULL }, OC_H1 | OC_FRESH | OC_REUSED, E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED, 1 },
+  { "half is sent, reused", { OC_HALF, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 0, true, E2B_OK,
+    1 },
+  { "closed before the answer", { OC_EOF, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true,
+    E2B_ERR_CLOSED, 1 },
+  { "closed before the answer, reused", { OC_EOF, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true,
+    E2B_OK, 2 },
+  { "reset before the answer", { OC_RESET, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true,
+    E2B_ERR_CLOSED, 1 },
+  { "reset before the answer, reused", { OC_RESET, 0, NULL, NULL }, OC_H1 | OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true,
+    E2B_OK, 2 },
+  { "half a head", { OC_HEAD_EOF, 0, NULL, NULL }, OC_H1 | OC_FRESH | OC_REUSED, E2B_ERR_TRUNCATED, 1, true,
+    E2B_ERR_TRUNCATED, 1 },
   { "half a body", { OC_BODY_EOF, 0, NULL, NULL }, OC_ANY, E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED, 1 },
-  { "half a body and a reset", { OC_BODY_RESET, 0, NULL, NULL }, OC_ANY, E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED, 1 },
+  { "half a body and a reset", { OC_BODY_RESET, 0, NULL, NULL }, OC_ANY, E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED,
+    1 },
   { "no answer in time", { OC_SILENT, 0, NULL, NULL }, OC_ANY, E2B_ERR_TIMEOUT, 1, true, E2B_ERR_TIMEOUT, 1 },
-  { "307", { OC_ANSWER, 307, "location=http://host.test/elsewhere\n", NULL }, OC_ANY, E2B_ERR_SERVICE, 1, false, E2B_ERR_SERVICE, 1 },
+  { "307", { OC_ANSWER, 307, "location=http://host.test/elsewhere\n", NULL }, OC_ANY, E2B_ERR_SERVICE, 1, false,
+    E2B_ERR_SERVICE, 1 },
   { "429", { OC_ANSWER, 429, NULL, NULL }, OC_ANY, E2B_ERR_RATE_LIMITED, 1, false, E2B_ERR_RATE_LIMITED, 1 },
-  { "429 for long", { OC_ANSWER, 429, "retry-after=3600\n", NULL }, OC_ANY, E2B_ERR_RATE_LIMITED, 1, false, E2B_ERR_RATE_LIMITED, 1 },
+  { "429 for long", { OC_ANSWER, 429, "retry-after=3600\n", NULL }, OC_ANY, E2B_ERR_RATE_LIMITED, 1, false,
+    E2B_ERR_RATE_LIMITED, 1 },
   { "500", { OC_ANSWER, 500, NULL, "boom" }, OC_ANY, E2B_ERR_SERVICE, 1, true, E2B_ERR_SERVICE, 1 },
-  { "502", { OC_ANSWER, 502, "content-type=text/html\n", OC_HTML }, OC_ANY, E2B_ERR_UNAVAILABLE, 1, true, E2B_ERR_UNAVAILABLE, 1 },
+  { "502", { OC_ANSWER, 502, "content-type=text/html\n", OC_HTML }, OC_ANY, E2B_ERR_UNAVAILABLE, 1, true,
+    E2B_ERR_UNAVAILABLE, 1 },
   { "503", { OC_ANSWER, 503, NULL, NULL }, OC_ANY, E2B_ERR_UNAVAILABLE, 1, true, E2B_ERR_UNAVAILABLE, 1 },
   { "504", { OC_ANSWER, 504, NULL, "late" }, OC_ANY, E2B_ERR_UNAVAILABLE, 1, true, E2B_ERR_UNAVAILABLE, 1 },
 #if !defined(E2B_NO_HTTP2)
-  { "REFUSED_STREAM", { OC_RST, E2B__H2_REFUSED_STREAM, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED, E2B_OK, 2, false, E2B_OK, 2 },
-  { "GOAWAY that leaves it out", { OC_GOAWAY_BELOW, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED, E2B_OK, 2, false,
+  { "REFUSED_STREAM", { OC_RST, E2B__H2_REFUSED_STREAM, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED, E2B_OK, 2, false,
     E2B_OK, 2 },
-  { "GOAWAY with it", { OC_GOAWAY_WITH, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true, E2B_ERR_CLOSED, 1 },
-  { "GOAWAY with it, reused", { OC_GOAWAY_WITH, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true, E2B_OK, 2 },
-  { "RST_STREAM", { OC_RST, E2B__H2_INTERNAL_ERROR, NULL, NULL }, OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true, E2B_ERR_CLOSED, 1 },
-  { "RST_STREAM, reused", { OC_RST, E2B__H2_CANCEL, NULL, NULL }, OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true, E2B_OK, 2 },
+  { "GOAWAY that leaves it out", { OC_GOAWAY_BELOW, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED,
+    E2B_OK, 2, false, E2B_OK, 2 },
+  { "GOAWAY with it", { OC_GOAWAY_WITH, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true,
+    E2B_ERR_CLOSED, 1 },
+  { "GOAWAY with it, reused", { OC_GOAWAY_WITH, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1,
+    true, E2B_OK, 2 },
+  { "RST_STREAM", { OC_RST, E2B__H2_INTERNAL_ERROR, NULL, NULL }, OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true,
+    E2B_ERR_CLOSED, 1 },
+  { "RST_STREAM, reused", { OC_RST, E2B__H2_CANCEL, NULL, NULL }, OC_H2 | OC_REUSED, E2B_ERR_CLOSED, 1, true, E2B_OK,
+    2 },
   { "RST_STREAM without an error", { OC_RST, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH, E2B_ERR_CLOSED, 1, true,
     E2B_ERR_CLOSED, 1 },
-  { "RST_STREAM in the body", { OC_BODY_RST, E2B__H2_INTERNAL_ERROR, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED, E2B_ERR_TRUNCATED,
-    1, true, E2B_ERR_TRUNCATED, 1 },
-  { "RST_STREAM in the body without an error", { OC_BODY_RST, E2B__H2_NO_ERROR, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED,
+  { "RST_STREAM in the body", { OC_BODY_RST, E2B__H2_INTERNAL_ERROR, NULL, NULL }, OC_H2 | OC_FRESH | OC_REUSED,
     E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED, 1 },
+  { "RST_STREAM in the body without an error", { OC_BODY_RST, E2B__H2_NO_ERROR, NULL, NULL },
+    OC_H2 | OC_FRESH | OC_REUSED, E2B_ERR_TRUNCATED, 1, true, E2B_ERR_TRUNCATED, 1 },
 #endif
 };
 
@@ -23884,103 +23915,141 @@ static void test_outcomes_rate_limit(void) {
 
 static const oc_cause oc_causes[] = {
   /* a stream of output that breaks: what became of the sandbox? */
-  { "cut, it runs", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 204, "running", 0, 0, false, E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE,
-    E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "the sandbox itself runs", OC_LOOK, 1, 0 },
+  { "cut, it runs", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 204, "running", 0, 0, false, E2B_ERR_TRUNCATED,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "the sandbox itself runs", OC_LOOK, 1, 0 },
   { "reset, it runs", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT_RESET, 204, "running", 0, 0, false, E2B_ERR_TRUNCATED,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, true, "the sandbox itself runs", OC_LOOK, 1, 0 },
-  { "reset, it is gone", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT_RESET, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE,
-    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, true, "seen as E2B_ERR_TRUNCATED",
-    "create a new one", 1, 1 },
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, true, "the sandbox itself runs", OC_LOOK,
+    1, 0 },
+  { "reset, it is gone", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT_RESET, 502, NULL, 0, 0, false,
+    E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, true,
+    "seen as E2B_ERR_TRUNCATED", "create a new one", 1, 1 },
   { "cut, it is dead", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "dead", 0, 0, false, E2B_ERR_SANDBOX_GONE,
-    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "does not run any more", "create a new one", 1, 1 },
-  { "cut, it is paused", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 502, "paused", 0, 0, false, E2B_ERR_SANDBOX_PAUSED,
-    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "is paused", "e2b_sandbox_connect", 1, 1 },
+    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "does not run any more",
+    "create a new one", 1, 1 },
+  { "cut, it is paused", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 502, "paused", 0, 0, false,
+    E2B_ERR_SANDBOX_PAUSED, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "is paused",
+    "e2b_sandbox_connect", 1, 1 },
   { "cut, a gateway in front of it is broken", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "running", 0, 0, false,
-    E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "the sandbox itself runs", OC_LOOK, 1, 1 },
-  { "cut, nobody knows", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "", 0, 0, false, E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE,
-    E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "could not be found out", OC_LOOK, 1, 1 },
-  { "cut, it says nothing", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 0, NULL, 0, 0, false, E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE,
-    E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "could not be found out", OC_LOOK, 1, 0 },
-  { "it ends without a result", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_STOPS, 204, "running", 0, 0, false, E2B_ERR_TRUNCATED,
-    E2B_SUBJECT_NONE, E2B_PHASE_NONE, E2B_CONNECT_NONE, 200, 0, 0, true, "without the command's result", OC_LOOK, 1, 0 },
-  { "unavailable, it runs", oc_run, { OC_GOOD, 0, NULL, "unavailable" }, OC_ERRS, 204, "running", 0, 0, false, E2B_ERR_UNAVAILABLE,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_UNAVAILABLE, 200, 0, 0, true, "why (unavailable); the sandbox itself runs", OC_LOOK, 1, 0 },
-  { "unavailable, it is gone", oc_run, { OC_GOOD, 0, NULL, "unavailable" }, OC_ERRS, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE,
-    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_UNAVAILABLE, 200, 0, 0, true, "seen as E2B_ERR_UNAVAILABLE", "create a new one", 1, 1 },
-  { "its time is over", oc_run, { OC_GOOD, 0, NULL, "deadline_exceeded" }, OC_ERRS, 204, "running", 0, 0, false, E2B_ERR_TIMEOUT,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_DEADLINE_EXCEEDED, 200, 0, 0, true, "deadline_exceeded", OC_LOOK, 0, 0 },
-  { "too much", oc_run, { OC_GOOD, 0, NULL, "resource_exhausted" }, OC_ERRS_FIRST, 204, "running", 0, 0, false, E2B_ERR_RATE_LIMITED,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_RESOURCE_EXHAUSTED, 200, 0, 0, false, "why (resource_exhausted)", "", 0, 0 },
-  { "an internal error before the start", oc_run, { OC_GOOD, 0, NULL, "internal" }, OC_ERRS_FIRST, 204, "running", 0, 0, false,
-    E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INTERNAL, 200, 0, 0, true, "why (internal)", OC_LOOK, 0, 0 },
+    E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "the sandbox itself runs",
+    OC_LOOK, 1, 1 },
+  { "cut, nobody knows", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "", 0, 0, false, E2B_ERR_TRUNCATED,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "could not be found out", OC_LOOK, 1, 1 },
+  { "cut, it says nothing", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 0, NULL, 0, 0, false, E2B_ERR_TRUNCATED,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "could not be found out", OC_LOOK, 1, 0 },
+  { "it ends without a result", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_STOPS, 204, "running", 0, 0, false,
+    E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE, E2B_PHASE_NONE, E2B_CONNECT_NONE, 200, 0, 0, true,
+    "without the command's result", OC_LOOK, 1, 0 },
+  { "unavailable, it runs", oc_run, { OC_GOOD, 0, NULL, "unavailable" }, OC_ERRS, 204, "running", 0, 0, false,
+    E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_UNAVAILABLE, 200, 0, 0, true,
+    "why (unavailable); the sandbox itself runs", OC_LOOK, 1, 0 },
+  { "unavailable, it is gone", oc_run, { OC_GOOD, 0, NULL, "unavailable" }, OC_ERRS, 502, NULL, 0, 0, false,
+    E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_UNAVAILABLE, 200, 0, 0, true,
+    "seen as E2B_ERR_UNAVAILABLE", "create a new one", 1, 1 },
+  { "its time is over", oc_run, { OC_GOOD, 0, NULL, "deadline_exceeded" }, OC_ERRS, 204, "running", 0, 0, false,
+    E2B_ERR_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_DEADLINE_EXCEEDED, 200, 0, 0, true,
+    "deadline_exceeded", OC_LOOK, 0, 0 },
+  { "too much", oc_run, { OC_GOOD, 0, NULL, "resource_exhausted" }, OC_ERRS_FIRST, 204, "running", 0, 0, false,
+    E2B_ERR_RATE_LIMITED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_RESOURCE_EXHAUSTED, 200, 0, 0, false,
+    "why (resource_exhausted)", "", 0, 0 },
+  { "an internal error before the start", oc_run, { OC_GOOD, 0, NULL, "internal" }, OC_ERRS_FIRST, 204, "running", 0,
+    0, false, E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INTERNAL, 200, 0, 0, true,
+    "why (internal)", OC_LOOK, 0, 0 },
   { "cannot be started", oc_run, { OC_GOOD, 0, NULL, "invalid_argument" }, OC_ERRS_FIRST, 204, "running", 0, 0, false,
-    E2B_ERR_INVALID_ARGUMENT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INVALID_ARGUMENT, 200, 0, 0, false, "why", "", 0, 0 },
-  { "no such process", oc_attach, { OC_GOOD, 0, NULL, "not_found" }, OC_ERRS_FIRST, 204, "running", 0, 0, false, E2B_ERR_NOT_FOUND,
-    E2B_SUBJECT_PROCESS, E2B_PHASE_BODY, E2B_CONNECT_NOT_FOUND, 200, 0, 0, false, "why", "", 0, 0 },
-  { "output stops, by the clock", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 204, "running", 9000, 0, false, E2B_ERR_TIMEOUT,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 0, 0, 0, true, "the call's timeout of 9000 ms", OC_LOOK, 0, 0 },
-  { "output stops, by idle_ms", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 204, "running", 0, 9000, false, E2B_ERR_IDLE_TIMEOUT,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "no byte moved for 9000 ms", OC_LOOK, 1, 0 },
-  { "output stops, it is paused", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 502, "paused", 0, 9000, false, E2B_ERR_SANDBOX_PAUSED,
-    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "seen as E2B_ERR_IDLE_TIMEOUT", "e2b_sandbox_connect", 1, 1 },
-  { "interrupted", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 204, "running", 0, 0, true, E2B_ERR_CANCELED, E2B_SUBJECT_NONE,
-    E2B_PHASE_BODY, E2B_CONNECT_NONE, 0, 0, 0, true, "e2b_client_interrupt", OC_LOOK, 0, 0 },
+    E2B_ERR_INVALID_ARGUMENT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INVALID_ARGUMENT, 200, 0, 0, false, "why",
+    "", 0, 0 },
+  { "no such process", oc_attach, { OC_GOOD, 0, NULL, "not_found" }, OC_ERRS_FIRST, 204, "running", 0, 0, false,
+    E2B_ERR_NOT_FOUND, E2B_SUBJECT_PROCESS, E2B_PHASE_BODY, E2B_CONNECT_NOT_FOUND, 200, 0, 0, false, "why", "", 0, 0 },
+  { "output stops, by the clock", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 204, "running", 9000, 0, false,
+    E2B_ERR_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 0, 0, 0, true,
+    "the call's timeout of 9000 ms", OC_LOOK, 0, 0 },
+  { "output stops, by idle_ms", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 204, "running", 0, 9000, false,
+    E2B_ERR_IDLE_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true,
+    "no byte moved for 9000 ms", OC_LOOK, 1, 0 },
+  { "output stops, it says nothing", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 0, NULL, 0, 9000, false,
+    E2B_ERR_IDLE_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true,
+    "could not be found out", OC_LOOK, 1, 0 },
+  { "output stops, it is paused", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 502, "paused", 0, 9000, false,
+    E2B_ERR_SANDBOX_PAUSED, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true,
+    "seen as E2B_ERR_IDLE_TIMEOUT", "e2b_sandbox_connect", 1, 1 },
+  { "interrupted", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_HANGS, 204, "running", 0, 0, true, E2B_ERR_CANCELED,
+    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 0, 0, 0, true, "e2b_client_interrupt", OC_LOOK, 0, 0 },
   /* one answer */
-  { "a gateway's 502", oc_exists, { OC_ANSWER, 502, "content-type=text/html\nx-request-id=id-1\n", OC_HTML }, OC_NO_STREAM, 204,
-    "running", 0, 0, false, E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 502, 0, 0, false,
-    "502 Bad Gateway</title></html> (HTTP 502); the sandbox itself runs", OC_AGAIN, 1, 0 },
-  { "the edge's 502", oc_exists, { OC_ANSWER, 502, OC_JSON "x-request-id=id-1\n", "{\"sandboxId\":\"sbx\",\"message\":\"The sandbox was not found\",\"code\":502}" },
-    OC_NO_STREAM, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 502, 0, 0, false,
-    "does not run any more", "create a new one", 1, 1 },
-  { "a 502, it is paused", oc_stdin, { OC_ANSWER, 502, NULL, "x" }, OC_NO_STREAM, 502, "paused", 0, 0, false, E2B_ERR_SANDBOX_PAUSED,
-    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 502, 0, 0, true, "is paused", "e2b_sandbox_connect", 1, 1 },
-  { "unavailable", oc_stdin, { OC_ANSWER, 503, OC_JSON, OC_ERROR("unavailable") }, OC_NO_STREAM, 204, "running", 0, 0, false,
-    E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_UNAVAILABLE, 503, 0, 0, true, "why (HTTP 503)", OC_LOOK, 1, 0 },
-  { "internal", oc_signal, { OC_ANSWER, 500, OC_JSON, OC_ERROR("internal") }, OC_NO_STREAM, 204, "running", 0, 0, false,
-    E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INTERNAL, 500, 0, 0, true, "why (HTTP 500)", OC_LOOK, 0, 0 },
-  { "its stdin is not open", oc_stdin, { OC_ANSWER, 500, OC_JSON, "{\"code\":\"internal\",\"message\":\"stdin not enabled or closed\"}" },
-    OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_BAD_STATE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INTERNAL, 500, 0, 0,
+  { "a gateway's 502", oc_exists, { OC_ANSWER, 502, "content-type=text/html\nx-request-id=id-1\n", OC_HTML },
+    OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE,
+    502, 0, 0, false, "502 Bad Gateway</title></html> (HTTP 502); the sandbox itself runs", OC_AGAIN, 1, 0 },
+  { "the edge's 502", oc_exists,
+    { OC_ANSWER, 502, OC_JSON "x-request-id=id-1\n", OC_NOT_FOUND },
+    OC_NO_STREAM, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE,
+    502, 0, 0, false, "does not run any more", "create a new one", 1, 1 },
+  { "a 502, it is paused", oc_stdin, { OC_ANSWER, 502, NULL, "x" }, OC_NO_STREAM, 502, "paused", 0, 0, false,
+    E2B_ERR_SANDBOX_PAUSED, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 502, 0, 0, true, "is paused",
+    "e2b_sandbox_connect", 1, 1 },
+  { "unavailable", oc_stdin, { OC_ANSWER, 503, OC_JSON, OC_ERROR("unavailable") }, OC_NO_STREAM, 204, "running", 0, 0,
+    false, E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_UNAVAILABLE, 503, 0, 0, true,
+    "why (HTTP 503)", OC_LOOK, 1, 0 },
+  { "internal", oc_signal, { OC_ANSWER, 500, OC_JSON, OC_ERROR("internal") }, OC_NO_STREAM, 204, "running", 0, 0,
+    false, E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INTERNAL, 500, 0, 0, true, "why (HTTP 500)",
+    OC_LOOK, 0, 0 },
+  { "its stdin is not open", oc_stdin,
+    { OC_ANSWER, 500, OC_JSON, "{\"code\":\"internal\",\"message\":\"stdin not enabled or closed\"}" }, OC_NO_STREAM,
+    204, "running", 0, 0, false, E2B_ERR_BAD_STATE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_INTERNAL, 500, 0, 0,
     false, "is not open", "start it with stdin_open", 0, 0 },
-  { "not known", oc_signal, { OC_ANSWER, 501, OC_JSON, OC_ERROR("unimplemented") }, OC_NO_STREAM, 204, "running", 0, 0, false,
-    E2B_ERR_NOT_BUILT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_UNIMPLEMENTED, 501, 0, 0, false, "why", "", 0, 0 },
-  { "envd's 429", oc_stdin, { OC_ANSWER, 429, OC_JSON "retry-after=3600\n", OC_ERROR("resource_exhausted") }, OC_NO_STREAM, 204,
-    "running", 0, 0, false, E2B_ERR_RATE_LIMITED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_RESOURCE_EXHAUSTED, 429, 0, 3600000,
-    false, "why (HTTP 429)", "try again in 3600 s", 0, 0 },
-  { "a 429 to a start", oc_run, { OC_ANSWER, 429, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_RATE_LIMITED,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 429, 0, 0, false, "too many requests", "try again later", 0, 0 },
-  { "a bad token", oc_stdin, { OC_ANSWER, 401, OC_JSON, "{\"code\":401,\"message\":\"bad\"}" }, OC_NO_STREAM, 204, "running", 0, 0, false,
-    E2B_ERR_UNAUTHENTICATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 401, 0, 0, false, "bad", "check the sandbox's access token", 0, 0 },
-  { "silence, by the clock", oc_stdin, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 700, 0, false, E2B_ERR_TIMEOUT,
-    E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, true, "timeout of 700 ms passed (phase: headers)", OC_LOOK, 0, 0 },
-  { "silence to what may be repeated", oc_exists, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 700, 0, false,
-    E2B_ERR_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, false, "timeout of 700 ms", OC_AGAIN, 0, 0 },
-  { "silence, by idle_ms", oc_stdin, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 700, false, E2B_ERR_IDLE_TIMEOUT,
-    E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, true, "no byte moved for 700 ms", OC_LOOK, 1, 0 },
-  { "silence, interrupted", oc_exists, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, true, E2B_ERR_CANCELED,
-    E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, false, "e2b_client_interrupt", "", 0, 0 },
-  { "closed", oc_stdin, { OC_EOF, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_CLOSED, E2B_SUBJECT_NONE,
-    E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, true, "closed the connection", OC_LOOK, 1, 0 },
-  { "reset", oc_stdin, { OC_RESET, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_CLOSED, E2B_SUBJECT_NONE,
-    E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, OC_SYS_RESET, 0, true, "error -104", OC_LOOK, 1, 0 },
-  { "reset, it is gone", oc_stdin, { OC_RESET, 0, NULL, NULL }, OC_NO_STREAM, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE,
-    E2B_SUBJECT_SANDBOX, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, OC_SYS_RESET, 0, true, "seen as E2B_ERR_CLOSED", "create a new one", 1, 1 },
-  { "half an answer", oc_exists, { OC_BODY_RESET, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_TRUNCATED,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, false, "error -104", OC_AGAIN, 1, 0 },
-  { "nobody listens", oc_exists, { OC_REFUSE, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_CONNECT,
-    E2B_SUBJECT_NONE, E2B_PHASE_CONNECT, E2B_CONNECT_NONE, 0, OC_SYS_REFUSED, 0, false, "host.test:80", "check that the service runs there", 0, 0 },
-  { "no connection in time", oc_create, { OC_CONNECTING, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_TIMEOUT,
-    E2B_SUBJECT_NONE, E2B_PHASE_CONNECT, E2B_CONNECT_NONE, 0, 0, 0, false, "connect_timeout_ms (10000 ms", OC_AGAIN, 0, 0 },
+  { "not known", oc_signal, { OC_ANSWER, 501, OC_JSON, OC_ERROR("unimplemented") }, OC_NO_STREAM, 204, "running", 0, 0,
+    false, E2B_ERR_NOT_BUILT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_UNIMPLEMENTED, 501, 0, 0, false, "why", "",
+    0, 0 },
+  { "envd's 429", oc_stdin, { OC_ANSWER, 429, OC_JSON "retry-after=3600\n", OC_ERROR("resource_exhausted") },
+    OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_RATE_LIMITED, E2B_SUBJECT_NONE, E2B_PHASE_BODY,
+    E2B_CONNECT_RESOURCE_EXHAUSTED, 429, 0, 3600000, false, "why (HTTP 429)", "try again in 3600 s", 0, 0 },
+  { "a 429 to a start", oc_run, { OC_ANSWER, 429, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_RATE_LIMITED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 429, 0, 0, false, "too many requests",
+    "try again later", 0, 0 },
+  { "a bad token", oc_stdin, { OC_ANSWER, 401, OC_JSON, "{\"code\":401,\"message\":\"bad\"}" }, OC_NO_STREAM, 204,
+    "running", 0, 0, false, E2B_ERR_UNAUTHENTICATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 401, 0, 0,
+    false, "bad", "check the sandbox's access token", 0, 0 },
+  { "silence, by the clock", oc_stdin, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 700, 0, false,
+    E2B_ERR_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, true,
+    "timeout of 700 ms passed (phase: headers)", OC_LOOK, 0, 0 },
+  { "silence to what may be repeated", oc_exists, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 700, 0,
+    false, E2B_ERR_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, false, "timeout of 700 ms",
+    OC_AGAIN, 0, 0 },
+  { "silence, by idle_ms", oc_stdin, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 700, false,
+    E2B_ERR_IDLE_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, true,
+    "no byte moved for 700 ms", OC_LOOK, 1, 0 },
+  { "silence, interrupted", oc_exists, { OC_SILENT, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, true,
+    E2B_ERR_CANCELED, E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, false, "e2b_client_interrupt",
+    "", 0, 0 },
+  { "closed", oc_stdin, { OC_EOF, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_CLOSED,
+    E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, 0, 0, true, "closed the connection", OC_LOOK, 1, 0 },
+  { "reset", oc_stdin, { OC_RESET, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_CLOSED,
+    E2B_SUBJECT_NONE, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, OC_SYS_RESET, 0, true, "error -104", OC_LOOK, 1, 0 },
+  { "reset, it is gone", oc_stdin, { OC_RESET, 0, NULL, NULL }, OC_NO_STREAM, 502, NULL, 0, 0, false,
+    E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_HEADERS, E2B_CONNECT_NONE, 0, OC_SYS_RESET, 0, true,
+    "seen as E2B_ERR_CLOSED", "create a new one", 1, 1 },
+  { "half an answer", oc_exists, { OC_BODY_RESET, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, false, "error -104",
+    OC_AGAIN, 1, 0 },
+  { "nobody listens", oc_exists, { OC_REFUSE, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_CONNECT, E2B_SUBJECT_NONE, E2B_PHASE_CONNECT, E2B_CONNECT_NONE, 0, OC_SYS_REFUSED, 0, false,
+    "host.test:80", "check that the service runs there", 0, 0 },
+  { "no connection in time", oc_create, { OC_CONNECTING, 0, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_TIMEOUT, E2B_SUBJECT_NONE, E2B_PHASE_CONNECT, E2B_CONNECT_NONE, 0, 0, 0, false,
+    "connect_timeout_ms (10000 ms", OC_AGAIN, 0, 0 },
   /* the control plane: there is no sandbox to look after */
-  { "create, 500 without a word", oc_create, { OC_ANSWER, 500, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_SERVICE,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 500, 0, 0, true, "gave no reason (HTTP 500)", OC_LOOK, 0, 0 },
-  { "create, 504", oc_create, { OC_ANSWER, 504, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_UNAVAILABLE,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 504, 0, 0, true, "gave no reason (HTTP 504)", OC_LOOK, 0, 0 },
-  { "info, 504", oc_info, { OC_ANSWER, 504, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_UNAVAILABLE,
-    E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 504, 0, 0, false, "gave no reason (HTTP 504)", OC_AGAIN, 0, 0 },
-  { "info, 404", oc_info, { OC_ANSWER, 404, OC_JSON, "{\"code\":404,\"message\":\"no such sandbox\"}" }, OC_NO_STREAM, 204,
-    "running", 0, 0, false, E2B_ERR_NOT_FOUND, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 404, 0, 0, false, "no such sandbox", "", 0, 0 },
-  { "kill, 409", oc_kill, { OC_ANSWER, 409, OC_JSON, "{\"code\":409,\"message\":\"pausing\"}" }, OC_NO_STREAM, 204, "running", 0, 0, false,
-    E2B_ERR_CONFLICT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 409, 0, 0, false, "pausing", "", 0, 0 },
+  { "create, 500 without a word", oc_create, { OC_ANSWER, 500, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_SERVICE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 500, 0, 0, true, "gave no reason (HTTP 500)",
+    OC_LOOK, 0, 0 },
+  { "create, 504", oc_create, { OC_ANSWER, 504, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 504, 0, 0, true,
+    "gave no reason (HTTP 504)", OC_LOOK, 0, 0 },
+  { "info, 504", oc_info, { OC_ANSWER, 504, NULL, NULL }, OC_NO_STREAM, 204, "running", 0, 0, false,
+    E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 504, 0, 0, false,
+    "gave no reason (HTTP 504)", OC_AGAIN, 0, 0 },
+  { "info, 404", oc_info, { OC_ANSWER, 404, OC_JSON, "{\"code\":404,\"message\":\"no such sandbox\"}" }, OC_NO_STREAM,
+    204, "running", 0, 0, false, E2B_ERR_NOT_FOUND, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 404, 0, 0,
+    false, "no such sandbox", "", 0, 0 },
+  { "kill, 409", oc_kill, { OC_ANSWER, 409, OC_JSON, "{\"code\":409,\"message\":\"pausing\"}" }, OC_NO_STREAM, 204,
+    "running", 0, 0, false, E2B_ERR_CONFLICT, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 409, 0, 0, false,
+    "pausing", "", 0, 0 },
 };
 
 /* The stream of such a cause is its answer. */
@@ -23989,7 +24058,8 @@ static void oc_serve_stream(oc_conn *c, const oc_ask *ask, const oc_cause *cause
   char error[100];
   bool ends = cause->ends == OC_STOPS || cause->ends == OC_ERRS || cause->ends == OC_ERRS_FIRST;
   oc_stream(&s, cause->ends == OC_ERRS_FIRST ? 0 : 2);
-  (void)snprintf(error, sizeof error, "{\"error\":{\"code\":\"%s\",\"message\":\"why\"}}", cause->fault.body ? cause->fault.body : "");
+  (void)snprintf(error, sizeof error, "{\"error\":{\"code\":\"%s\",\"message\":\"why\"}}",
+                 cause->fault.body ? cause->fault.body : "");
   if (cause->ends == OC_ERRS || cause->ends == OC_ERRS_FIRST) rpc_put_text(&s, 2, error);
   oc_reply(c, ask->id, 200, OC_STREAM, s.bytes, s.len, !ends);
   if (cause->ends == OC_CUT) c->end = E2B_IO_EOF;
@@ -24162,7 +24232,8 @@ static const struct oc_each {
   bool opens; /* is done when the answer has begun */
 } oc_each[] = {
   OC_API(create), OC_API(connect), OC_API(get_info), OC_API(set_timeout), OC_API(pause), OC_API(kill), OC_API(close),
-  OC_API(api_create), OC_API(api_connect), OC_API(api_info), OC_API(api_kill), OC_API(api_set_timeout), OC_API(api_pause),
+  OC_API(api_create), OC_API(api_connect), OC_API(api_info), OC_API(api_kill), OC_API(api_set_timeout),
+  OC_API(api_pause),
   OC_API(list), OC_API(list_all), OC_API(find), OC_API(network), OC_API(request),
   OC_ENVD(run), OC_OPEN(start), OC_OPEN(detached), OC_ENVD(attach), OC_ENVD(tag), OC_ENVD(processes), OC_ENVD(signal),
   OC_ENVD(kill_tree), OC_ENVD(stop), OC_ENVD(stdin), OC_ENVD(stdin_from), OC_ENVD(close_stdin),
@@ -24197,8 +24268,8 @@ static void oc_check_head(const oc_world *w, bool data) {
   CHECK((strstr(head, "secret-token") != NULL) == data && (strstr(head, "secret-key") != NULL) == !data);
 }
 
-/* A status alone decides: no call takes an empty 500 for success; and none outlives its deadline, whatever the server does
- * not do. */
+/* A status alone decides: no call takes an empty 500 for success; and none outlives its deadline, whatever the server
+ * does not do. */
 static void test_outcomes_every_call(void) {
   static const oc_fault empty = { OC_ANSWER, 500, NULL, "" }, silent = { OC_SILENT, 0, NULL, NULL },
                         half = { OC_BODY_SILENT, 0, NULL, NULL };
@@ -24430,7 +24501,7 @@ static void test_outcomes_one_probe(void) {
   free(m);
 }
 
-/* One has less patience than the others, and some come later: each has its own time, and there is one look at a time. */
+/* One has less patience than the others, some come later: each has its own time, and there is one look at a time. */
 static void test_outcomes_probe_deadlines(void) {
   oc_mourning *m = (oc_mourning *)malloc(sizeof *m);
   int k, silent;
@@ -24619,7 +24690,8 @@ static const test tests[] = {
   CODE(code_interrupt), CODE(code_at_once), PYTHON(code_envs_and_cwd), PYTHON(code_dead_sandbox), PYTHON(code_resumed),
   PYTHON(code_routes),
 
-  UNIT(outcomes_at_most_once), UNIT(outcomes_stale_connection), UNIT(outcomes_rate_limit), UNIT(outcomes_causes), UNIT(outcomes_every_call), UNIT(outcomes_two_accounts), UNIT(outcomes_tls), SERVER(connect_keeps_life),
+  UNIT(outcomes_at_most_once), UNIT(outcomes_stale_connection), UNIT(outcomes_rate_limit), UNIT(outcomes_causes),
+  UNIT(outcomes_every_call), UNIT(outcomes_two_accounts), UNIT(outcomes_tls), SERVER(connect_keeps_life),
   UNIT(outcomes_one_probe), UNIT(outcomes_probe_deadlines), UNIT(outcomes_probe_abandoned),
 };
 
