@@ -22949,6 +22949,7 @@ static void e2e_reads_on(fixture *f) {
 #define OC_SYS_RESET (-104) /* what the transport says */
 #define OC_SYS_REFUSED (-111)
 #define OC_SYS_PIPE (-32)
+#define OC_HTML_502 (-502) /* a 502 that some proxy wrote */
 #define OC_CONNS 64
 #define OC_ASKS 256
 
@@ -23055,7 +23056,7 @@ struct oc_world {
   const oc_fault *fault; /* of the next request under test; those after it are answered well */
   int fault_count;       /* or of the next so many */
   int arrived, done;     /* requests under test that came whole; that the server did not say it did not do */
-  int health;            /* what it answers to GET /health: 204, 502 (not found), 503 (HTML), 0 = nothing */
+  int health;            /* what it answers to GET /health: 204, 502 (not found), OC_HTML_502, 0 = nothing */
   uint32_t health_ms;    /* how much later */
   const char *state;     /* of the sandbox, by the control plane; NULL = 404, "" = 500 */
   int probes, probes_now, probes_most, lookups;
@@ -23222,10 +23223,10 @@ static void oc_answer_probe(oc_world *w, oc_ask *ask) {
   w->probes_now--;
   if (w->health == 502)
     oc_reply_text(ask->conn, ask->id, 502, OC_JSON, OC_NOT_FOUND);
-  else if (w->health == 503)
-    oc_reply_text(ask->conn, ask->id, 503, "content-type=text/html\n", "<html>no upstream</html>");
+  else if (w->health == OC_HTML_502)
+    oc_reply_text(ask->conn, ask->id, 502, "content-type=text/html\n", "<html>no upstream</html>");
   else
-    oc_reply(ask->conn, ask->id, (unsigned)w->health, "", "", 0, false);
+    oc_reply(ask->conn, ask->id, (unsigned)w->health, "", "", 0, false); /* no more than a status */
 }
 
 /* A request is there. */
@@ -23923,16 +23924,16 @@ static const oc_cause oc_causes[] = {
   { "reset, it is gone", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT_RESET, 502, NULL, 0, 0, false,
     E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, true,
     "seen as E2B_ERR_TRUNCATED", "create a new one", 1, 1 },
-  { "cut, it is dead", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "dead", 0, 0, false, E2B_ERR_SANDBOX_GONE,
+  { "cut, it is dead", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, OC_HTML_502, "dead", 0, 0, false, E2B_ERR_SANDBOX_GONE,
     E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "does not run any more",
     "create a new one", 1, 1 },
   { "cut, it is paused", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 502, "paused", 0, 0, false,
     E2B_ERR_SANDBOX_PAUSED, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "is paused",
     "e2b_sandbox_connect", 1, 1 },
-  { "cut, a gateway in front of it is broken", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "running", 0, 0, false,
+  { "cut, a gateway in front of it is broken", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, OC_HTML_502, "running", 0, 0, false,
     E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "the sandbox itself runs",
     OC_LOOK, 1, 1 },
-  { "cut, nobody knows", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 503, "", 0, 0, false, E2B_ERR_TRUNCATED,
+  { "cut, nobody knows", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, OC_HTML_502, "", 0, 0, false, E2B_ERR_TRUNCATED,
     E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "could not be found out", OC_LOOK, 1, 1 },
   { "cut, it says nothing", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 0, NULL, 0, 0, false, E2B_ERR_TRUNCATED,
     E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "could not be found out", OC_LOOK, 1, 0 },
@@ -24341,6 +24342,58 @@ static void e2e_connect_keeps_life(fixture *f) {
   CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
 }
 
+/* Without a key there is no control plane to ask. Then only the edge's own words prove that a sandbox is gone. */
+static void test_outcomes_no_key(void) {
+  static const struct {
+    int health;
+    e2b_err code;
+  } rows[] = { { 502, E2B_ERR_SANDBOX_GONE }, { OC_HTML_502, E2B_ERR_CLOSED }, { 404, E2B_ERR_CLOSED }, { 500, E2B_ERR_CLOSED },
+               { 401, E2B_ERR_CLOSED }, { 204, E2B_ERR_CLOSED }, { 0, E2B_ERR_CLOSED } };
+  static const oc_fault reset = { OC_RESET, 0, NULL, NULL };
+  e2b_call call;
+  size_t i;
+  memset(&call, 0, sizeof call);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    oc_world w;
+    oc_begin(&w, false);
+    e2b_client_free(w.client);
+    w.config.api_key = NULL;
+    w.client = e2b_client_create(&w.config, &w.err);
+    w.sandbox = oc_sandbox(&w);
+    oc_arm(&w, &reset);
+    w.health = rows[i].health;
+    CHECK_INT(oc_stdin(&w, &call), rows[i].code);
+    CHECK(w.probes == 1 && w.lookups == 0 && w.err.maybe_done);
+    CHECK_HAS(w.err.message, rows[i].code == E2B_ERR_SANDBOX_GONE ? "create a new one"
+                             : rows[i].health == 204              ? "the sandbox itself runs"
+                                                                  : "could not be found out");
+    oc_end(&w);
+  }
+}
+
+#if !defined(E2B_NO_HTTP2)
+/* What the server did not look at is sent once more, no oftener; and then surely nothing was done. */
+static void test_outcomes_refused_twice(void) {
+  static const oc_fault refused = { OC_RST, E2B__H2_REFUSED_STREAM, NULL, NULL };
+  static const oc_fault leaving = { OC_GOAWAY_BELOW, E2B__H2_NO_ERROR, NULL, NULL };
+  size_t k;
+  int way;
+  for (k = 0; k < E2B__COUNT(oc_calls); k++)
+    for (way = 0; way < 2; way++) {
+      e2b_call call;
+      oc_world w;
+      memset(&call, 0, sizeof call);
+      oc_begin(&w, true);
+      oc_arm(&w, way ? &leaving : &refused);
+      w.fault_count = 2;
+      CHECK_INT(oc_calls[k].call(&w, &call), way ? E2B_ERR_CLOSED : E2B_ERR_UNAVAILABLE);
+      CHECK(w.arrived == 2 && w.done == 0 && !w.err.maybe_done);
+      CHECK_HAS(w.err.message, OC_AGAIN);
+      oc_end(&w);
+    }
+}
+#endif
+
 /* Two clients with keys of their own, both on one server at once: neither shows the other's. */
 static void test_outcomes_two_accounts(void) {
   oc_world w;
@@ -24474,7 +24527,7 @@ static void test_outcomes_one_probe(void) {
     { 502, NULL, E2B_ERR_SANDBOX_GONE, 1, 1000 },
     { 502, "paused", E2B_ERR_SANDBOX_PAUSED, 1, 1000 },
     { 204, "running", E2B_ERR_TRUNCATED, 0, 1000 },
-    { 503, "", E2B_ERR_TRUNCATED, 1, 1000 },
+    { OC_HTML_502, "", E2B_ERR_TRUNCATED, 1, 1000 },
     { 0, NULL, E2B_ERR_TRUNCATED, 0, 5000 }, /* a sandbox that does not answer is not therefore gone */
   };
   oc_mourning *m = (oc_mourning *)malloc(sizeof *m);
@@ -24691,8 +24744,11 @@ static const test tests[] = {
   PYTHON(code_routes),
 
   UNIT(outcomes_at_most_once), UNIT(outcomes_stale_connection), UNIT(outcomes_rate_limit), UNIT(outcomes_causes),
-  UNIT(outcomes_every_call), UNIT(outcomes_two_accounts), UNIT(outcomes_tls), SERVER(connect_keeps_life),
+  UNIT(outcomes_every_call), UNIT(outcomes_no_key), UNIT(outcomes_two_accounts), UNIT(outcomes_tls), SERVER(connect_keeps_life),
   UNIT(outcomes_one_probe), UNIT(outcomes_probe_deadlines), UNIT(outcomes_probe_abandoned),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(outcomes_refused_twice),
+#endif
 };
 
 static int passed, failed, skipped;
