@@ -23924,15 +23924,15 @@ static const oc_cause oc_causes[] = {
   { "reset, it is gone", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT_RESET, 502, NULL, 0, 0, false,
     E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, OC_SYS_RESET, 0, true,
     "seen as E2B_ERR_TRUNCATED", "create a new one", 1, 1 },
-  { "cut, it is dead", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, OC_HTML_502, "dead", 0, 0, false, E2B_ERR_SANDBOX_GONE,
-    E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "does not run any more",
-    "create a new one", 1, 1 },
+  { "cut, it is dead", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, OC_HTML_502, "dead", 0, 0, false,
+    E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true,
+    "does not run any more", "create a new one", 1, 1 },
   { "cut, it is paused", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 502, "paused", 0, 0, false,
     E2B_ERR_SANDBOX_PAUSED, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "is paused",
     "e2b_sandbox_connect", 1, 1 },
-  { "cut, a gateway in front of it is broken", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, OC_HTML_502, "running", 0, 0, false,
-    E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "the sandbox itself runs",
-    OC_LOOK, 1, 1 },
+  { "cut, a gateway in front of it is broken", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, OC_HTML_502, "running", 0,
+    0, false, E2B_ERR_TRUNCATED, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true,
+    "the sandbox itself runs", OC_LOOK, 1, 1 },
   { "cut, nobody knows", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, OC_HTML_502, "", 0, 0, false, E2B_ERR_TRUNCATED,
     E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE, 200, 0, 0, true, "could not be found out", OC_LOOK, 1, 1 },
   { "cut, it says nothing", oc_run, { OC_GOOD, 0, NULL, NULL }, OC_CUT, 0, NULL, 0, 0, false, E2B_ERR_TRUNCATED,
@@ -23978,10 +23978,9 @@ static const oc_cause oc_causes[] = {
   { "a gateway's 502", oc_exists, { OC_ANSWER, 502, "content-type=text/html\nx-request-id=id-1\n", OC_HTML },
     OC_NO_STREAM, 204, "running", 0, 0, false, E2B_ERR_UNAVAILABLE, E2B_SUBJECT_NONE, E2B_PHASE_BODY, E2B_CONNECT_NONE,
     502, 0, 0, false, "502 Bad Gateway</title></html> (HTTP 502); the sandbox itself runs", OC_AGAIN, 1, 0 },
-  { "the edge's 502", oc_exists,
-    { OC_ANSWER, 502, OC_JSON "x-request-id=id-1\n", OC_NOT_FOUND },
-    OC_NO_STREAM, 502, NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE,
-    502, 0, 0, false, "does not run any more", "create a new one", 1, 1 },
+  { "the edge's 502", oc_exists, { OC_ANSWER, 502, OC_JSON "x-request-id=id-1\n", OC_NOT_FOUND }, OC_NO_STREAM, 502,
+    NULL, 0, 0, false, E2B_ERR_SANDBOX_GONE, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 502, 0, 0, false,
+    "does not run any more", "create a new one", 1, 1 },
   { "a 502, it is paused", oc_stdin, { OC_ANSWER, 502, NULL, "x" }, OC_NO_STREAM, 502, "paused", 0, 0, false,
     E2B_ERR_SANDBOX_PAUSED, E2B_SUBJECT_SANDBOX, E2B_PHASE_BODY, E2B_CONNECT_NONE, 502, 0, 0, true, "is paused",
     "e2b_sandbox_connect", 1, 1 },
@@ -24347,8 +24346,9 @@ static void test_outcomes_no_key(void) {
   static const struct {
     int health;
     e2b_err code;
-  } rows[] = { { 502, E2B_ERR_SANDBOX_GONE }, { OC_HTML_502, E2B_ERR_CLOSED }, { 404, E2B_ERR_CLOSED }, { 500, E2B_ERR_CLOSED },
-               { 401, E2B_ERR_CLOSED }, { 204, E2B_ERR_CLOSED }, { 0, E2B_ERR_CLOSED } };
+  } rows[] = { { 502, E2B_ERR_SANDBOX_GONE }, { OC_HTML_502, E2B_ERR_CLOSED }, { 404, E2B_ERR_CLOSED },
+               { 500, E2B_ERR_CLOSED },       { 401, E2B_ERR_CLOSED },         { 204, E2B_ERR_CLOSED },
+               { 0, E2B_ERR_CLOSED } };
   static const oc_fault reset = { OC_RESET, 0, NULL, NULL };
   e2b_call call;
   size_t i;
