@@ -14304,6 +14304,7 @@ struct e2b_command_handle {
   bool ended;               /* the end event came: exit_code and the rest are known */
   bool closed;              /* the end of stream came */
   bool settled;             /* nothing more will come; `error` is how the stream ended */
+  uint64_t run_by;          /* when run_timeout_ms has passed */
   e2b_error error;
   int32_t exit_code;
   bool exited;
@@ -14372,11 +14373,28 @@ static void e2b__command_op_finish(e2b__command_op *op) {
   e2b__op_finish(&op->op, &err);
 }
 
+/* When run_timeout_ms has passed, the server kills the process and ends the stream, in whichever way comes first: with
+ * deadline_exceeded, with the process' end by a signal, or with the end of the connection. All of them are the same to
+ * the caller. (The server's clock started later than ours, so ours has always passed it.) */
+static void e2b__command_judge(const e2b_command_handle *handle, e2b_error *err) {
+  bool killed = !err->code && handle->ended && !handle->exited;
+  bool lost = err->code == E2B_ERR_TRUNCATED || err->code == E2B_ERR_CLOSED || err->code == E2B_ERR_IO;
+  bool said = err->code == E2B_ERR_TIMEOUT && err->connect_code == E2B_CONNECT_DEADLINE_EXCEEDED;
+  char was[64];
+  if (handle->sandbox->client->now < handle->run_by || !(killed || lost || said)) return;
+  (void)snprintf(was, sizeof was, "%s", killed ? "the end of the process by a signal" : e2b_err_name(err->code));
+  if (said) (void)snprintf(was, sizeof was, "deadline_exceeded");
+  err->maybe_done = true;
+  (void)e2b__error_say(err, E2B_ERR_TIMEOUT, "run_timeout_ms passed: the server ended the process (seen as %s)", was);
+}
+
 /* Nothing more comes: tells whoever waits. */
-static void e2b__command_settle(e2b_command_handle *handle, const e2b_error *err) {
+static void e2b__command_settle(e2b_command_handle *handle, const e2b_error *how) {
   e2b__command_op *op = (e2b__command_op *)handle->op;
+  const e2b_error *err = &handle->error;
   handle->settled = true;
-  handle->error = *err;
+  handle->error = *how;
+  e2b__command_judge(handle, &handle->error);
   if (!op) return;
   if (op->out_handle) e2b__op_finish(&op->op, err); /* a start that failed: its handle dies with the operation */
   else e2b__command_op_finish(op);
@@ -14461,6 +14479,11 @@ static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envel
   code = e2b__rpc_decode(&handle->rpc, &e2b__msg_event_response, envelope->data, envelope->len, &arena, &message, err);
   if (code) {
     /* said */
+  } else if (message.event.has_start ? handle->started || !message.event.start.pid
+                                     : (message.event.has_data || message.event.has_end) &&
+                                           (!handle->started || handle->ended)) {
+    code = e2b__error_say(err, E2B_ERR_PROTOCOL, "the server's events make no sense: they begin with one start, and "
+                          "nothing follows the end");
   } else if (message.event.has_start) {
     e2b__command_started(handle, message.event.start.pid);
   } else if (message.event.has_data) {
@@ -14482,13 +14505,16 @@ static void e2b__command_break(e2b_command_handle *handle, const e2b_error *err)
 /* Pushed output: takes whole messages off the front of what came. */
 static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t len, size_t *taken) {
   e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)req - offsetof(e2b_command_handle, req));
-  size_t need;
-  if (req->status != 200) return E2B_OK; /* stays in rx for the error */
+  if (req->status != 200) { /* stays in rx for the error, however long: nobody makes room there */
+    req->rx_limit = 0;
+    return E2B_OK;
+  }
   while (!req->paused && !req->pulled) {
     e2b__envelope envelope;
     e2b__data_event data;
     e2b_error err = req->end;
-    e2b_err code = e2b__envelope_get(bytes + *taken, len - *taken, req->client->config.max_message_bytes, &envelope, &need);
+    e2b_err code = e2b__envelope_get(bytes + *taken, len - *taken, req->client->config.max_message_bytes, &envelope,
+                                     &req->rx_need); /* or a message above rx_limit would never become whole */
     if (code == E2B_PENDING) return E2B_OK;
     memset(&data, 0, sizeof data);
     memset(&err, 0, sizeof err);
@@ -14607,6 +14633,7 @@ static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *me
   e2b__data_headers(&handle->req, sandbox, e2b__user(sandbox, opts->user, false), &opts->call);
   (void)snprintf(text, sizeof text, "%d", (int)client->config.keepalive_interval_s);
   e2b__headers_set(&handle->req.headers, "keepalive-ping-interval", e2b__str(text));
+  handle->run_by = opts->run_timeout_ms > 0 ? client->now + (uint64_t)opts->run_timeout_ms : (uint64_t)E2B__NEVER;
   if (opts->run_timeout_ms > 0) { /* the life of the process; never 0, which would end it at once */
     (void)snprintf(text, sizeof text, "%d", (int)opts->run_timeout_ms);
     e2b__headers_set(&handle->req.headers, "connect-timeout-ms", e2b__str(text));
@@ -20392,7 +20419,10 @@ static e2b_err e2b__watch_on_body(e2b__req *req, const uint8_t *bytes, size_t le
   size_t size = 0;
   e2b_error err;
   e2b_err code;
-  if (req->status != 200) return E2B_OK; /* stays in rx for the error */
+  if (req->status != 200) { /* stays in rx for the error, however long: nobody makes room there */
+    req->rx_limit = 0;
+    return E2B_OK;
+  }
   while (!req->pulled) {
     code = e2b__watch_get(handle, bytes + *taken, len - *taken, &size, &req->rx_need, &err);
     if (code == E2B_PENDING) return E2B_OK;
