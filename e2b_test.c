@@ -22992,6 +22992,7 @@ struct vt_world {
   e2b_client *client;
   e2b_sandbox *sandbox;
   e2b_error err;
+  int waits;              /* in a row, without a byte that moved */
   bool stuck;             /* nothing could ever happen any more */
 };
 
@@ -23051,6 +23052,7 @@ static int vt_rx(void *user, void *ptr, void *buf, size_t cap) {
       if (conn->flood_at == conn->flood_len) conn->flood_at = 0;
     }
     w->clock++;
+    w->waits = 0;
     return (int)n;
   }
   if (!piece || piece->at > w->clock) return E2B_IO_AGAIN;
@@ -23059,6 +23061,7 @@ static int vt_rx(void *user, void *ptr, void *buf, size_t cap) {
   n = piece->len - piece->done < cap ? piece->len - piece->done : cap;
   memcpy(buf, piece->bytes + piece->done, n);
   piece->done += n;
+  w->waits = 0;
   if (piece->done == piece->len) {
     conn->first = piece->next;
     if (!conn->first) conn->last = NULL;
@@ -23089,6 +23092,7 @@ static int vt_tx(void *user, void *ptr, const void *buf, size_t len) {
   vt_world *w = (vt_world *)user;
   size_t n;
   if (conn->first && conn->first->what == VT_RESET && conn->first->at <= w->clock) return -104;
+  w->waits = 0;
   conn->tx = (char *)realloc(conn->tx, conn->tx_len + len + 1);
   memcpy(conn->tx + conn->tx_len, buf, len);
   conn->tx_len += len;
@@ -23127,17 +23131,18 @@ static void vt_shut(void *user, void *ptr) {
   vt_conn_free((vt_conn *)ptr);
 }
 
-/* Moves the clock to the next thing that happens. */
+/* Moves the clock to the next thing that happens. What is there and nobody takes does not count: it is held back. */
 static void vt_wait(void *user, int timeout_ms) {
   vt_world *w = (vt_world *)user;
   uint64_t next = timeout_ms < 0 ? UINT64_MAX : w->clock + (uint64_t)timeout_ms;
+  bool held = ++w->waits > 20;
   const vt_conn *conn;
   for (conn = w->conns; conn; conn = conn->next) {
-    if (conn->up_at > w->clock) next = conn->up_at < next ? conn->up_at : next;
-    else if (conn->first && conn->first->at < next) next = conn->first->at > w->clock ? conn->first->at : w->clock;
-    else if (!conn->first && conn->flood) next = w->clock;
+    uint64_t at = conn->up_at > w->clock ? conn->up_at : conn->first ? conn->first->at : conn->flood ? w->clock : UINT64_MAX;
+    if (at < next && (at > w->clock || !held)) next = at < w->clock ? w->clock : at;
   }
   if (next != UINT64_MAX) {
+    if (next > w->clock) w->waits = 0;
     w->clock = next;
   } else { /* a hang: it would wait for ever */
     w->stuck = true;
