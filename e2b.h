@@ -1159,7 +1159,8 @@ typedef struct e2b_bulk_opts {
                               that much memory; 0 = 262144, 1 = every file alone                                      */
   bool stop_on_error;      /* start nothing more after the first failure                                              */
   bool no_exec_bits;       /* trees: do not care which files are executable                                           */
-  uint32_t max_files;      /* download_tree: files and directories it may create; 0 = 1,000,000                       */
+  uint32_t max_files;      /* download_tree: files and directories it may create; 0 = 1,000,000. Their names, while they
+                              wait, also have a limit: 4 times config.max_message_bytes, but not below 1 MiB          */
   uint64_t max_bytes;      /* download_tree: content in all; 0 = no limit. Beyond either: E2B_ERR_LIMIT               */
   int (*on_progress)(void *user, const e2b_bulk_stats *stats); /* at most once per turn of the loop; < 0 cancels      */
   int (*on_file)(void *user, const e2b_bulk_file *file);       /* trees: the status of each file; < 0 cancels         */
@@ -14325,6 +14326,7 @@ typedef struct e2b__command_op {
   bool to_file;
   e2b_command_result *out;         /* run, wait: completes when the stream is settled */
   bool owns_handle;                /* run: nobody else has it */
+  bool can_pause;                  /* somebody could resume it */
 } e2b__command_op;
 
 static void e2b__command_result_fill(e2b__pack *pack, const void *from, void *out) {
@@ -14437,6 +14439,8 @@ static e2b_err e2b__command_deliver(e2b_command_handle *handle, int which, e2b_s
   if (!on_data || !data.len) return E2B_OK;
   answer = on_data(handle->output_user, data.ptr, data.len);
   if (handle->req.state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
+  op = (e2b__command_op *)handle->op;
+  if (answer == E2B_PAUSE && op && op->owns_handle && !op->can_pause) return E2B_ERR_BAD_STATE;
   if (answer == E2B_PAUSE) handle->req.paused = true;
   return answer < 0 ? E2B_ERR_CANCELED : E2B_OK;
 }
@@ -14528,7 +14532,9 @@ static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t 
     if (req->state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
     if (code) {
       if (!err.message[0])
-        e2b__error_say(&err, code, code == E2B_ERR_CANCELED ? "an output callback ended the stream; the process goes on" : "no memory for the output");
+        e2b__error_say(&err, code, "%s", code == E2B_ERR_CANCELED ? "an output callback ended the stream; the process goes on"
+                       : code == E2B_ERR_BAD_STATE ? "E2B_PAUSE in a call without call.op: nobody could resume it; the process goes on"
+                                                   : "no memory for the output");
       e2b__command_break(handle, &err);
       return E2B_ERR_CANCELED;
     }
@@ -14669,6 +14675,7 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   op->to_file = want->pid && opts && e2b__given(opts->output_file);
   op->out = want->result;
   op->owns_handle = true;
+  op->can_pause = want->handle || (call && call->op);
   op->handle->collect = !want->handle && !(opts && opts->no_collect);
   e2b__rpc_begin(&op->handle->rpc, true, sandbox, &op->handle->req, type, message);
   code = e2b__req_submit(&op->handle->req);
@@ -18320,6 +18327,7 @@ typedef struct e2b__bulk_queue {
   e2b__bulk_entry *first, *last;
   size_t count;
   uint64_t bytes;
+  size_t memory; /* of the entries */
 } e2b__bulk_queue;
 
 typedef struct e2b__bulk e2b__bulk;
@@ -18370,6 +18378,7 @@ static void e2b__bulk_put(e2b__bulk_queue *queue, e2b__bulk_entry *entry) {
   queue->last = entry;
   queue->count++;
   queue->bytes += entry->size;
+  queue->memory += entry->object.size;
 }
 
 static void e2b__bulk_put_first(e2b__bulk_queue *queue, e2b__bulk_entry *entry) {
@@ -18378,6 +18387,7 @@ static void e2b__bulk_put_first(e2b__bulk_queue *queue, e2b__bulk_entry *entry) 
   if (!queue->last) queue->last = entry;
   queue->count++;
   queue->bytes += entry->size;
+  queue->memory += entry->object.size;
 }
 
 static e2b__bulk_entry *e2b__bulk_take(e2b__bulk_queue *queue) {
@@ -18387,6 +18397,7 @@ static e2b__bulk_entry *e2b__bulk_take(e2b__bulk_queue *queue) {
   if (!queue->first) queue->last = NULL;
   queue->count--;
   queue->bytes -= entry->size;
+  queue->memory -= entry->object.size;
   entry->next = NULL;
   return entry;
 }
@@ -19892,6 +19903,12 @@ static bool e2b__download_inside(const e2b__tree *tree, const e2b__listing_item 
          memcmp(item->target.ptr, tree->base, len) == 0 && item->target.ptr[len] == '/';
 }
 
+/* Whether the names that wait take more memory than a sandbox may cost: long ones many levels deep are cheap for it. */
+static bool e2b__download_too_much(const e2b__bulk *bulk) {
+  size_t most = (size_t)bulk->op.client->config.max_message_bytes * 4;
+  return bulk->files.memory + bulk->dirs.memory > E2B__MAX(most, (size_t)1 << 20);
+}
+
 static void e2b__download_found(e2b__tree *tree, const e2b__bulk_entry *parent, const e2b__listing_item *item,
                                 e2b_error *err) {
   e2b__bulk *bulk = &tree->bulk;
@@ -19919,6 +19936,9 @@ static void e2b__download_found(e2b__tree *tree, const e2b__bulk_entry *parent, 
   } else if (bulk->stats.files_found + bulk->stats.dirs_found >= bulk->opts.max_files) {
     e2b__error_set(err, E2B_ERR_LIMIT, E2B_PHASE_NONE, "more than max_files (%lu) files and directories",
                    (unsigned long)bulk->opts.max_files);
+    e2b__object_free(bulk->op.client, entry);
+  } else if (e2b__download_too_much(bulk)) {
+    e2b__error_set(err, E2B_ERR_LIMIT, E2B_PHASE_NONE, "the names of the files take more than 4 times max_message_bytes");
     e2b__object_free(bulk->op.client, entry);
   } else {
     e2b__tree_found(bulk, entry, item->type == E2B_ENTRY_DIR);

@@ -22965,6 +22965,7 @@ typedef struct vt_conn {
   struct vt_conn *next;
   vt_piece *first, *last;
   uint64_t up_at;         /* connected; UINT64_MAX = never */
+  uint64_t tx_at;         /* takes no more before */
   char *tx;               /* of the request that comes in */
   size_t tx_len;
   const char *flood;      /* says this without end, one go per millisecond */
@@ -22979,8 +22980,8 @@ struct vt_world {
   uint64_t clock;
   vt_conn *conns;
   int opened, shut, asked;
+  uint64_t tx_every;      /* takes 1000 bytes in so many ms; 0 = all at once */
   uint64_t connect_ms;    /* what a connection takes; UINT64_MAX = it never comes */
-  bool late_close;        /* connections close when they have carried one answer, without having said so */
   vt_answer_fn answer;
   char *texts[VT_MAX];    /* the first requests */
   size_t lens[VT_MAX];
@@ -23092,6 +23093,9 @@ static int vt_tx(void *user, void *ptr, const void *buf, size_t len) {
   vt_world *w = (vt_world *)user;
   size_t n;
   if (conn->first && conn->first->what == VT_RESET && conn->first->at <= w->clock) return -104;
+  if (w->tx_every && conn->tx_at > w->clock) return E2B_IO_AGAIN;
+  if (w->tx_every && len > 1000) len = 1000;
+  conn->tx_at = w->clock + w->tx_every;
   w->waits = 0;
   conn->tx = (char *)realloc(conn->tx, conn->tx_len + len + 1);
   memcpy(conn->tx + conn->tx_len, buf, len);
@@ -23139,6 +23143,7 @@ static void vt_wait(void *user, int timeout_ms) {
   const vt_conn *conn;
   for (conn = w->conns; conn; conn = conn->next) {
     uint64_t at = conn->up_at > w->clock ? conn->up_at : conn->first ? conn->first->at : conn->flood ? w->clock : UINT64_MAX;
+    if (conn->tx_at > w->clock && conn->tx_len && conn->tx_at < at) at = conn->tx_at;
     if (at < next && (at > w->clock || !held)) next = at < w->clock ? w->clock : at;
   }
   if (next != UINT64_MAX) {
@@ -24240,6 +24245,677 @@ static void test_stream_large(void) {
   }
 }
 
+/* ---- what is sent once ---- */
+
+/* Answers the first request of a connection and closes it: an idle connection that dies as it is used again. */
+static void st_answer_stale(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  if (w->asked == 1) {
+    vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", "", 0);
+  } else if (w->step == 0 && conn->asked > 1) { /* it went out, and nobody knows how far */
+    vt_put(conn, 1, VT_RESET, NULL, 0);
+  } else if (w->step == 1) { /* half an answer */
+    vt_say(conn, 1, "HTTP/1.1 200 OK\r\ncontent-");
+    vt_put(conn, 2, VT_EOF, NULL, 0);
+  } else if (w->step == 2) {
+    vt_put(conn, 1, VT_EOF, NULL, 0);
+  } else {
+    vt_say_body(conn, 1, "404 Not Found\r\ncontent-type: application/json", "{\"code\":\"not_found\",\"message\":\"no\"}", 35);
+  }
+}
+
+/* What does something in the sandbox is sent once, and whoever lost the answer is told that it may have been done. What
+ * only looks, or says the same again, may be sent again on a new connection. */
+static void test_stream_never_twice(void) {
+  static const int kinds[] = { ST_RUN, ST_START, ST_DETACHED, ST_SIGNAL, ST_STDIN, ST_TREE, ST_STOP, ST_LIST, ST_STAT, ST_CLOSE };
+  size_t i;
+  int step;
+  for (i = 0; i < E2B__COUNT(kinds); i++) {
+    for (step = 0; step < 3; step++) {
+      bool again = kinds[i] == ST_LIST || kinds[i] == ST_STAT || kinds[i] == ST_CLOSE;
+      int failures = check_failures, k, asked = 0;
+      e2b_process_list list;
+      e2b_call call;
+      e2b_err code;
+      vt_world w;
+      memset(&list, 0, sizeof list);
+      memset(&call, 0, sizeof call);
+      vt_begin(&w, st_answer_stale);
+      CHECK_INT(e2b_commands_list(w.sandbox, NULL, &list, &w.err), E2B_OK); /* leaves a connection that is used again */
+      e2b_mem_free(&list.mem);
+      w.step = step;
+      code = st_do(&w, kinds[i], &call);
+      for (k = 1; k < w.asked; k++) asked += strncmp(vt_asked(&w, k), "POST ", 5) == 0;
+      CHECK_INT(asked, again && step != 1 ? 2 : 1);
+      if (again && step == 0) CHECK(code == E2B_ERR_NOT_FOUND || code == E2B_ERR_SERVICE);
+      else CHECK_INT(code, step == 1 ? E2B_ERR_TRUNCATED : E2B_ERR_CLOSED);
+      if (!again) CHECK(w.err.maybe_done);
+      VT_END(&w);
+      if (check_failures != failures) printf("  %s, step %d\n", st_call_names[kinds[i]], step);
+    }
+  }
+}
+
+/* ---- callbacks ---- */
+
+typedef struct st_breaker {
+  vt_world *w;
+  e2b_command_handle *handle;
+  int calls, ends, way;
+  e2b_op op;
+} st_breaker;
+
+static int st_break(void *user, const char *data, size_t len) {
+  st_breaker *b = (st_breaker *)user;
+  (void)data;
+  (void)len;
+  b->calls++;
+  switch (b->way) {
+    case 0: return -1;
+    case 1: e2b_command_handle_free(b->handle); b->handle = NULL; break;
+    case 2: e2b_command_handle_disconnect(b->handle); break;
+    case 3: e2b_sandbox_free(b->w->sandbox); b->w->sandbox = NULL; b->handle = NULL; break;
+    case 4: e2b_op_cancel(b->w->client, b->op); break;
+    case 5: e2b_command_handle_set_output(b->handle, NULL, NULL, NULL); break;
+    default: return E2B_PAUSE;
+  }
+  return 0;
+}
+
+static void st_on_end(void *user, const e2b_error *err) {
+  ((st_breaker *)user)->ends++;
+  ((st_breaker *)user)->w->err = *err;
+}
+
+/* Ten messages at once: whatever the first callback does to its stream, none follows it; a pause that nobody could end is
+ * refused, where it would wait for ever. */
+static void test_stream_callbacks(void) {
+  int way;
+  for (way = 0; way < 8; way++) {
+    bool run = way == 4 || way > 5;
+    e2b_command_result r;
+    e2b_command_event event;
+    e2b_run_opts opts;
+    st_breaker b;
+    vt_world w;
+    e2b_err code;
+    memset(&r, 0, sizeof r);
+    memset(&b, 0, sizeof b);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_story);
+    w.script = "sddddddddddex.";
+    b.w = &w;
+    b.way = way;
+    opts.on_stdout = st_break;
+    opts.output_user = &b;
+    opts.call.user = &b;
+    if (way == 4) opts.call.op = &b.op;
+    if (way == 4 || way == 7) opts.call.on_done = st_on_end;
+    code = run ? e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err)
+               : e2b_commands_start(w.sandbox, "x", &opts, &b.handle, &w.err);
+    if (way == 6) CHECK_INT(code, E2B_ERR_BAD_STATE);
+    else CHECK_INT(code, run ? E2B_PENDING : E2B_OK);
+    if (way != 6) VT_UNTIL(&w, b.calls, 1000);
+    if (way == 7) VT_UNTIL(&w, b.ends, 1000);
+    (void)e2b_client_poll(w.client, 20);
+    (void)e2b_client_poll(w.client, 20);
+    CHECK_INT(b.calls, 1);
+    CHECK_INT(b.ends, way == 7);
+    if (way == 7) CHECK_INT(w.err.code, E2B_ERR_BAD_STATE);
+    if (way > 5) CHECK_HAS(w.err.message, "E2B_PAUSE");
+    if (way == 0 || way == 2) CHECK_INT(e2b_command_handle_wait(b.handle, NULL, &r, &w.err), E2B_ERR_CANCELED);
+    if (way == 5) { /* pulled from here on; nothing is lost */
+      int outs = 0;
+      while ((code = e2b_command_handle_next(b.handle, -1, &event, &w.err)) == E2B_OK) outs += event.kind == E2B_EVENT_STDOUT;
+      CHECK_INT(code, E2B_EOF);
+      CHECK_INT(outs, 9);
+    }
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(b.handle);
+    VT_END(&w);
+  }
+}
+
+/* ---- without end ---- */
+
+/* Bodies that never end, of each call: what is no content is bounded by max_message_bytes. */
+static void st_answer_endless(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static const char chunk[] = "10\r\n\x0a\x0e\x0a\x0c" "abcdefghijkl\r\n", json[] = "10\r\n{\"\\u0061a\":[[[\"x\r\n",
+                    string[] = "10\r\n{\"entries\":\"aaaa\r\n", more[] = "10\r\naaaaaaaaaaaaaaaa\r\n";
+  bool proto = strstr(text, "proto\r\n") != NULL, stream = strstr(text, "application/connect+") != NULL;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  vt_say(conn, 1, w->step == 3 ? "HTTP/1.1 500 Oops\r\n" : "HTTP/1.1 200 OK\r\n");
+  vt_say(conn, 1, stream ? proto ? "content-type: application/connect+proto\r\n" : "content-type: application/connect+json\r\n"
+                  : proto ? "content-type: application/proto\r\n" : "content-type: application/json\r\n");
+  if (w->step == 4) { /* the head itself */
+    conn->flood = "x-more: and more\r\n";
+  } else if (w->step == 5) { /* or what comes before it */
+    conn->flood = "x: y\r\n\r\nHTTP/1.1 103 E\r\n";
+    vt_say(conn, 1, "x: y\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx-trailer: y\r\n");
+    conn->flood = "x-trailer: y\r\n";
+  } else {
+    vt_say(conn, 1, "transfer-encoding: chunked\r\n\r\n");
+    if (w->step == 2) vt_say(conn, 1, string);
+    conn->flood = w->step == 0 ? chunk : w->step == 1 ? json : more;
+  }
+  if (stream && w->step < 3) conn->flood = "c;aaaaaaaa\r\n\0\0\0\0\7\x0a\5\x12\3\x0a\1x\r\n";
+  conn->flood_len = stream && w->step < 3 ? 26 : strlen(conn->flood);
+}
+
+static void test_stream_endless(void) {
+  int kind, step, json;
+  for (kind = 0; kind < ST_CALLS; kind++) {
+    bool stream = kind <= ST_TAG || kind == ST_TREE || kind == ST_STOP || kind == ST_WATCH;
+    if (!st_known(kind) || kind == ST_READ) continue; /* which is content */
+    for (step = 0; step < 6; step++) {
+      for (json = 0; json < 2; json++) {
+        int failures = check_failures;
+        e2b_client_stats stats;
+        e2b_call call;
+        e2b_err code;
+        vt_world w;
+        memset(&w, 0, sizeof w);
+        memset(&call, 0, sizeof call);
+        w.config.max_message_bytes = 100000;
+        w.config.codec = json ? E2B_CODEC_JSON : E2B_CODEC_PROTOBUF;
+        w.step = step;
+        vt_open_world(&w, st_answer_endless);
+        call.timeout_ms = 2000;
+        code = st_do(&w, kind, &call);
+        if (kind == ST_WATCH && step < 3 && !json) CHECK(code == E2B_OK || code == E2B_ERR_PROTOCOL); /* it has begun */
+        else if (stream && step < 3) CHECK(code == E2B_ERR_PROTOCOL || code == E2B_ERR_LIMIT); /* output of what has not started */
+        else CHECK_INT(code, E2B_ERR_LIMIT);
+        e2b_client_get_stats(w.client, &stats);
+        CHECK(stats.mem_peak < 1000000);
+        VT_END(&w);
+        if (check_failures != failures) printf("  %s, step %d, json %d\n", st_call_names[kind], step, json);
+      }
+    }
+  }
+}
+
+/* Output without end costs what was allowed for it: what is collected is cut, the rest is counted by nobody. */
+static void st_answer_gush(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static char gush[6 + 5 + 9 + 4096 + 8];
+  static size_t gush_len;
+  st_bytes s;
+  (void)len;
+  (void)w;
+  if (vt_is_health(conn, text)) return;
+  st_open_stream(conn, 42);
+  if (!gush_len) {
+    static char block[4000];
+    memset(block, 'x', sizeof block);
+    st_begin(&s, false);
+    st_data_n(&s, 1, block, sizeof block);
+    gush_len = (size_t)sprintf(gush, "%lx\r\n", (unsigned long)s.buf.len);
+    memcpy(gush + gush_len, s.buf.data, s.buf.len);
+    gush_len += s.buf.len;
+    memcpy(gush + gush_len, "\r\n", 2);
+    gush_len += 2;
+    st_free(&s);
+  }
+  conn->flood = gush;
+  conn->flood_len = gush_len;
+}
+
+static void test_stream_gush(void) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    e2b_command_handle *handle = NULL;
+    e2b_command_result r;
+    e2b_run_opts opts;
+    e2b_client_stats stats;
+    size_t total = 0;
+    vt_world w;
+    memset(&r, 0, sizeof r);
+    memset(&w, 0, sizeof w);
+    memset(&opts, 0, sizeof opts);
+    w.config.max_result_bytes = way == 3 ? 50000 : 0;
+    vt_open_world(&w, st_answer_gush);
+    opts.call.timeout_ms = 3000; /* 48 MiB */
+    opts.output_user = &total;
+    if (way == 0) opts.on_stdout = st_count;
+    opts.no_collect = way == 0;
+    opts.max_collect = way == 1 ? 50000 : 0;
+    if (way == 2) {
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_OK); /* and nobody looks */
+      (void)e2b_client_drain(w.client, 3000);
+      while (w.clock < 1003000) (void)e2b_client_poll(w.client, (int)(1003000 - w.clock));
+    } else {
+      CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err), E2B_ERR_TIMEOUT);
+      CHECK_INT(r.truncated, way != 0);
+      CHECK_INT(r.stdout_data.len, way ? 50000 : 0);
+      if (!way) CHECK(total > 40000000);
+    }
+    e2b_client_get_stats(w.client, &stats);
+    CHECK(stats.mem_peak < 400000);
+    if (way == 2) CHECK(stats.bytes_rx < 400000); /* it is held back at its source */
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    VT_END(&w);
+  }
+}
+
+/* ---- transfers ---- */
+
+/* 100 pieces, w->step ms apart. */
+static void st_answer_slow(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static const char written[] = "[{\"name\":\"x\",\"path\":\"/x\",\"type\":\"file\"}]";
+  char piece[1000];
+  unsigned i;
+  if (vt_is_health(conn, text)) return;
+  if (strncmp(text, "POST ", 5) == 0) {
+    CHECK(len > 100000);
+    vt_say_body(conn, 1, "200 OK", written, sizeof written - 1);
+    return;
+  }
+  memset(piece, 'x', sizeof piece);
+  vt_say(conn, 1, "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n");
+  for (i = 1; i <= 100; i++) vt_put(conn, i * (unsigned)w->step, VT_BYTES, piece, sizeof piece);
+}
+
+typedef struct st_sink {
+  size_t total;
+  bool pauses;
+} st_sink;
+
+static int st_take(void *user, const char *data, size_t len) {
+  st_sink *sink = (st_sink *)user;
+  bool pause = sink->pauses;
+  (void)data;
+  sink->total += len;
+  sink->pauses = false;
+  return pause ? E2B_PAUSE : 0;
+}
+
+/* A transfer takes as long as it takes: only standing still ends it, when nothing came for idle_ms, and not while it is us
+ * who does not take what came. */
+static void test_stream_slow_transfers(void) {
+  static uint8_t data[100000], back[100001];
+  int way, dead;
+  for (way = 0; way < 5; way++) {
+    for (dead = 0; dead < 2; dead++) {
+      uint64_t hours = 100u * 59000u;
+      int failures = check_failures;
+      e2b_file_stream *stream = NULL;
+      e2b_files_opts opts;
+      e2b_op op = { 0 };
+      e2b_buf buf;
+      st_sink sink;
+      size_t got, total = 0;
+      e2b_err code = E2B_OK, want = dead ? E2B_ERR_IDLE_TIMEOUT : E2B_OK;
+      vt_world w;
+      memset(&w, 0, sizeof w);
+      memset(&buf, 0, sizeof buf);
+      memset(&opts, 0, sizeof opts);
+      memset(&sink, 0, sizeof sink);
+      w.step = dead ? 60001 : 59000;
+      w.tx_every = way == 3 || way == 4 ? (uint64_t)w.step : 0;
+      vt_open_world(&w, st_answer_slow);
+      opts.call.timeout_ms = E2B_TIMEOUT_NONE; /* the calls that hold all in memory have the default of all calls */
+      if (way == 0) {
+        code = e2b_files_read(w.sandbox, "/x", &opts, &buf, &w.err);
+        total = buf.len;
+      } else if (way == 1) { /* and with two hours of pause in it */
+        opts.call.timeout_ms = 0;
+        opts.call.op = &op;
+        sink.pauses = !dead;
+        CHECK_INT(e2b_files_download(w.sandbox, "/x", st_take, &sink, &opts, &w.err), E2B_PENDING);
+        if (!dead) {
+          VT_UNTIL(&w, sink.total, 100000);
+          total = sink.total;
+          got = (size_t)w.clock;
+          while (w.clock < got + 7200000) (void)e2b_client_poll(w.client, (int)(got + 7200000 - w.clock));
+          CHECK_INT(sink.total, total);
+          hours += 7200000;
+          e2b_op_resume(w.client, op);
+        }
+        while ((code = e2b_op_poll(w.client, op, &w.err)) == E2B_PENDING && !w.stuck) (void)e2b_client_poll(w.client, -1);
+        total = sink.total;
+        if (!dead) hours = w.clock - 1000000; /* what came meanwhile is there at once */
+      } else if (way == 2) {
+        code = e2b_files_read_stream(w.sandbox, "/x", NULL, &stream, &w.err);
+        while (!code && (code = e2b_file_stream_read(stream, -1, back, sizeof back, &got, &w.err)) == E2B_OK) total += got;
+        if (code == E2B_EOF) code = E2B_OK;
+      } else if (way == 3) {
+        code = e2b_files_write(w.sandbox, "/x", data, sizeof data, &opts, NULL, &w.err);
+        total = sizeof data;
+      } else {
+        code = e2b_files_write_stream(w.sandbox, "/x", sizeof data, NULL, &stream, &w.err);
+        if (!code) code = e2b_file_stream_write(stream, -1, data, sizeof data, NULL, &w.err);
+        if (!code) code = e2b_file_stream_finish(stream, -1, NULL, &w.err);
+        total = sizeof data;
+      }
+      CHECK_INT(code, want);
+      if (!dead) CHECK_INT(total, 100000);
+      if (!dead && way != 1) CHECK(w.clock - 1000000 >= hours && w.clock - 1000000 < hours + 400000);
+      if (dead) CHECK(w.clock - 1000000 >= 60000 && w.clock - 1000000 < 121000);
+      e2b_mem_free(&buf.mem);
+      e2b_file_stream_free(stream);
+      VT_END(&w);
+      if (check_failures != failures) printf("  way %d, dead %d\n", way, dead);
+    }
+  }
+}
+
+/* Answers after a round trip of 50 ms; confirms every file of a form. */
+static void st_answer_far(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static char list[100000];
+  const char *at = text, *end = text + len;
+  size_t n = 0;
+  if (vt_is_health(conn, text)) return;
+  if (strncmp(text, "GET /files?", 11) == 0) {
+    w->step++;
+    vt_say_body(conn, 50, "200 OK", text, 1000);
+    return;
+  }
+  list[n++] = '[';
+  while ((at = strstr(at, "filename=\"")) != NULL && at < end) {
+    at += 10;
+    n += (size_t)snprintf(list + n, sizeof list - n, "%s{\"name\":\"x\",\"path\":\"%.*s\",\"type\":\"file\"}", n > 1 ? "," : "",
+                          (int)strcspn(at, "\""), at);
+    w->step++;
+  }
+  list[n++] = ']';
+  vt_say_body(conn, 50, "200 OK", list, n);
+}
+
+/* 2,000 small files, 50 ms away: not 2,000 round trips. */
+static void test_stream_far_away(void) {
+  enum { COUNT = 2000 };
+  static e2b_write_item items[COUNT];
+  static e2b_read_item back[COUNT];
+  static char paths[COUNT][40];
+  static char content[1024];
+  vt_world w;
+  uint64_t from;
+  size_t i;
+  memset(&w, 0, sizeof w);
+  memset(items, 0, sizeof items);
+  memset(back, 0, sizeof back);
+  memset(content, '.', sizeof content);
+  w.connect_ms = 50;
+  vt_open_world(&w, st_answer_far);
+  for (i = 0; i < COUNT; i++) {
+    (void)snprintf(paths[i], sizeof paths[i], "/d/%lu/f%lu", (unsigned long)(i % 10), (unsigned long)i);
+    items[i].path = back[i].path = paths[i];
+    items[i].data = content;
+    items[i].len = sizeof content;
+  }
+  from = w.clock;
+  CHECK_INT(e2b_files_write_many(w.sandbox, items, COUNT, NULL, &w.err), E2B_OK);
+  CHECK(w.clock - from <= 500);
+  CHECK(w.step == COUNT && w.asked < 20);
+  for (i = 0; i < COUNT; i++) CHECK_INT(items[i].code, E2B_OK);
+  w.step = 0;
+  from = w.clock;
+  CHECK_INT(e2b_files_read_many(w.sandbox, back, COUNT, NULL, &w.err), E2B_OK);
+  CHECK(w.clock - from <= 5000);
+  CHECK(w.step == COUNT && w.opened <= 32);
+  for (i = 0; i < COUNT; i++) {
+    CHECK_INT(back[i].content.len, 1000);
+    e2b_mem_free(&back[i].content.mem);
+  }
+  VT_END(&w);
+}
+
+/* Whatever is left in the middle a thousand times leaves nothing behind: no connection, no operation, no memory. */
+static void st_answer_middle(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  (void)len;
+  if (strstr(text, "POST /process") || strstr(text, "WatchDir")) st_answer_all(w, conn, text, len);
+  else if (strncmp(text, "POST /files", 11) != 0) vt_say(conn, 0, "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nsome of it");
+}
+
+static void test_stream_left_in_the_middle(void) {
+  static const char content[50000] = "";
+  size_t now = 0;
+  int i, way;
+  vt_world w;
+  vt_begin(&w, st_answer_middle);
+  for (i = 0; i < 1000; i++) {
+    e2b_command_handle *handle = NULL;
+    e2b_watch_handle *watch = NULL;
+    e2b_file_stream *stream = NULL;
+    e2b_client_stats stats;
+    e2b_command_event event;
+    e2b_run_opts run;
+    e2b_files_opts opts;
+    e2b_fs_event change;
+    e2b_op op = { 0 };
+    char bytes[10];
+    size_t got;
+    memset(&run, 0, sizeof run);
+    memset(&opts, 0, sizeof opts);
+    way = i % 8;
+    if (way == 0) {
+      CHECK_INT(e2b_files_read_stream(w.sandbox, "/x", NULL, &stream, &w.err), E2B_OK);
+      CHECK_INT(e2b_file_stream_read(stream, -1, bytes, 4, &got, &w.err), E2B_OK);
+    } else if (way == 1) {
+      CHECK_INT(e2b_files_write_stream(w.sandbox, "/x", 100000, NULL, &stream, &w.err), E2B_OK);
+      CHECK_INT(e2b_file_stream_write(stream, -1, content, sizeof content, NULL, &w.err), E2B_OK);
+    } else if (way == 2) {
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+      CHECK_INT(e2b_command_handle_next(handle, 0, &event, &w.err), E2B_PENDING);
+    } else if (way == 3) {
+      CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", NULL, &watch, &w.err), E2B_OK);
+      CHECK_INT(e2b_watch_handle_next(watch, 0, &change, &w.err), E2B_PENDING);
+    } else if (way == 4) {
+      run.call.op = &op;
+      CHECK_INT(e2b_commands_run(w.sandbox, "x", &run, NULL, &w.err), E2B_PENDING);
+    } else if (way == 5) {
+      opts.call.op = &op;
+      CHECK_INT(e2b_files_download(w.sandbox, "/x", st_count, &now, &opts, &w.err), E2B_PENDING);
+    } else if (way == 6) {
+      opts.call.op = &op;
+      CHECK_INT(e2b_files_write(w.sandbox, "/x", content, sizeof content, &opts, NULL, &w.err), E2B_PENDING);
+    } else {
+      opts.call.timeout_ms = 3;
+      CHECK_INT(e2b_files_download(w.sandbox, "/x", st_count, &now, &opts, &w.err), E2B_ERR_TIMEOUT);
+    }
+    if (way > 3 && way < 7) (void)e2b_client_poll(w.client, i % 3);
+    e2b_op_cancel(w.client, op);
+    e2b_file_stream_free(stream);
+    e2b_command_handle_free(handle);
+    e2b_watch_handle_stop(watch);
+    (void)e2b_client_poll(w.client, 0);
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.ops_active, 0);
+    CHECK_INT(stats.connections_open, stats.connections_idle);
+    CHECK_INT(stats.streams_open, 0);
+    CHECK_INT(w.opened - w.shut, (int)stats.connections_open);
+    CHECK(stats.connections_open <= 1);
+    if (i == 15) now = stats.mem_now; /* what is kept is kept by then */
+    if (i > 15 && way != 5 && way != 7) CHECK(stats.mem_now <= 100000);
+  }
+  VT_END(&w);
+}
+
+/* ---- watches ---- */
+
+static void st_answer_watcher(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  (void)len;
+  if (vt_is_health(conn, text) || strstr(text, "RemoveWatcher")) return; /* which is never answered */
+  (void)w;
+  if (strstr(text, "CreateWatcher")) vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", "\x0a\1w", 3);
+  else vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", "", 0);
+}
+
+/* Stopping takes no time, or where a server has to be told, five seconds at most, whatever that server does. */
+static void test_stream_watch_stops(void) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    e2b_watch_handle *watch = NULL;
+    e2b_watch_opts opts;
+    st_breaker b;
+    uint64_t from;
+    size_t count = 0;
+    vt_world w;
+    memset(&opts, 0, sizeof opts);
+    memset(&b, 0, sizeof b);
+    vt_begin(&w, way & 1 ? st_answer_watcher : st_answer_all);
+    b.w = &w;
+    opts.polling = (way & 1) != 0;
+    if (way & 2) { /* pushed, and opened without blocking */
+      opts.on_event = st_count_event;
+      opts.on_end = st_on_end;
+      opts.event_user = &count;
+      opts.call.on_done = st_on_end;
+      opts.call.user = &b;
+      CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", &opts, &watch, &w.err), E2B_PENDING);
+      VT_UNTIL(&w, b.ends, 1000);
+    } else {
+      CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", &opts, &watch, &w.err), E2B_OK);
+    }
+    from = w.clock;
+    e2b_watch_handle_stop(watch);
+    CHECK_INT(w.clock - from, way == 1 ? 5000 : 0);
+    CHECK_INT(e2b_client_drain(w.client, 60000), E2B_OK);
+    CHECK_INT(w.clock - from, way & 1 ? 5000 : 0);
+    CHECK_INT(b.ends, (way & 2) != 0); /* stopped by us is no end of its own */
+    VT_END(&w);
+  }
+}
+
+/* ---- trees ---- */
+
+/* Every directory has as many others, with long names; a hundred levels of them would take gigabytes of names. */
+static void st_answer_deep(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static e2b__entry_info entries[800];
+  static char names[800][252];
+  e2b__list_dir_response response;
+  e2b__mem mem;
+  e2b__buf buf;
+  size_t i;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  memset(&response, 0, sizeof response);
+  memset(entries, 0, sizeof entries);
+  for (i = 0; i < E2B__COUNT(entries); i++) {
+    memset(names[i], 'n', 250);
+    (void)snprintf(names[i], 12, "%lu", (unsigned long)i);
+    names[i][strlen(names[i])] = '-';
+    entries[i].name = e2b__str(names[i]);
+    entries[i].type = E2B__FILE_TYPE_DIRECTORY;
+  }
+  response.entries.items = entries;
+  response.entries.count = E2B__COUNT(entries);
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&buf, &mem, SIZE_MAX);
+  e2b__pb_encode(&e2b__msg_list_dir_response, &response, &buf);
+  vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", buf.data, buf.len);
+  e2b__buf_free(&buf);
+}
+
+/* A listing of nothing but empty entries: two bytes each on the wire, hundreds in memory. */
+static void st_answer_empty_entries(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static uint8_t body[299000];
+  size_t i;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  for (i = 0; i + 2 <= sizeof body; i += 2) body[i] = 0x0a;
+  vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", body, sizeof body);
+}
+
+static void test_stream_tree_memory(void) {
+  int way;
+  for (way = 0; way < 3; way++) {
+    const char *base = tree_dir();
+    e2b_bulk_opts opts = many_opts(1);
+    e2b_client_stats stats;
+    e2b_entry_list list;
+    vt_world w;
+    memset(&w, 0, sizeof w);
+    memset(&list, 0, sizeof list);
+    w.config.max_message_bytes = 300000;
+    vt_open_world(&w, way ? st_answer_empty_entries : st_answer_deep);
+    if (way == 2) CHECK_INT(e2b_files_list(w.sandbox, "/r", NULL, &list, &w.err), E2B_ERR_LIMIT);
+    else CHECK_INT(e2b_files_download_tree(w.sandbox, "/r", base, &opts, NULL, &w.err), E2B_ERR_LIMIT);
+    if (!way) CHECK_HAS(w.err.message, "names");
+    e2b_client_get_stats(w.client, &stats);
+    CHECK(stats.mem_peak < 6000000);
+    CHECK(tree_shell(base, "test \"$(find \"$D\" -type f)\" = '' && rm -r \"$D\""));
+    VT_END(&w);
+  }
+}
+
+/* While files arrive, somebody in the local directory puts links where directories were: nothing goes through them. */
+typedef struct st_swapper {
+  const char *base;
+  int files, failed;
+} st_swapper;
+
+static int st_swap(void *user, const e2b_bulk_file *file) {
+  st_swapper *s = (st_swapper *)user;
+  if (file->result->code) s->failed++;
+  if (s->files++ == 0) CHECK(tree_shell(s->base, "cd \"$D\" && mv in/d in/away && ln -s ../outside in/d"));
+  return 0;
+}
+
+static void test_stream_tree_swaps(void) {
+  const char *base = tree_dir();
+  char target[220];
+  files_bench b;
+  e2b__entry_info entries[3];
+  e2b_bulk_stats stats;
+  e2b_bulk_opts opts = many_opts(1);
+  st_swapper s;
+  memset(&s, 0, sizeof s);
+  s.base = base;
+  (void)snprintf(target, sizeof target, "%s/in", base);
+  CHECK(tree_shell(base, "cd \"$D\" && mkdir in outside && echo kept >outside/y"));
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  opts.on_file = st_swap;
+  opts.callback_user = &s;
+  tree_entry(&entries[0], "d", 1, E2B__FILE_TYPE_DIRECTORY);
+  tree_say_list(&b.peer, entries, 1);
+  tree_entry(&entries[0], "x", 1, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[1], "y", 1, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[2], "sub", 3, E2B__FILE_TYPE_DIRECTORY);
+  tree_say_list(&b.peer, entries, 3);
+  files_say_text(&b.peer, "200 OK", "evil", 0); /* x; y is not even asked for */
+  tree_say_list(&b.peer, entries, 1);           /* of sub */
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", target, &opts, &stats, &b.err), E2B_ERR_IO);
+  CHECK_INT(stats.files_done, 1);
+  CHECK_INT(s.failed, 2);
+  CHECK(tree_shell(base, "cd \"$D\" && test \"$(find . -type f | sort | tr '\\n' ' ')\" = './in/away/x ./outside/y ' &&"
+                         " test \"$(cat outside/y)\" = kept && test ! -e outside/sub && rm -r \"$D\""));
+  files_end(&b);
+}
+
+/* The same lies in JSON, where escapes hide them. */
+static void test_stream_tree_escapes(void) {
+  static const char listing[] =
+      "{\"entries\":[{\"name\":\"\\u002e\\u002e\",\"path\":\"/r/..\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"\\u002e\\u002e\\u002fevil\",\"path\":\"/r/x\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"..\\/evil\",\"path\":\"/r/x\",\"type\":\"FILE_TYPE_DIRECTORY\"},"
+      "{\"name\":\"a\\u0000b\",\"path\":\"/r/a\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"e\\u001b[2J\",\"path\":\"/r/a\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"/tmp/evil\",\"path\":\"/tmp/evil\",\"type\":\"FILE_TYPE_DIRECTORY\"},"
+      "{\"name\":null,\"path\":\"/r/x\",\"type\":\"FILE_TYPE_FILE\"},{\"path\":\"/r/x\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"good\",\"path\":\"/../../evil\",\"type\":\"FILE_TYPE_FILE\"}]}";
+  const char *base = tree_dir();
+  files_bench b;
+  e2b_bulk_stats stats;
+  tree_seen seen;
+  e2b_bulk_opts opts = tree_opts(&seen);
+  rpc_open(&b, E2B_CODEC_JSON);
+  rpc_say_json(&b.peer, listing);
+  files_say_text(&b.peer, "200 OK", "fine", 0);
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", base, &opts, &stats, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_INT(stats.files_failed, 8);
+  CHECK_INT(stats.files_done, 1);
+  CHECK_HAS(peer_asked(&b.peer, 1), "GET /files?path=%2Fr%2Fgood "); /* by the name, whatever path it claims */
+  CHECK(!strchr(b.err.message, 27));
+  CHECK(tree_shell(base, "cd \"$D\" && test \"$(find . | sort | tr '\\n' ' ')\" = '. ./good ' && rm -r \"$D\""));
+  files_end(&b);
+}
+
 /* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
@@ -24379,7 +25055,10 @@ static const test tests[] = {
 
   UNIT(stream_requests), UNIT(stream_all_day), UNIT(stream_deadlines), UNIT(stream_silence),
   UNIT(stream_deadline_causes), UNIT(stream_lost), UNIT(stream_reattach), UNIT(stream_splits), UNIT(stream_stories),
-  UNIT(stream_envelopes), UNIT(stream_large),
+  UNIT(stream_envelopes), UNIT(stream_large), UNIT(stream_never_twice), UNIT(stream_callbacks), UNIT(stream_endless),
+  UNIT(stream_gush),
+  UNIT(stream_slow_transfers), UNIT(stream_far_away), UNIT(stream_left_in_the_middle), UNIT(stream_watch_stops),
+  UNIT(stream_tree_memory), UNIT(stream_tree_swaps), UNIT(stream_tree_escapes),
 };
 
 static int passed, failed, skipped;
