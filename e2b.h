@@ -893,7 +893,8 @@ typedef struct e2b_run_opts {
   e2b_call call;            /* timeout_ms: run: our wait for the whole command, default none; start and
                                connect_to_process: the wait for the pid, default request_timeout_ms. A command whose wait
                                ends goes on running: bound its life with run_timeout_ms                                 */
-  int32_t run_timeout_ms;   /* the server kills the process after this long; 0 = never                                  */
+  int32_t run_timeout_ms;   /* the server kills the process after this long: E2B_ERR_TIMEOUT; 0 = never. Its children live
+                               on: to end those too, start it, wait with a timeout_ms and call e2b_commands_kill_tree   */
   e2b_kvs envs;
   const char *cwd;          /* NULL = the user's home                                                                   */
   bool stdin_open;          /* keep stdin open for e2b_commands_send_stdin; else the command reads an empty one         */

@@ -24916,6 +24916,176 @@ static void test_stream_tree_escapes(void) {
   files_end(&b);
 }
 
+/* ---- the same over HTTP/2 ---- */
+
+#if !defined(E2B_NO_HTTP2)
+/* Large messages and large error pages, as far as the window lets them. */
+static void test_stream_large_http2(void) {
+  static pool_world w;
+  st_bytes s;
+  int way;
+  for (way = 0; way < 4; way++) { /* run and start; a message, and an error page */
+    static char block[300000];
+    e2b_command_handle *handle = NULL;
+    e2b_command_result r;
+    e2b_run_opts opts;
+    e2b_err want = way < 2 ? E2B_OK : E2B_ERR_SERVICE;
+    pool_call call;
+    size_t sent = 0, n;
+    memset(&call, 0, sizeof call);
+    memset(&r, 0, sizeof r);
+    memset(&opts, 0, sizeof opts);
+    memset(block, 'x', sizeof block);
+    pool_new(&w);
+    pool_begin(&w);
+    pool_warm(&w);
+    call.done = E2B_PENDING;
+    opts.call.on_done = pool_done;
+    opts.call.user = &call;
+    st_begin(&s, false);
+    st_start(&s, 42);
+    st_data_n(&s, 1, block, sizeof block);
+    st_exit(&s, 0);
+    st_eos(&s, "{}");
+    if (way >= 2) s.buf.len = 0;
+    if (way >= 2) e2b__buf_put(&s.buf, block, sizeof block);
+    if (way % 2) CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_PENDING);
+    else CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err), E2B_PENDING);
+    POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+    pool_head(&w, 0, 0, w.asked[1].id, way < 2 ? ":status=200\ncontent-type=application/connect+proto\n"
+                                               : ":status=500\ncontent-type=text/html\n");
+    while (sent < s.buf.len && !check_failures) {
+      n = E2B__MIN(s.buf.len - sent, (size_t)16384);
+      if (way == 1 && call.done == E2B_OK && !opts.output_user) { /* started: collected from here on */
+        opts.output_user = &w;
+        call.done = E2B_PENDING;
+        CHECK_INT(e2b_command_handle_wait(handle, &opts.call, &r, &w.err), E2B_PENDING);
+      }
+      POOL_UNTIL(&w, 65536 + w.asked[1].allowed >= sent + n);
+      pool_write(&w, 0, E2B__H2_DATA, sent + n == s.buf.len ? E2B__H2_END_STREAM : 0, w.asked[1].id, s.buf.data + sent, n);
+      sent += n;
+      pool_turns(&w, 2);
+    }
+    POOL_UNTIL(&w, call.done != E2B_PENDING);
+    CHECK_INT(call.done, want);
+    if (way < 2) CHECK_INT(r.stdout_data.len, 300000);
+    else CHECK_INT(call.err.http_status, 500);
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    st_free(&s);
+    pool_end(&w);
+  }
+}
+#endif
+
+/* ---- end to end ---- */
+
+/* Open files of the server that answers us: the parent of what it runs. */
+static int st_server_files(fixture *f) {
+  return (int)strtol(output_of(f, "ls /proc/$PPID/fd | wc -l"), NULL, 10);
+}
+
+/* Streams that are opened and dropped, hundreds of times, cost the server nothing in the end. */
+static void e2e_streams_abandoned(fixture *f) {
+  int i, before, after = 0, count = !the_host->control_plane ? 500 : quick ? 30 : 90;
+  const char *big = in_dir(f, "big");
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle, *again;
+  e2b_watch_handle *watch;
+  e2b_file_stream *stream;
+  e2b_command_event event;
+  e2b_fs_event change;
+  e2b_error err;
+  opts.cwd = f->dir;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "head -c 3000000 /dev/zero >big; while :; do echo more; sleep 0.01; done", &opts,
+                                   &handle, &err)))
+    return;
+  WAIT_FOR_OUTPUT(handle, "more\n");
+  before = st_server_files(f);
+  CHECK(before > 3);
+  for (i = 0; i < count; i++) {
+    if (i % 3 == 0 && CHECK_OK(e2b_commands_connect_to_process(f->sandbox, e2b_command_handle_pid(handle), NULL, &again, &err))) {
+      if (i % 2) CHECK_OK(e2b_command_handle_next(again, -1, &event, &err));
+      e2b_command_handle_free(again);
+    } else if (i % 3 == 1 && CHECK_OK(e2b_files_watch_dir(f->sandbox, f->dir, NULL, &watch, &err))) {
+      CHECK_RC(e2b_watch_handle_next(watch, 0, &change, &err), E2B_PENDING);
+      e2b_watch_handle_stop(watch);
+    } else if (i % 3 == 2 && CHECK_OK(e2b_files_read_stream(f->sandbox, big, NULL, &stream, &err))) {
+      e2b_file_stream_free(stream);
+    }
+  }
+  for (i = 0; i < 300; i++) { /* it learns of it when it writes, or from the network: soon */
+    after = st_server_files(f);
+    if (after <= before + 3) break;
+    sleep_ms(20);
+  }
+  CHECK(after <= before + 3);
+  CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+  e2b_command_handle_free(handle);
+}
+
+/* A process that runs for longer than any request may take: it is not ended by that, nor by nobody listening. */
+static void e2e_streams_background(fixture *f) {
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  uint32_t pid = 0;
+  opts.call.timeout_ms = 2500;
+  if (the_host->control_plane && strcmp(the_host->name, "http") != 0) return; /* seconds that would show the same again */
+  CHECK_OK(e2b_commands_start_detached(f->sandbox, "sleep 3; exit 8", &opts, &pid, &err));
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "sleep 3; echo survived; exit 4", &opts, &handle, &err))) return;
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK_STR(r.stdout_data.ptr, "survived\n");
+  CHECK_INT(r.exit_code, 4);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  if (!CHECK_OK(e2b_commands_connect_to_process(f->sandbox, pid, NULL, &handle, &err))) return; /* ended or not by now */
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK_INT(r.exit_code, 8);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+}
+
+/* The server's time limit for a process ends in one way, whatever the process is doing. Who stops waiting instead can take
+ * the process down with all its children. */
+static void e2e_streams_time_limit(fixture *f) {
+  static const char *const commands[] = { "exec sleep 60", "while :; do :; done", "exec cat /dev/zero", "trap '' TERM; while read -t 1; do :; done <>/dev/zero" };
+  enum { COUNT = 12 };
+  e2b_command_handle *handle;
+  e2b_run_opts opts;
+  e2b_call call = { 0 };
+  e2b_error err;
+  char command[200], mark[40];
+  uint32_t killed = 0;
+  done d[COUNT];
+  int i;
+  memset(d, 0, sizeof d);
+  for (i = 0; i < COUNT; i++) {
+    opts = run_with(on_done, &d[i]);
+    opts.run_timeout_ms = 150;
+    opts.no_collect = true;
+    CHECK_RC(e2b_commands_run(f->sandbox, commands[i % 4], &opts, NULL, &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 30000));
+  for (i = 0; i < COUNT; i++) {
+    CHECK_INT(d[i].count, 1);
+    CHECK_INT(d[i].err.code, E2B_ERR_TIMEOUT);
+    CHECK_HAS(d[i].err.message, "run_timeout_ms");
+  }
+  snprintf(mark, sizeof mark, "76543.%ld", (long)getpid());
+  snprintf(command, sizeof command, "(sleep %s & bash -c 'sleep %s & wait' & wait) & sleep %s & echo up; wait", mark, mark, mark);
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, command, NULL, &handle, &err))) return;
+  WAIT_FOR_OUTPUT(handle, "up\n");
+  call.timeout_ms = 50;
+  CHECK_RC(e2b_command_handle_wait(handle, &call, NULL, &err), E2B_ERR_TIMEOUT);
+  CHECK_OK(e2b_commands_kill_tree(f->sandbox, e2b_command_handle_pid(handle), NULL, &killed, &err));
+  CHECK(killed >= 4);
+  CHECK_INT(processes_with(f, mark), 0);
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, NULL, &err), E2B_COMMAND_EXIT);
+  e2b_command_handle_free(handle);
+}
+
 /* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
@@ -25059,6 +25229,10 @@ static const test tests[] = {
   UNIT(stream_gush),
   UNIT(stream_slow_transfers), UNIT(stream_far_away), UNIT(stream_left_in_the_middle), UNIT(stream_watch_stops),
   UNIT(stream_tree_memory), UNIT(stream_tree_swaps), UNIT(stream_tree_escapes),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(stream_large_http2),
+#endif
+  HOST(streams_abandoned), HOST(streams_background), HOST(streams_time_limit),
 };
 
 static int passed, failed, skipped;
