@@ -8841,7 +8841,7 @@ static void e2b__req_refill(e2b__req *req) {
 /* After the consumer made room or the source has bytes again. */
 static void e2b__req_kick(e2b__req *req) {
   req->source_waits = false;
-  req->last_progress = req->client->now;
+  req->last_progress = req->client->in_turn ? req->client->now : e2b__now_ms(req->client); /* the caller may have been away */
   if (req->conn) req->conn->kick = true;
   e2b__req_refill(req);
   req->client->work = true;
