@@ -24611,7 +24611,7 @@ static void st_answer_far(vt_world *w, vt_conn *conn, const char *text, size_t l
   if (vt_is_health(conn, text)) return;
   if (strncmp(text, "GET /files?", 11) == 0) {
     w->step++;
-    vt_say_body(conn, 50, "200 OK", text, 1000);
+    vt_say_body(conn, 50, "200 OK", list, 1000);
     return;
   }
   list[n++] = '[';
