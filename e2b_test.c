@@ -25077,7 +25077,72 @@ static void test_stream_large_http2(void) {
     pool_end(&w);
   }
 }
+
+/* RST_STREAM(NO_ERROR) looks like an end and is none, unless the protocol had ended before it. */
+static void test_stream_resets_http2(void) {
+  static pool_world w;
+  st_bytes s;
+  int upto;
+  for (upto = 0; upto < 4; upto++) { /* nothing but the start; output; the exit; the end of stream */
+    e2b_command_result r;
+    e2b_run_opts opts;
+    pool_call call;
+    memset(&call, 0, sizeof call);
+    memset(&r, 0, sizeof r);
+    memset(&opts, 0, sizeof opts);
+    pool_new(&w);
+    pool_begin(&w);
+    pool_warm(&w);
+    call.done = E2B_PENDING;
+    opts.call.on_done = pool_done;
+    opts.call.user = &call;
+    st_begin(&s, false);
+    st_start(&s, 42);
+    if (upto > 0) st_data(&s, 1, "kept");
+    if (upto > 1) st_exit(&s, 0);
+    if (upto > 2) st_eos(&s, "{}");
+    CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err), E2B_PENDING);
+    POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+    pool_head(&w, 0, 0, w.asked[1].id, ":status=200\ncontent-type=application/connect+proto\n");
+    pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[1].id, s.buf.data, s.buf.len);
+    pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, E2B__H2_NO_ERROR);
+    POOL_UNTIL(&w, call.done != E2B_PENDING);
+    CHECK_INT(call.done, upto == 3 ? E2B_OK : E2B_ERR_TRUNCATED);
+    CHECK_STR(r.stdout_data.ptr, upto ? "kept" : "");
+    e2b_mem_free(&r.mem);
+    st_free(&s);
+    pool_end(&w);
+  }
+}
 #endif
+
+/* Connections on which nothing moves are kept alive below us as well: a router that forgot them is noticed. */
+static void test_stream_socket_keepalive(void) {
+  files_bench b;
+  e2b_pollfd fds[8];
+  e2b_op op;
+  e2b_run_opts opts;
+  size_t i, count, sockets = 0;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  opts.call.op = &op;
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-type: application/connect+proto\r\ntransfer-encoding: chunked\r\n\r\n", PEER_HANG);
+  CHECK_INT(e2b_commands_run(b.sandbox, "x", &opts, NULL, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, peer_asked_count(&b.peer) == 1);
+  count = e2b_client_fds(b.client, fds, 8);
+  for (i = 0; i < count && i < 8; i++) {
+    int on = 0;
+    socklen_t len = sizeof on;
+    struct sockaddr_in to;
+    socklen_t to_len = sizeof to;
+    if (getpeername((int)fds[i].fd, (struct sockaddr *)&to, &to_len) || ntohs(to.sin_port) != b.peer.port) continue;
+    sockets++;
+    CHECK(getsockopt((int)fds[i].fd, SOL_SOCKET, SO_KEEPALIVE, &on, &len) == 0 && on != 0);
+  }
+  CHECK_INT(sockets, 1);
+  files_end(&b);
+}
 
 /* ---- end to end ---- */
 
@@ -25329,9 +25394,9 @@ static const test tests[] = {
   UNIT(stream_envelopes), UNIT(stream_large), UNIT(stream_never_twice), UNIT(stream_callbacks), UNIT(stream_endless),
   UNIT(stream_gush),
   UNIT(stream_away), UNIT(stream_slow_transfers), UNIT(stream_far_away), UNIT(stream_left_in_the_middle), UNIT(stream_watch_stops),
-  UNIT(stream_tree_memory), UNIT(stream_tree_swaps), UNIT(stream_tree_escapes),
+  UNIT(stream_tree_memory), UNIT(stream_tree_swaps), UNIT(stream_tree_escapes), UNIT(stream_socket_keepalive),
 #if !defined(E2B_NO_HTTP2)
-  UNIT(stream_large_http2),
+  UNIT(stream_large_http2), UNIT(stream_resets_http2),
 #endif
   HOST(streams_abandoned), HOST(streams_background), HOST(streams_time_limit),
 };
