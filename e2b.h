@@ -893,7 +893,8 @@ typedef struct e2b_run_opts {
   e2b_call call;            /* timeout_ms: run: our wait for the whole command, default none; start and
                                connect_to_process: the wait for the pid, default request_timeout_ms. A command whose wait
                                ends goes on running: bound its life with run_timeout_ms                                 */
-  int32_t run_timeout_ms;   /* the server kills the process after this long; 0 = never                                  */
+  int32_t run_timeout_ms;   /* the server kills the process after this long: E2B_ERR_TIMEOUT; 0 = never. Its children live
+                               on: to end those too, start it, wait with a timeout_ms and call e2b_commands_kill_tree   */
   e2b_kvs envs;
   const char *cwd;          /* NULL = the user's home                                                                   */
   bool stdin_open;          /* keep stdin open for e2b_commands_send_stdin; else the command reads an empty one         */
@@ -1159,7 +1160,8 @@ typedef struct e2b_bulk_opts {
                               that much memory; 0 = 262144, 1 = every file alone                                      */
   bool stop_on_error;      /* start nothing more after the first failure                                              */
   bool no_exec_bits;       /* trees: do not care which files are executable                                           */
-  uint32_t max_files;      /* download_tree: files and directories it may create; 0 = 1,000,000                       */
+  uint32_t max_files;      /* download_tree: files and directories it may create; 0 = 1,000,000. Their names, while they
+                              wait, also have a limit: 4 times config.max_message_bytes, but not below 1 MiB          */
   uint64_t max_bytes;      /* download_tree: content in all; 0 = no limit. Beyond either: E2B_ERR_LIMIT               */
   int (*on_progress)(void *user, const e2b_bulk_stats *stats); /* at most once per turn of the loop; < 0 cancels      */
   int (*on_file)(void *user, const e2b_bulk_file *file);       /* trees: the status of each file; < 0 cancels         */
@@ -8867,7 +8869,7 @@ static void e2b__req_refill(e2b__req *req) {
 /* After the consumer made room or the source has bytes again. */
 static void e2b__req_kick(e2b__req *req) {
   req->source_waits = false;
-  req->last_progress = req->client->now;
+  req->last_progress = req->client->in_turn ? req->client->now : e2b__now_ms(req->client); /* the caller may have been away */
   if (req->conn) req->conn->kick = true;
   e2b__req_refill(req);
   req->client->work = true;
@@ -14390,6 +14392,7 @@ struct e2b_command_handle {
   bool ended;               /* the end event came: exit_code and the rest are known */
   bool closed;              /* the end of stream came */
   bool settled;             /* nothing more will come; `error` is how the stream ended */
+  uint64_t run_by;          /* when run_timeout_ms has passed */
   e2b_error error;
   int32_t exit_code;
   bool exited;
@@ -14410,6 +14413,7 @@ typedef struct e2b__command_op {
   bool to_file;
   e2b_command_result *out;         /* run, wait: completes when the stream is settled */
   bool owns_handle;                /* run: nobody else has it */
+  bool can_pause;                  /* somebody could resume it */
 } e2b__command_op;
 
 static void e2b__command_result_fill(e2b__pack *pack, const void *from, void *out) {
@@ -14458,11 +14462,28 @@ static void e2b__command_op_finish(e2b__command_op *op) {
   e2b__op_finish(&op->op, &err);
 }
 
+/* When run_timeout_ms has passed, the server kills the process and ends the stream, in whichever way comes first: with
+ * deadline_exceeded, with the process' end by a signal, or with the end of the connection. All of them are the same to
+ * the caller. (The server's clock started later than ours, so ours has always passed it.) */
+static void e2b__command_judge(const e2b_command_handle *handle, e2b_error *err) {
+  bool killed = !err->code && handle->ended && !handle->exited;
+  bool lost = err->code == E2B_ERR_TRUNCATED || err->code == E2B_ERR_CLOSED || err->code == E2B_ERR_IO;
+  bool said = err->code == E2B_ERR_TIMEOUT && err->connect_code == E2B_CONNECT_DEADLINE_EXCEEDED;
+  char was[64];
+  if (handle->sandbox->client->now < handle->run_by || !(killed || lost || said)) return;
+  (void)snprintf(was, sizeof was, "%s", killed ? "the end of the process by a signal" : e2b_err_name(err->code));
+  if (said) (void)snprintf(was, sizeof was, "deadline_exceeded");
+  err->maybe_done = true;
+  (void)e2b__error_say(err, E2B_ERR_TIMEOUT, "run_timeout_ms passed: the server ended the process (seen as %s)", was);
+}
+
 /* Nothing more comes: tells whoever waits. */
-static void e2b__command_settle(e2b_command_handle *handle, const e2b_error *err) {
+static void e2b__command_settle(e2b_command_handle *handle, const e2b_error *how) {
   e2b__command_op *op = (e2b__command_op *)handle->op;
+  const e2b_error *err = &handle->error;
   handle->settled = true;
-  handle->error = *err;
+  handle->error = *how;
+  e2b__command_judge(handle, &handle->error);
   e2b__error_advise(&handle->error);
   if (!op) return;
   if (op->out_handle) e2b__op_finish(&op->op, err); /* a start that failed: its handle dies with the operation */
@@ -14506,6 +14527,8 @@ static e2b_err e2b__command_deliver(e2b_command_handle *handle, int which, e2b_s
   if (!on_data || !data.len) return E2B_OK;
   answer = on_data(handle->output_user, data.ptr, data.len);
   if (handle->req.state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
+  op = (e2b__command_op *)handle->op;
+  if (answer == E2B_PAUSE && op && op->owns_handle && !op->can_pause) return E2B_ERR_BAD_STATE;
   if (answer == E2B_PAUSE) handle->req.paused = true;
   return answer < 0 ? E2B_ERR_CANCELED : E2B_OK;
 }
@@ -14548,6 +14571,11 @@ static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envel
   code = e2b__rpc_decode(&handle->rpc, &e2b__msg_event_response, envelope->data, envelope->len, &arena, &message, err);
   if (code) {
     /* said */
+  } else if (message.event.has_start ? handle->started || !message.event.start.pid
+                                     : (message.event.has_data || message.event.has_end) &&
+                                           (!handle->started || handle->ended)) {
+    code = e2b__error_say(err, E2B_ERR_PROTOCOL, "the server's events make no sense: they begin with one start, and "
+                          "nothing follows the end");
   } else if (message.event.has_start) {
     e2b__command_started(handle, message.event.start.pid);
   } else if (message.event.has_data) {
@@ -14587,13 +14615,16 @@ static void e2b__command_blame(const e2b_command_handle *handle, e2b_error *err)
 /* Pushed output: takes whole messages off the front of what came. */
 static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t len, size_t *taken) {
   e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)req - offsetof(e2b_command_handle, req));
-  size_t need;
-  if (req->status != 200) return E2B_OK; /* stays in rx for the error */
+  if (req->status != 200) { /* stays in rx for the error, however long: nobody makes room there */
+    req->rx_limit = 0;
+    return E2B_OK;
+  }
   while (!req->paused && !req->pulled) {
     e2b__envelope envelope;
     e2b__data_event data;
     e2b_error err;
-    e2b_err code = e2b__envelope_get(bytes + *taken, len - *taken, req->client->config.max_message_bytes, &envelope, &need);
+    e2b_err code = e2b__envelope_get(bytes + *taken, len - *taken, req->client->config.max_message_bytes, &envelope,
+                                     &req->rx_need); /* or a message above rx_limit would never become whole */
     if (code == E2B_PENDING) return E2B_OK;
     memset(&data, 0, sizeof data);
     memset(&err, 0, sizeof err);
@@ -14605,7 +14636,9 @@ static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t 
     if (req->state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
     if (code) {
       if (!err.message[0])
-        e2b__error_say(&err, code, code == E2B_ERR_CANCELED ? "an output callback ended the stream; the process goes on" : "no memory for the output");
+        e2b__error_say(&err, code, "%s", code == E2B_ERR_CANCELED ? "an output callback ended the stream; the process goes on"
+                       : code == E2B_ERR_BAD_STATE ? "E2B_PAUSE in a call without call.op: nobody could resume it; the process goes on"
+                                                   : "no memory for the output");
       e2b__command_blame(handle, &err);
       e2b__command_break(handle, &err);
       return E2B_ERR_CANCELED;
@@ -14709,6 +14742,7 @@ static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *me
   e2b__data_headers(&handle->req, sandbox, e2b__user(sandbox, opts->user, false), &opts->call);
   (void)snprintf(text, sizeof text, "%d", (int)client->config.keepalive_interval_s);
   e2b__headers_set(&handle->req.headers, "keepalive-ping-interval", e2b__str(text));
+  handle->run_by = opts->run_timeout_ms > 0 ? client->now + (uint64_t)opts->run_timeout_ms : (uint64_t)E2B__NEVER;
   if (opts->run_timeout_ms > 0) { /* the life of the process; never 0, which would end it at once */
     (void)snprintf(text, sizeof text, "%d", (int)opts->run_timeout_ms);
     e2b__headers_set(&handle->req.headers, "connect-timeout-ms", e2b__str(text));
@@ -14744,6 +14778,7 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   op->to_file = want->pid && opts && e2b__given(opts->output_file);
   op->out = want->result;
   op->owns_handle = true;
+  op->can_pause = want->handle || (call && call->op);
   op->handle->collect = !want->handle && !(opts && opts->no_collect);
   op->handle->req.idempotent = type == &e2b__msg_selector_request; /* to listen to a process changes nothing */
   e2b__rpc_begin(&op->handle->rpc, true, sandbox, &op->handle->req, type, message);
@@ -18408,6 +18443,7 @@ typedef struct e2b__bulk_queue {
   e2b__bulk_entry *first, *last;
   size_t count;
   uint64_t bytes;
+  size_t memory; /* of the entries */
 } e2b__bulk_queue;
 
 typedef struct e2b__bulk e2b__bulk;
@@ -18458,6 +18494,7 @@ static void e2b__bulk_put(e2b__bulk_queue *queue, e2b__bulk_entry *entry) {
   queue->last = entry;
   queue->count++;
   queue->bytes += entry->size;
+  queue->memory += entry->object.size;
 }
 
 static void e2b__bulk_put_first(e2b__bulk_queue *queue, e2b__bulk_entry *entry) {
@@ -18466,6 +18503,7 @@ static void e2b__bulk_put_first(e2b__bulk_queue *queue, e2b__bulk_entry *entry) 
   if (!queue->last) queue->last = entry;
   queue->count++;
   queue->bytes += entry->size;
+  queue->memory += entry->object.size;
 }
 
 static e2b__bulk_entry *e2b__bulk_take(e2b__bulk_queue *queue) {
@@ -18475,6 +18513,7 @@ static e2b__bulk_entry *e2b__bulk_take(e2b__bulk_queue *queue) {
   if (!queue->first) queue->last = NULL;
   queue->count--;
   queue->bytes -= entry->size;
+  queue->memory -= entry->object.size;
   entry->next = NULL;
   return entry;
 }
@@ -19982,6 +20021,12 @@ static bool e2b__download_inside(const e2b__tree *tree, const e2b__listing_item 
          memcmp(item->target.ptr, tree->base, len) == 0 && item->target.ptr[len] == '/';
 }
 
+/* Whether the names that wait take more memory than a sandbox may cost: long ones many levels deep are cheap for it. */
+static bool e2b__download_too_much(const e2b__bulk *bulk) {
+  size_t most = (size_t)bulk->op.client->config.max_message_bytes * 4;
+  return bulk->files.memory + bulk->dirs.memory > E2B__MAX(most, (size_t)1 << 20);
+}
+
 static void e2b__download_found(e2b__tree *tree, const e2b__bulk_entry *parent, const e2b__listing_item *item,
                                 e2b_error *err) {
   e2b__bulk *bulk = &tree->bulk;
@@ -20009,6 +20054,9 @@ static void e2b__download_found(e2b__tree *tree, const e2b__bulk_entry *parent, 
   } else if (bulk->stats.files_found + bulk->stats.dirs_found >= bulk->opts.max_files) {
     e2b__error_set(err, E2B_ERR_LIMIT, E2B_PHASE_NONE, "more than max_files (%lu) files and directories",
                    (unsigned long)bulk->opts.max_files);
+    e2b__object_free(bulk->op.client, entry);
+  } else if (e2b__download_too_much(bulk)) {
+    e2b__error_set(err, E2B_ERR_LIMIT, E2B_PHASE_NONE, "the names of the files take more than 4 times max_message_bytes");
     e2b__object_free(bulk->op.client, entry);
   } else {
     e2b__tree_found(bulk, entry, item->type == E2B_ENTRY_DIR);
@@ -20510,7 +20558,10 @@ static e2b_err e2b__watch_on_body(e2b__req *req, const uint8_t *bytes, size_t le
   size_t size = 0;
   e2b_error err;
   e2b_err code;
-  if (req->status != 200) return E2B_OK; /* stays in rx for the error */
+  if (req->status != 200) { /* stays in rx for the error, however long: nobody makes room there */
+    req->rx_limit = 0;
+    return E2B_OK;
+  }
   while (!req->pulled) {
     code = e2b__watch_get(handle, bytes + *taken, len - *taken, &size, &req->rx_need, &err);
     if (code == E2B_PENDING) return E2B_OK;

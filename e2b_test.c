@@ -17,7 +17,7 @@
      | >>>> watch           | >>>> rpc             | >>>> openkruise      | >>>> pool
      | >>>> hosts           | >>>> end to end      | >>>> processes
      | >>>> code interpreter                       | >>>> trees           | >>>> bad input
-     | >>>> network edges   | >>>> outcomes        | >>>> table
+     | >>>> network edges   | >>>> outcomes        | >>>> streams         | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -24604,6 +24604,2315 @@ static void test_outcomes_probe_abandoned(void) {
     oc_mourning_end(m);
   }
   free(m);
+/* >>>> streams */
+/* ================================================================================================================== */
+
+/* What goes wrong with commands, terminals, transfers, trees and watches. Most of it against a server in memory, at a
+ * clock that moves only when the client waits: hours take no time, and a deadline is met to the millisecond. */
+
+#define VT_MAX 64
+
+typedef enum vt_what { VT_BYTES = 0, VT_EOF, VT_RESET } vt_what;
+
+typedef struct vt_piece { /* what the client gets to see of a connection, and when */
+  struct vt_piece *next;
+  uint64_t at;
+  vt_what what;
+  size_t len, done;
+  char bytes[1];
+} vt_piece;
+
+typedef struct vt_world vt_world;
+typedef struct vt_conn {
+  vt_world *w;
+  struct vt_conn *next;
+  vt_piece *first, *last;
+  uint64_t up_at;         /* connected; UINT64_MAX = never */
+  uint64_t tx_at;         /* takes no more before */
+  char *tx;               /* of the request that comes in */
+  size_t tx_len;
+  const char *flood;      /* says this without end, one go per millisecond */
+  size_t flood_len, flood_at;
+  int asked;              /* requests that came over it */
+} vt_conn;
+
+/* Answers a request: whole, `text` is terminated. */
+typedef void (*vt_answer_fn)(vt_world *w, vt_conn *conn, const char *text, size_t len);
+
+struct vt_world {
+  uint64_t clock;
+  vt_conn *conns;
+  int opened, shut, asked;
+  uint64_t tx_every;      /* takes 1000 bytes in so many ms; 0 = all at once */
+  uint64_t connect_ms;    /* what a connection takes; UINT64_MAX = it never comes */
+  vt_answer_fn answer;
+  char *texts[VT_MAX];    /* the first requests */
+  size_t lens[VT_MAX];
+  int step;               /* for the answers */
+  const void *script;
+  test_heap heap;
+  e2b_transport transport;
+  e2b_client_config config;
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  int waits;              /* in a row, without a byte that moved */
+  bool stuck;             /* nothing could ever happen any more */
+};
+
+/* Says something `after` ms from now; in the order of the calls. */
+static void vt_put(vt_conn *conn, uint64_t after, vt_what what, const void *bytes, size_t len) {
+  vt_piece *piece = (vt_piece *)calloc(1, sizeof *piece + len);
+  piece->at = conn->w->clock + after;
+  piece->what = what;
+  piece->len = len;
+  if (len) memcpy(piece->bytes, bytes, len);
+  if (conn->last) conn->last->next = piece; else conn->first = piece;
+  conn->last = piece;
+}
+
+static void vt_say(vt_conn *conn, uint64_t after, const char *text) {
+  vt_put(conn, after, VT_BYTES, text, strlen(text));
+}
+
+static void vt_say_body(vt_conn *conn, uint64_t after, const char *head, const void *body, size_t len) {
+  char text[300];
+  (void)snprintf(text, sizeof text, "HTTP/1.1 %s\r\ncontent-length: %lu\r\n\r\n", head, (unsigned long)len);
+  vt_say(conn, after, text);
+  vt_put(conn, after, VT_BYTES, body, len);
+}
+
+static bool vt_is_health(vt_conn *conn, const char *text) {
+  if (strncmp(text, "GET /health ", 12) != 0) return false;
+  vt_say(conn, 1, "HTTP/1.1 204 No Content\r\n\r\n");
+  return true;
+}
+
+static int vt_open(void *user, const e2b_endpoint *to, void **out) {
+  vt_world *w = (vt_world *)user;
+  vt_conn *conn = (vt_conn *)calloc(1, sizeof *conn);
+  (void)to;
+  conn->w = w;
+  conn->next = w->conns;
+  w->conns = conn;
+  conn->up_at = w->connect_ms == UINT64_MAX ? UINT64_MAX : w->clock + w->connect_ms;
+  w->opened++;
+  *out = conn;
+  return conn->up_at <= w->clock ? 0 : E2B_IO_AGAIN;
+}
+
+static int vt_ready(void *user, void *conn) {
+  return ((vt_conn *)conn)->up_at <= ((vt_world *)user)->clock ? 0 : E2B_IO_AGAIN;
+}
+
+static int vt_rx(void *user, void *ptr, void *buf, size_t cap) {
+  vt_conn *conn = (vt_conn *)ptr;
+  vt_world *w = (vt_world *)user;
+  vt_piece *piece = conn->first;
+  size_t n;
+  if (!piece && conn->flood) {
+    for (n = 0; n < cap; n++) {
+      ((char *)buf)[n] = conn->flood[conn->flood_at++];
+      if (conn->flood_at == conn->flood_len) conn->flood_at = 0;
+    }
+    w->clock++;
+    w->waits = 0;
+    return (int)n;
+  }
+  if (!piece || piece->at > w->clock) return E2B_IO_AGAIN;
+  if (piece->what == VT_EOF) return E2B_IO_EOF;
+  if (piece->what == VT_RESET) return -104;
+  n = piece->len - piece->done < cap ? piece->len - piece->done : cap;
+  memcpy(buf, piece->bytes + piece->done, n);
+  piece->done += n;
+  w->waits = 0;
+  if (piece->done == piece->len) {
+    conn->first = piece->next;
+    if (!conn->first) conn->last = NULL;
+    free(piece);
+  }
+  return n ? (int)n : E2B_IO_AGAIN;
+}
+
+/* The length of the request at the front of what came, 0 when it is not whole. */
+static size_t vt_request(const char *text, size_t len) {
+  const char *end = strstr(text, "\r\n\r\n"), *value;
+  size_t head, body;
+  if (!end) return 0;
+  head = (size_t)(end - text) + 4;
+  value = strstr(text, "\r\ntransfer-encoding: chunked\r\n");
+  if (value && value < end) {
+    for (; head + 5 <= len; head++)
+      if (memcmp(text + head, "0\r\n\r\n", 5) == 0 && (text[head - 1] == '\n')) return head + 5;
+    return 0;
+  }
+  value = strstr(text, "\r\ncontent-length: ");
+  body = value && value < end ? (size_t)strtoull(value + 18, NULL, 10) : 0;
+  return head + body <= len ? head + body : 0;
+}
+
+static int vt_tx(void *user, void *ptr, const void *buf, size_t len) {
+  vt_conn *conn = (vt_conn *)ptr;
+  vt_world *w = (vt_world *)user;
+  size_t n;
+  if (conn->first && conn->first->what == VT_RESET && conn->first->at <= w->clock) return -104;
+  if (w->tx_every && conn->tx_at > w->clock) return E2B_IO_AGAIN;
+  if (w->tx_every && len > 1000) len = 1000;
+  conn->tx_at = w->clock + w->tx_every;
+  w->waits = 0;
+  conn->tx = (char *)realloc(conn->tx, conn->tx_len + len + 1);
+  memcpy(conn->tx + conn->tx_len, buf, len);
+  conn->tx_len += len;
+  conn->tx[conn->tx_len] = 0;
+  n = vt_request(conn->tx, conn->tx_len);
+  if (!n) return (int)len;
+  CHECK(n == conn->tx_len); /* one at a time */
+  if (w->asked < VT_MAX) {
+    w->texts[w->asked] = (char *)malloc(n + 1);
+    memcpy(w->texts[w->asked], conn->tx, n + 1);
+    w->lens[w->asked] = n;
+  }
+  w->asked++;
+  conn->asked++;
+  conn->tx_len = 0;
+  w->answer(w, conn, conn->tx, n);
+  return (int)len;
+}
+
+static void vt_conn_free(vt_conn *conn) {
+  while (conn->first) {
+    vt_piece *piece = conn->first;
+    conn->first = piece->next;
+    free(piece);
+  }
+  free(conn->tx);
+  free(conn);
+}
+
+static void vt_shut(void *user, void *ptr) {
+  vt_world *w = (vt_world *)user;
+  vt_conn **at;
+  for (at = &w->conns; *at != (vt_conn *)ptr; at = &(*at)->next) continue;
+  *at = (*at)->next;
+  w->shut++;
+  vt_conn_free((vt_conn *)ptr);
+}
+
+/* Moves the clock to the next thing that happens. What is there and nobody takes does not count: it is held back. */
+static void vt_wait(void *user, int timeout_ms) {
+  vt_world *w = (vt_world *)user;
+  uint64_t next = timeout_ms < 0 ? UINT64_MAX : w->clock + (uint64_t)timeout_ms;
+  bool held = ++w->waits > 20;
+  const vt_conn *conn;
+  for (conn = w->conns; conn; conn = conn->next) {
+    uint64_t at = conn->up_at > w->clock ? conn->up_at : conn->first ? conn->first->at : conn->flood ? w->clock : UINT64_MAX;
+    if (conn->tx_at > w->clock && conn->tx_len && conn->tx_at < at) at = conn->tx_at;
+    if (at < next && (at > w->clock || !held)) next = at < w->clock ? w->clock : at;
+  }
+  if (next != UINT64_MAX) {
+    if (next > w->clock) w->waits = 0;
+    w->clock = next;
+  } else { /* a hang: it would wait for ever */
+    w->stuck = true;
+    e2b_client_interrupt(w->client);
+  }
+}
+
+static uint64_t vt_now(void *user) {
+  return ((vt_world *)user)->clock;
+}
+
+/* What was set in w->config before stays. */
+static void vt_open_world(vt_world *w, vt_answer_fn answer) {
+  e2b_attach_opts attach;
+  memset(&attach, 0, sizeof attach);
+  w->clock = 1000000;
+  w->answer = answer;
+  w->transport.open_fn = vt_open;
+  w->transport.ready_fn = vt_ready;
+  w->transport.rx_fn = vt_rx;
+  w->transport.tx_fn = vt_tx;
+  w->transport.shut_fn = vt_shut;
+  w->transport.wait_fn = vt_wait;
+  w->transport.user = w;
+  w->transport.flags = E2B_TRANSPORT_HAS_DNS;
+  w->config.transport = &w->transport;
+  w->config.now_ms_fn = vt_now;
+  w->config.platform_user = w;
+  w->config.no_env = true;
+  w->config.user_agent = "t";
+  w->config.allocator = heap_allocator(&w->heap);
+  w->client = e2b_client_create(&w->config, &w->err);
+  if (!CHECK(w->client != NULL)) return;
+  attach.base_url = "http://envd.test";
+  attach.access_token = "tok";
+  attach.envd_version = "0.6.13";
+  CHECK_INT(e2b_sandbox_attach(w->client, "sbx", &attach, &w->sandbox, &w->err), E2B_OK);
+}
+
+static void vt_begin(vt_world *w, vt_answer_fn answer) {
+  memset(w, 0, sizeof *w);
+  vt_open_world(w, answer);
+}
+
+/* Every test ends with this: nothing was left open or allocated, and nothing would have waited for ever. */
+static void vt_end_at(vt_world *w, int line) {
+  int i;
+  e2b_client_free(w->client);
+  check_int_at(w->shut, w->opened, line, "connections closed");
+  check_at(!w->conns && !w->stuck, line, "it would have waited for ever");
+  heap_check_empty_at(&w->heap, line);
+  for (i = 0; i < VT_MAX; i++) free(w->texts[i]);
+}
+#define VT_END(w) vt_end_at(w, __LINE__)
+
+static const char *vt_asked(const vt_world *w, int at) {
+  return at < w->asked && at < VT_MAX ? w->texts[at] : "";
+}
+
+/* Turns until it holds, or so many virtual ms have passed. */
+#define VT_UNTIL(w, condition, ms)                                                                                     \
+  do {                                                                                                                 \
+    uint64_t vt_until_ = (w)->clock + (ms);                                                                            \
+    while (!(condition) && (w)->clock < vt_until_) (void)e2b_client_poll((w)->client, (int)(vt_until_ - (w)->clock));  \
+    CHECK(condition);                                                                                                  \
+  } while (0)
+
+/* ---- streams of events, as bytes ---- */
+
+#define ST_OK "200 OK\r\ncontent-type: application/connect+proto"
+#define ST_HEAD "HTTP/1.1 " ST_OK "\r\ntransfer-encoding: chunked\r\n\r\n"
+
+typedef struct st_bytes {
+  e2b__mem mem;
+  e2b__buf buf;
+  bool json;
+} st_bytes;
+
+static void st_begin(st_bytes *s, bool json) {
+  e2b__mem_init(&s->mem, NULL);
+  e2b__buf_init(&s->buf, &s->mem, SIZE_MAX);
+  s->json = json;
+}
+
+static void st_event(st_bytes *s, const e2b__event_response *event) {
+  e2b__rpc rpc;
+  memset(&rpc, 0, sizeof rpc);
+  rpc.stream = true;
+  rpc.json = s->json;
+  e2b__rpc_encode(&rpc, &e2b__msg_event_response, event, &s->buf);
+}
+
+static void st_start(st_bytes *s, uint32_t pid) {
+  e2b__event_response event;
+  memset(&event, 0, sizeof event);
+  event.has_event = event.event.has_start = true;
+  event.event.start.pid = pid;
+  st_event(s, &event);
+}
+
+static void st_data_n(st_bytes *s, int which, const char *data, size_t len) {
+  e2b__event_response event;
+  e2b__data_event *to = &event.event.data;
+  memset(&event, 0, sizeof event);
+  event.has_event = event.event.has_data = true;
+  to->has_stdout_data = which == 1;
+  to->has_stderr_data = which == 2;
+  to->has_pty = which == 3;
+  to->stdout_data = to->stderr_data = to->pty = e2b__str_n(data, len);
+  st_event(s, &event);
+}
+
+static void st_data(st_bytes *s, int which, const char *data) {
+  st_data_n(s, which, data, strlen(data));
+}
+
+static void st_keepalive(st_bytes *s) {
+  e2b__event_response event;
+  memset(&event, 0, sizeof event);
+  event.has_event = event.event.has_keepalive = true;
+  st_event(s, &event);
+}
+
+/* exit_code < 0: by a signal. */
+static void st_exit(st_bytes *s, int32_t exit_code) {
+  e2b__event_response event;
+  memset(&event, 0, sizeof event);
+  event.has_event = event.event.has_end = true;
+  event.event.end.exit_code = exit_code;
+  event.event.end.exited = exit_code >= 0;
+  event.event.end.status = e2b__str(exit_code < 0 ? "signal: killed" : exit_code ? "exit status X" : "exit status 0");
+  if (exit_code) event.event.end.has_error = true;
+  event.event.end.error = event.event.end.status;
+  st_event(s, &event);
+}
+
+static void st_eos(st_bytes *s, const char *json) {
+  uint8_t head[5] = { 2, 0, 0, 0, 0 };
+  head[4] = (uint8_t)strlen(json);
+  e2b__buf_put(&s->buf, head, 5);
+  e2b__buf_text(&s->buf, json);
+}
+
+/* As one chunk of a body, `after` ms from now; what was put is taken. */
+static void st_say(st_bytes *s, vt_conn *conn, uint64_t after) {
+  char head[20];
+  size_t n = (size_t)snprintf(head, sizeof head, "%lx\r\n", (unsigned long)s->buf.len);
+  e2b__buf_put(&s->buf, head, n); /* behind it for now */
+  memmove(s->buf.data + n, s->buf.data, s->buf.len - n);
+  memcpy(s->buf.data, head, n);
+  e2b__buf_text(&s->buf, "\r\n");
+  vt_put(conn, after, VT_BYTES, s->buf.data, s->buf.len);
+  s->buf.len = 0;
+}
+
+static void st_free(st_bytes *s) {
+  e2b__buf_free(&s->buf);
+}
+
+/* Answers a Start: its pid, and nothing more by itself. */
+static void st_open_stream(vt_conn *conn, uint32_t pid) {
+  st_bytes s;
+  st_begin(&s, false);
+  vt_say(conn, 0, ST_HEAD);
+  st_start(&s, pid);
+  st_say(&s, conn, 0);
+  st_free(&s);
+}
+
+/* And its whole end, `after` ms from now. */
+static void st_close_stream(vt_conn *conn, uint64_t after, const char *out, int32_t exit_code) {
+  st_bytes s;
+  st_begin(&s, false);
+  if (out) st_data(&s, 1, out);
+  st_exit(&s, exit_code);
+  st_eos(&s, "{}");
+  st_say(&s, conn, after);
+  vt_say(conn, after, "0\r\n\r\n");
+  st_free(&s);
+}
+
+static bool st_is(const char *text, const char *method) {
+  char line[100];
+  (void)snprintf(line, sizeof line, "POST /%s HTTP/1.1\r\n", method);
+  return strncmp(text, line, strlen(line)) == 0;
+}
+
+/* ---- what is asked of the server ---- */
+
+/* Whatever is asked for. */
+static void st_answer_all(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  if (strstr(text, "Filesystem/WatchDir")) {
+    st_begin(&s, false);
+    vt_say(conn, 1, ST_HEAD);
+    e2b__buf_put(&s.buf, "\0\0\0\0\2\x0a\0", 7); /* it has begun */
+    st_say(&s, conn, 1);
+    st_free(&s);
+  } else if (st_is(text, "process.Process/Start") || st_is(text, "process.Process/Connect")) {
+    st_open_stream(conn, 42);
+    if (w->step) st_close_stream(conn, 1, "out", 0);
+  } else {
+    vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", "", 0);
+  }
+}
+
+/* A time limit of ours is not one of the process; its own goes out as it was given; keep-alives are always asked for, and
+ * never every 0 seconds, which would bring envd down. */
+static void test_stream_requests(void) {
+  static const int32_t limits[] = { 0, 1, INT32_MAX }, intervals[] = { 0, 1, 3600 };
+  static const char *const asked[] = { "\r\nkeepalive-ping-interval: 50\r\n", "\r\nkeepalive-ping-interval: 1\r\n",
+                                       "\r\nkeepalive-ping-interval: 3600\r\n" };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(limits); i++) {
+    e2b_command_handle *handles[4] = { NULL, NULL, NULL, NULL };
+    e2b_watch_handle *watch = NULL;
+    e2b_watch_opts watching;
+    e2b_run_opts opts;
+    char limit[64] = "";
+    uint32_t pid;
+    vt_world w;
+    int k, starts;
+    memset(&w, 0, sizeof w);
+    memset(&opts, 0, sizeof opts);
+    memset(&watching, 0, sizeof watching);
+    w.config.keepalive_interval_s = intervals[i];
+    vt_open_world(&w, st_answer_all);
+    w.step = 1;
+    opts.call.timeout_ms = watching.call.timeout_ms = 7777;
+    opts.run_timeout_ms = limits[i];
+    if (limits[i]) (void)snprintf(limit, sizeof limit, "\r\nconnect-timeout-ms: %ld\r\n", (long)limits[i]);
+    CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, NULL, &w.err), E2B_OK);
+    CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handles[0], &w.err), E2B_OK);
+    CHECK_INT(e2b_commands_start_detached(w.sandbox, "x", &opts, &pid, &w.err), E2B_OK);
+    starts = 3;
+#ifndef E2B_NO_PTY
+    {
+      e2b_pty_opts pty;
+      memset(&pty, 0, sizeof pty);
+      pty.run_timeout_ms = limits[i];
+      pty.call.timeout_ms = 7777;
+      CHECK_INT(e2b_pty_create(w.sandbox, &pty, &handles[1], &w.err), E2B_OK);
+      starts = 4;
+    }
+#endif
+    opts.run_timeout_ms = 0;
+    CHECK_INT(e2b_commands_connect_to_process(w.sandbox, 42, &opts, &handles[2], &w.err), E2B_OK);
+    CHECK_INT(e2b_commands_connect_to_tag(w.sandbox, "t", &opts, &handles[3], &w.err), E2B_OK);
+    CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", &watching, &watch, &w.err), E2B_OK);
+    CHECK_INT(w.asked, starts + 3);
+    for (k = 0; k < w.asked; k++) {
+      CHECK_HAS(vt_asked(&w, k), asked[i]);
+      if (k < starts && limits[i]) CHECK_HAS(vt_asked(&w, k), limit);
+      else CHECK(!strstr(vt_asked(&w, k), "connect-timeout-ms"));
+    }
+    for (k = 0; k < 4; k++) e2b_command_handle_free(handles[k]);
+    e2b_watch_handle_stop(watch);
+    VT_END(&w);
+  }
+  for (i = 0; i < 3; i++) { /* in all of which a ticker could not run */
+    e2b_client_config config;
+    e2b_error err;
+    memset(&config, 0, sizeof config);
+    config.no_env = true;
+    config.keepalive_interval_s = i == 0 ? -1 : i == 1 ? 3601 : INT32_MAX;
+    CHECK(e2b_client_create(&config, &err) == NULL);
+    CHECK_HAS(err.message, "keepalive_interval_s");
+  }
+}
+
+/* A process that runs for a day, and says nothing but keep-alives until its end: nobody's timer ends it. */
+static void st_answer_day(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  uint64_t at;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  st_begin(&s, false);
+  st_open_stream(conn, 42);
+  for (at = 50000; at < 86400000; at += 50000) {
+    st_keepalive(&s);
+    st_say(&s, conn, at);
+  }
+  st_close_stream(conn, 86400000, "done\n", 7);
+  st_free(&s);
+}
+
+static void test_stream_all_day(void) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_result r;
+  int way;
+  for (way = 0; way < 2; way++) {
+    e2b_err code;
+    vt_world w;
+    memset(&r, 0, sizeof r);
+    memset(&w, 0, sizeof w);
+    w.config.request_timeout_ms = 1000; /* which is for the pid */
+    vt_open_world(&w, st_answer_day);
+    if (way) {
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+      code = e2b_command_handle_wait(handle, NULL, &r, &w.err);
+    } else {
+      code = e2b_commands_run(w.sandbox, "x", NULL, &r, &w.err);
+    }
+    CHECK_INT(code, E2B_COMMAND_EXIT);
+    CHECK_INT(w.clock - 1000000, 86400000);
+    CHECK_INT(r.exit_code, 7);
+    CHECK_STR(r.stdout_data.ptr, "done\n");
+    CHECK_INT(w.asked, 1);
+    e2b_mem_free(&r.mem);
+    if (way) e2b_command_handle_free(handle);
+    VT_END(&w);
+  }
+}
+
+/* ---- deadlines ---- */
+
+typedef enum st_hold { /* where a server stops */
+  ST_NO_CONNECTION = 0, ST_NO_ANSWER, ST_HALF_HEAD, ST_HALF_BODY, ST_DRIP, ST_FLOOD, ST_HOLDS
+} st_hold;
+
+static void st_answer_hold(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static const char keepalives[] = "0000000007\r\n\0\0\0\0\2\x1a\0\r\n"; /* a chunk with an event that nobody knows */
+  bool stream = strstr(text, "application/connect+proto") != NULL;
+  st_bytes s;
+  int i;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  if (w->step < ST_HALF_HEAD) return;
+  vt_say(conn, 5, "HTTP/1.1 200 OK\r\ncontent-");
+  if (w->step == ST_HALF_HEAD) return;
+  vt_say(conn, 5, stream ? "type: application/connect+proto\r\ntransfer-encoding: chunked\r\n\r\n"
+                         : "type: application/proto\r\ntransfer-encoding: chunked\r\n\r\n");
+  if (w->step == ST_HALF_BODY) return;
+  if (w->step == ST_FLOOD && stream) {
+    conn->flood = keepalives;
+    conn->flood_len = sizeof keepalives - 1;
+    return;
+  }
+  st_begin(&s, false);
+  for (i = 1; i < 1000; i++) {
+    if (stream) e2b__buf_put(&s.buf, "\0\0\0\0\2\x1a\0", 7);
+    else e2b__buf_byte(&s.buf, 0x0a);
+    st_say(&s, conn, 7u * (unsigned)i);
+  }
+  st_free(&s);
+}
+
+typedef enum st_call {
+  ST_RUN = 0, ST_START, ST_DETACHED, ST_ATTACH, ST_TAG, ST_LIST, ST_SIGNAL, ST_TREE, ST_STOP, ST_STDIN, ST_CLOSE, ST_RESIZE, ST_STAT,
+  ST_DIR, ST_READ, ST_WRITE, ST_MANY, ST_WATCH, ST_POLL, ST_CALLS
+} st_call;
+
+static const char *const st_call_names[] = { "run", "start", "detached", "attach", "tag", "list", "signal", "tree", "stop", "stdin",
+                                             "close", "resize", "stat", "dir", "read", "write", "many", "watch", "poll" };
+
+/* One blocking call of that kind. */
+static e2b_err st_do(vt_world *w, int kind, const e2b_call *given) {
+  e2b_command_handle *handle = NULL;
+  e2b_watch_handle *watch = NULL;
+  e2b_command_result result;
+  e2b_process_list processes;
+  e2b_entry_list entries;
+  e2b_entry_info entry;
+  e2b_run_opts run;
+  e2b_files_opts files;
+  e2b_watch_opts watching;
+  e2b_bulk_opts bulk;
+  e2b_write_item item;
+  e2b_buf buf;
+  uint32_t pid;
+  e2b_err code = E2B_ERR_NOT_BUILT;
+  e2b_call call = *given;
+  memset(&run, 0, sizeof run);
+  memset(&files, 0, sizeof files);
+  memset(&watching, 0, sizeof watching);
+  memset(&bulk, 0, sizeof bulk);
+  memset(&result, 0, sizeof result);
+  memset(&processes, 0, sizeof processes);
+  memset(&entries, 0, sizeof entries);
+  memset(&entry, 0, sizeof entry);
+  memset(&buf, 0, sizeof buf);
+  memset(&item, 0, sizeof item);
+  run.call = files.call = watching.call = bulk.call = call;
+  item.path = "/x";
+  watching.polling = kind == ST_POLL;
+  switch (kind) {
+    case ST_RUN: code = e2b_commands_run(w->sandbox, "x", &run, &result, &w->err); break;
+    case ST_START: code = e2b_commands_start(w->sandbox, "x", &run, &handle, &w->err); break;
+    case ST_DETACHED: code = e2b_commands_start_detached(w->sandbox, "x", &run, &pid, &w->err); break;
+    case ST_ATTACH: code = e2b_commands_connect_to_process(w->sandbox, 7, &run, &handle, &w->err); break;
+    case ST_TAG: code = e2b_commands_connect_to_tag(w->sandbox, "t", &run, &handle, &w->err); break;
+    case ST_LIST: code = e2b_commands_list(w->sandbox, &call, &processes, &w->err); break;
+    case ST_SIGNAL: code = e2b_commands_send_signal(w->sandbox, 7, 15, &call, NULL, &w->err); break;
+    case ST_TREE: code = e2b_commands_kill_tree(w->sandbox, 7, &call, NULL, &w->err); break;
+    case ST_STOP: code = e2b_commands_stop(w->sandbox, 7, 100, &call, NULL, &w->err); break;
+    case ST_STDIN: code = e2b_commands_send_stdin(w->sandbox, 7, "x", 1, &call, &w->err); break;
+    case ST_CLOSE: code = e2b_commands_close_stdin(w->sandbox, 7, &call, &w->err); break;
+#ifndef E2B_NO_PTY
+    case ST_RESIZE: code = e2b_pty_resize(w->sandbox, 7, 1, 1, &call, &w->err); break;
+#endif
+    case ST_STAT: code = e2b_files_get_info(w->sandbox, "/x", &files, &entry, &w->err); break;
+    case ST_DIR: code = e2b_files_list(w->sandbox, "/x", &files, &entries, &w->err); break;
+    case ST_READ: code = e2b_files_read(w->sandbox, "/x", &files, &buf, &w->err); break;
+    case ST_WRITE: code = e2b_files_write(w->sandbox, "/x", "x", 1, &files, NULL, &w->err); break;
+    case ST_MANY: code = e2b_files_write_many(w->sandbox, &item, 1, &bulk, &w->err); break;
+    case ST_WATCH:
+    case ST_POLL: code = e2b_files_watch_dir(w->sandbox, "/x", &watching, &watch, &w->err); break;
+    default: break;
+  }
+  e2b_mem_free(&result.mem);
+  e2b_mem_free(&processes.mem);
+  e2b_mem_free(&entries.mem);
+  e2b_mem_free(&entry.mem);
+  e2b_mem_free(&buf.mem);
+  e2b_command_handle_free(handle);
+  e2b_watch_handle_stop(watch);
+  return code;
+}
+
+static bool st_known(int kind) {
+#ifdef E2B_NO_PTY
+  return kind != ST_RESIZE;
+#else
+  (void)kind;
+  return true;
+#endif
+}
+
+/* Whatever a server does or leaves undone, a call ends at its deadline: not later, not at twice of it, not never. */
+static void test_stream_deadlines(void) {
+  int kind, hold;
+  for (kind = 0; kind < ST_CALLS; kind++) {
+    for (hold = 0; hold < ST_HOLDS; hold++) {
+      int failures = check_failures;
+      e2b_call call;
+      uint64_t from;
+      vt_world w;
+      if (!st_known(kind)) continue;
+      memset(&w, 0, sizeof w);
+      memset(&call, 0, sizeof call);
+      w.connect_ms = hold == ST_NO_CONNECTION ? UINT64_MAX : 20;
+      w.step = hold;
+      vt_open_world(&w, st_answer_hold);
+      call.timeout_ms = hold == ST_FLOOD ? 250 : 2500;
+      from = w.clock;
+      CHECK_INT(st_do(&w, kind, &call), E2B_ERR_TIMEOUT);
+      if (hold == ST_FLOOD) CHECK(w.clock - from >= 250 && w.clock - from < 320); /* it takes a millisecond for each read */
+      else CHECK_INT(w.clock - from, 2500);
+      CHECK(w.err.message[0] != 0);
+      VT_END(&w);
+      if (check_failures != failures) printf("  %s, %d\n", st_call_names[kind], hold);
+    }
+  }
+}
+
+/* A stream that says nothing, not even keep-alives, is lost after three of them; each one that comes counts. */
+static void st_answer_silent(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  (void)len;
+  if (strncmp(text, "GET /health ", 12) == 0) {
+    if (w->step & 2) vt_say(conn, 1, "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 22\r\n\r\nsandbox not found: sbx");
+    else (void)vt_is_health(conn, text);
+    return;
+  }
+  st_open_stream(conn, 42);
+  st_begin(&s, false);
+  st_data(&s, 1, "some");
+  if (w->step & 1) st_keepalive(&s);
+  st_say(&s, conn, w->step & 1 ? 149999 : 0);
+  st_free(&s);
+}
+
+static void test_stream_silence(void) {
+  int way;
+  for (way = 0; way < 16; way++) {
+    e2b_err want = way & 2 ? E2B_ERR_SANDBOX_GONE : E2B_ERR_IDLE_TIMEOUT;
+    uint64_t life = (way & 1 ? 149999u : 0u) + (way & 4 ? 30000u : 150000u);
+    e2b_command_handle *handle = NULL;
+    e2b_command_result r;
+    vt_world w;
+    if ((way & 5) == 5) continue; /* the keep-alive would come too late */
+    memset(&w, 0, sizeof w);
+    memset(&r, 0, sizeof r);
+    w.step = way;
+    w.config.keepalive_interval_s = way & 4 ? 10 : 0;
+    vt_open_world(&w, st_answer_silent);
+    if (way & 8) {
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+      CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &w.err), want);
+    } else {
+      CHECK_INT(e2b_commands_run(w.sandbox, "x", NULL, &r, &w.err), want);
+    }
+    CHECK_INT(w.clock - 1000000, life + 1); /* and the question what became of the sandbox */
+    CHECK_STR(r.stdout_data.ptr, "some");
+    CHECK(w.err.maybe_done);
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    VT_END(&w);
+  }
+}
+
+/* The process' own time limit has one name, whichever of them the server's stack shows first. */
+static const struct st_cause {
+  uint64_t at;      /* the limit is 1000 */
+  int32_t exit;     /* -1: by SIGKILL */
+  bool ends;        /* an end event */
+  const char *last; /* end of stream, NULL = none */
+  vt_what then;
+  e2b_err want;
+} st_causes[] = {
+  { 1000, 0, false, "{\"error\":{\"code\":\"deadline_exceeded\",\"message\":\"context deadline exceeded\"}}", VT_BYTES, E2B_ERR_TIMEOUT },
+  { 1001, -1, true, "{\"error\":{\"code\":\"deadline_exceeded\"}}", VT_BYTES, E2B_ERR_TIMEOUT },
+  { 1001, -1, true, "{}", VT_BYTES, E2B_ERR_TIMEOUT },
+  { 1001, 0, false, NULL, VT_RESET, E2B_ERR_TIMEOUT },
+  { 1001, 0, false, NULL, VT_EOF, E2B_ERR_TIMEOUT },
+  { 1001, -1, true, NULL, VT_EOF, E2B_ERR_TIMEOUT },
+  { 1001, 0, false, NULL, VT_BYTES, E2B_ERR_TIMEOUT }, /* the body just ends */
+  { 1001, 0, true, "{}", VT_BYTES, E2B_OK },           /* it was done by then */
+  { 1001, 3, true, "{}", VT_BYTES, E2B_COMMAND_EXIT },
+  { 999, -1, true, "{}", VT_BYTES, E2B_COMMAND_EXIT }, /* somebody else killed it */
+  { 900, 0, false, NULL, VT_EOF, E2B_ERR_TRUNCATED },
+  { 900, 0, false, NULL, VT_RESET, E2B_ERR_TRUNCATED },
+};
+
+static void st_answer_cause(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  const struct st_cause *cause = (const struct st_cause *)w->script;
+  st_bytes s;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  st_open_stream(conn, 42);
+  st_begin(&s, false);
+  st_data(&s, 1, "some");
+  st_say(&s, conn, 10);
+  if (cause->ends) st_exit(&s, cause->exit);
+  if (cause->last) st_eos(&s, cause->last);
+  if (s.buf.len) st_say(&s, conn, cause->at);
+  st_free(&s);
+  if (cause->then == VT_BYTES) vt_say(conn, cause->at, "0\r\n\r\n");
+  else vt_put(conn, cause->at, cause->then, NULL, 0);
+}
+
+static void test_stream_deadline_causes(void) {
+  size_t i;
+  int way;
+  for (i = 0; i < E2B__COUNT(st_causes); i++) {
+    for (way = 0; way < 3; way++) {
+      int failures = check_failures;
+      e2b_command_handle *handle = NULL;
+      e2b_command_event event;
+      e2b_command_result r;
+      e2b_run_opts opts;
+      e2b_err code;
+      vt_world w;
+      memset(&w, 0, sizeof w);
+      memset(&r, 0, sizeof r);
+      memset(&opts, 0, sizeof opts);
+      w.script = &st_causes[i];
+      vt_open_world(&w, st_answer_cause);
+      opts.run_timeout_ms = 1000;
+      if (way == 0) {
+        code = e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err);
+      } else {
+        CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_OK);
+        while (way == 2 && (code = e2b_command_handle_next(handle, -1, &event, &w.err)) == E2B_OK) continue;
+        code = e2b_command_handle_wait(handle, NULL, &r, &w.err);
+      }
+      CHECK_INT(code, st_causes[i].want);
+      CHECK_STR(r.stdout_data.ptr, way == 2 ? "" : "some");
+      if (code == E2B_ERR_TIMEOUT) CHECK_HAS(w.err.message, "run_timeout_ms");
+      e2b_mem_free(&r.mem);
+      e2b_command_handle_free(handle);
+      VT_END(&w);
+      if (check_failures != failures) printf("  cause %u, way %d\n", (unsigned)i, way);
+    }
+  }
+}
+
+/* ---- how streams end ---- */
+
+typedef enum st_cut { ST_CUT_EOF = 0, ST_CUT_RESET, ST_CUT_END, ST_CUTS } st_cut;
+typedef enum st_fate { ST_ALIVE = 0, ST_GONE, ST_PAUSED, ST_SILENT, ST_FATES } st_fate;
+
+/* A stream with everything but the last of it. */
+static void st_answer_lost(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  int cut = w->step / 100, fate = w->step / 10 % 10, upto = w->step % 10;
+  st_bytes s;
+  (void)len;
+  if (strncmp(text, "GET /health ", 12) == 0) {
+    if (fate == ST_ALIVE) vt_say(conn, 1, "HTTP/1.1 204 No Content\r\n\r\n");
+    if (fate == ST_GONE) vt_say_body(conn, 1, "502 Bad Gateway", "sandbox not found: sbx", 22);
+    if (fate == ST_PAUSED) vt_say_body(conn, 1, "502 Bad Gateway", "", 0);
+    return;
+  }
+  if (strncmp(text, "GET /sandboxes/sbx ", 19) == 0) {
+    if (fate == ST_GONE) vt_say_body(conn, 1, "404 Not Found", "", 0);
+    else vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/json", "{\"sandboxID\":\"sbx\",\"state\":\"paused\"}", 36);
+    return;
+  }
+  st_open_stream(conn, 42);
+  st_begin(&s, false);
+  st_data(&s, 1, "kept");
+  st_say(&s, conn, 5);
+  if (upto > 0) st_exit(&s, 0);
+  if (upto > 1) e2b__buf_put(&s.buf, "\2\0\0\0\2{", 6); /* all but one byte */
+  if (s.buf.len) st_say(&s, conn, 5);
+  st_free(&s);
+  if (cut == ST_CUT_END) vt_say(conn, 5, "0\r\n\r\n");
+  else vt_put(conn, 5, cut == ST_CUT_EOF ? VT_EOF : VT_RESET, NULL, 0);
+}
+
+/* Whatever is missing, be it the last byte of all: no success. What came is kept, and what became of the sandbox is said. */
+static void test_stream_lost(void) {
+  static const e2b_err wants[] = { E2B_ERR_TRUNCATED, E2B_ERR_SANDBOX_GONE, E2B_ERR_SANDBOX_PAUSED, E2B_ERR_TRUNCATED };
+  int cut, fate, upto, way;
+  for (cut = 0; cut < ST_CUTS * ST_FATES * 3 * 3; cut++) {
+    int failures = check_failures;
+    e2b_command_handle *handle = NULL;
+    e2b_command_event event;
+    e2b_command_result r;
+    e2b_err code;
+    vt_world w;
+    way = cut % 3;
+    upto = cut / 3 % 3;
+    fate = cut / 9 % ST_FATES;
+    memset(&w, 0, sizeof w);
+    memset(&r, 0, sizeof r);
+    w.config.api_key = "key";
+    w.config.api_url = "http://api.test";
+    w.step = cut / (9 * ST_FATES) * 100 + fate * 10 + upto;
+    vt_open_world(&w, st_answer_lost);
+    if (way == 0) {
+      code = e2b_commands_run(w.sandbox, "x", NULL, &r, &w.err);
+    } else {
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+      if (way == 1) code = e2b_command_handle_wait(handle, NULL, &r, &w.err);
+      else code = e2b_command_handle_next(handle, -1, &event, &w.err);
+      if (way == 2 && CHECK_INT(code, E2B_OK)) CHECK(event.kind == E2B_EVENT_STDOUT && strcmp(event.data, "kept") == 0);
+      while (way == 2 && (code = e2b_command_handle_next(handle, -1, &event, &w.err)) == E2B_OK) CHECK_INT(event.kind, E2B_EVENT_EXIT);
+    }
+    CHECK_INT(code, wants[fate]);
+    CHECK(w.err.maybe_done);
+    CHECK_INT(w.clock - 1000000, fate == ST_SILENT ? 5 + 5000 : fate == ST_ALIVE ? 6 : 7);
+    if (way != 2) CHECK_STR(r.stdout_data.ptr, "kept");
+    if (fate == ST_ALIVE && cut < 72) CHECK_HAS(w.err.message, "connection");
+    CHECK(!strstr(w.err.message, "llhttp") && !strstr(w.err.message, "HPE_"));
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    VT_END(&w);
+    if (check_failures != failures) printf("  cut %d, fate %d, up to %d, way %d\n", w.step / 100, fate, upto, way);
+  }
+}
+
+/* A connection that is cut takes nothing with it: the process goes on, and the next stream finds it by the pid. */
+static void st_answer_again(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  if (vt_is_health(conn, text)) return;
+  if (st_is(text, "process.Process/SendInput")) {
+    vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", "", 0);
+    return;
+  }
+  CHECK_INT(st_is(text, "process.Process/Connect"), w->step == 1);
+  if (w->step == 1) CHECK(memcmp(text + len - 4, "\x0a\x02\x08\x2a", 4) == 0);
+  st_begin(&s, false);
+  st_open_stream(conn, 42);
+  st_data(&s, 3, w->step ? "second\n" : "first\n");
+  st_say(&s, conn, 5);
+  st_free(&s);
+  if (w->step++ == 0) vt_put(conn, 10, VT_RESET, NULL, 0);
+  else st_close_stream(conn, 10, NULL, 5);
+}
+
+static void test_stream_reattach(void) {
+  e2b_command_handle *handle = NULL, *again = NULL;
+  e2b_command_event event;
+  e2b_command_result r;
+  e2b_run_opts opts;
+  uint32_t pid;
+  vt_world w;
+  memset(&r, 0, sizeof r);
+  memset(&opts, 0, sizeof opts);
+  vt_begin(&w, st_answer_again);
+  opts.stdin_open = true;
+  CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_send_stdin(handle, "once\n", 5, NULL, &w.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_next(handle, -1, &event, &w.err), E2B_OK);
+  CHECK_STR(event.data, "first\n");
+  CHECK_INT(e2b_command_handle_next(handle, -1, &event, &w.err), E2B_ERR_TRUNCATED);
+  CHECK_INT(e2b_command_handle_next(handle, 0, &event, &w.err), E2B_ERR_TRUNCATED); /* and the same again */
+  pid = e2b_command_handle_pid(handle);
+  CHECK_INT(pid, 42);
+  CHECK_INT(e2b_commands_connect_to_process(w.sandbox, pid, NULL, &again, &w.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_wait(again, NULL, &r, &w.err), E2B_COMMAND_EXIT);
+  CHECK_STR(r.stdout_data.ptr, "second\n");
+  CHECK_INT(r.exit_code, 5);
+  CHECK_INT(w.asked, 4); /* start, input, health, attach: what was typed was not typed again */
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  e2b_command_handle_free(again);
+  VT_END(&w);
+}
+
+/* ---- pieces ---- */
+
+typedef struct st_seen {
+  char text[200];
+  int calls;
+} st_seen;
+
+static int st_see(void *user, const char *data, size_t len) {
+  st_seen *seen = (st_seen *)user;
+  size_t at = strlen(seen->text);
+  seen->calls++;
+  if (CHECK(at + len < sizeof seen->text)) memcpy(seen->text + at, data, len);
+  return 0;
+}
+
+/* The last output is one byte, then none, and half a character ends a message: the stream cut in two at every place,
+ * 1 ms between the parts. */
+static void st_put_small(st_bytes *s) {
+  st_start(s, 42);
+  st_data(s, 1, "gr\xc3");
+  st_data(s, 1, "\xbc\xe2\x82");
+  st_data(s, 2, "");
+  st_data(s, 1, "\xac");
+  st_data(s, 1, "!");
+  st_data(s, 1, "");
+  st_exit(s, 0);
+  st_eos(s, "{}");
+}
+
+static void st_answer_split(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s, part;
+  (void)len;
+  (void)text;
+  st_begin(&s, w->config.codec == E2B_CODEC_JSON);
+  st_begin(&part, false);
+  st_put_small(&s);
+  vt_say(conn, 0, s.json ? "HTTP/1.1 200 OK\r\ncontent-type: application/connect+json\r\ntransfer-encoding: chunked\r\n\r\n" : ST_HEAD);
+  e2b__buf_put(&part.buf, s.buf.data, (size_t)w->step);
+  if (w->step) st_say(&part, conn, 0);
+  e2b__buf_put(&part.buf, s.buf.data + w->step, s.buf.len - (size_t)w->step);
+  if (part.buf.len) st_say(&part, conn, 1);
+  vt_say(conn, 2, "0\r\n\r\n");
+  st_free(&s);
+  st_free(&part);
+}
+
+static void test_stream_splits(void) {
+  static const char want[] = "gr\xc3\xbc\xe2\x82\xac!";
+  int way, at, count;
+  for (way = 0; way < 6; way++) {
+    e2b_run_opts opts;
+    vt_world w;
+    st_bytes all;
+    memset(&w, 0, sizeof w);
+    w.config.codec = way % 2 ? E2B_CODEC_JSON : E2B_CODEC_PROTOBUF;
+    vt_open_world(&w, st_answer_split);
+    st_begin(&all, way % 2);
+    st_put_small(&all);
+    count = (int)all.buf.len;
+    st_free(&all);
+    for (at = 0; at <= count; at++) {
+      e2b_command_handle *handle = NULL;
+      e2b_command_event event;
+      e2b_command_result r;
+      st_seen seen;
+      int ends = 0;
+      memset(&r, 0, sizeof r);
+      memset(&opts, 0, sizeof opts);
+      memset(&seen, 0, sizeof seen);
+      w.step = at;
+      if (way / 2 == 0) { /* collected and pushed */
+        opts.on_stdout = st_see;
+        opts.output_user = &seen;
+        CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err), E2B_OK);
+        CHECK_STR(r.stdout_data.ptr, want);
+        CHECK_INT(seen.calls, 4);
+        CHECK_INT(r.exit_code, 0);
+      } else if (way / 2 == 1) { /* pulled */
+        CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+        while (e2b_command_handle_next(handle, -1, &event, &w.err) == E2B_OK) {
+          if (event.kind == E2B_EVENT_EXIT) ends++;
+          if (event.kind == E2B_EVENT_STDOUT) (void)st_see(&seen, event.data, event.len);
+        }
+        CHECK_INT(w.err.code, 0);
+        CHECK_INT(ends, 1);
+        CHECK_INT(seen.calls, 5); /* the empty one too */
+        e2b_command_handle_free(handle);
+      } else { /* pushed, one after the other with pauses would be the same path; collected after a start */
+        CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+        CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &w.err), E2B_OK);
+        CHECK_STR(r.stdout_data.ptr, want);
+        e2b_command_handle_free(handle);
+      }
+      if (way / 2 != 2) CHECK_STR(seen.text, want);
+      e2b_mem_free(&r.mem);
+    }
+    VT_END(&w);
+  }
+}
+
+/* ---- servers that lie ---- */
+
+typedef enum st_piece { /* letters of a story */
+  ST_S = 's', ST_Z = 'z', ST_D = 'd', ST_E = 'e', ST_F = 'f', ST_K = 'k', ST_X = 'x'
+} st_piece;
+
+/* What the story says: s start, z start with pid 0, S another start, d output, e exit 0, f exit 1, k keep-alive, x end of
+ * stream, . end of body. */
+static void st_answer_story(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  const char *at = (const char *)w->script;
+  st_bytes s;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  if (!st_is(text, "process.Process/Start") && !st_is(text, "process.Process/Connect")) {
+    vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", "", 0);
+    return;
+  }
+  st_begin(&s, false);
+  for (; *at && *at != '.'; at++) {
+    if (*at == ST_S) st_start(&s, 42);
+    if (*at == 'S') st_start(&s, 43);
+    if (*at == ST_Z) st_start(&s, 0);
+    if (*at == ST_D) st_data(&s, 1, "out");
+    if (*at == ST_E) st_exit(&s, 0);
+    if (*at == ST_F) st_exit(&s, 1);
+    if (*at == ST_K) st_keepalive(&s);
+    if (*at == ST_X) st_eos(&s, "{}");
+  }
+  vt_say(conn, 1, ST_HEAD);
+  if (s.buf.len) st_say(&s, conn, 1);
+  if (*at) vt_say(conn, 1, "0\r\n\r\n");
+  st_free(&s);
+}
+
+/* Stories that make no sense are not believed, in whichever way they are heard; those that do are. */
+static void test_stream_stories(void) {
+  static const struct {
+    const char *story;
+    e2b_err run, start, detached, wait; /* wait: what comes of the handle that start gave */
+  } rows[] = {
+    { "sdex.", E2B_OK, E2B_OK, E2B_OK, E2B_OK },
+    { "kskdkekx.", E2B_OK, E2B_OK, E2B_OK, E2B_OK },
+    { "sdfx.", E2B_COMMAND_EXIT, E2B_OK, E2B_OK, E2B_COMMAND_EXIT },
+    { "ex.", E2B_ERR_PROTOCOL, E2B_ERR_PROTOCOL, E2B_ERR_PROTOCOL, E2B_OK },      /* no start: nothing ran */
+    { "desx.", E2B_ERR_PROTOCOL, E2B_ERR_PROTOCOL, E2B_ERR_PROTOCOL, E2B_OK },
+    { "x.", E2B_ERR_TRUNCATED, E2B_ERR_TRUNCATED, E2B_ERR_TRUNCATED, E2B_OK },
+    { "kkx.", E2B_ERR_TRUNCATED, E2B_ERR_TRUNCATED, E2B_ERR_TRUNCATED, E2B_OK },
+    { "sx.", E2B_ERR_TRUNCATED, E2B_OK, E2B_OK, E2B_ERR_TRUNCATED },
+    { "sd.", E2B_ERR_TRUNCATED, E2B_OK, E2B_OK, E2B_ERR_TRUNCATED },
+    { "se.", E2B_ERR_TRUNCATED, E2B_OK, E2B_OK, E2B_ERR_TRUNCATED },
+    { "zdex.", E2B_ERR_PROTOCOL, E2B_ERR_PROTOCOL, E2B_ERR_PROTOCOL, E2B_OK },    /* there is no process 0 */
+    { "sSex.", E2B_ERR_PROTOCOL, E2B_OK, E2B_OK, E2B_ERR_PROTOCOL },              /* it does not become another one */
+    { "sfex.", E2B_ERR_PROTOCOL, E2B_OK, E2B_OK, E2B_ERR_PROTOCOL },              /* it does not end twice */
+    { "sfdx.", E2B_ERR_PROTOCOL, E2B_OK, E2B_OK, E2B_ERR_PROTOCOL },              /* it says nothing after its end */
+    { "sexd.", E2B_ERR_PROTOCOL, E2B_OK, E2B_OK, E2B_ERR_PROTOCOL },
+    { "sexx.", E2B_ERR_PROTOCOL, E2B_OK, E2B_OK, E2B_ERR_PROTOCOL },
+    { "sxe.", E2B_ERR_PROTOCOL, E2B_OK, E2B_OK, E2B_ERR_PROTOCOL },
+  };
+  size_t i;
+  int way;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    for (way = 0; way < 5; way++) {
+      int failures = check_failures;
+      e2b_command_handle *handle = NULL;
+      e2b_command_result r;
+      e2b_command_event event;
+      e2b_run_opts opts;
+      uint32_t pid = 9;
+      e2b_err code, want = rows[i].wait;
+      vt_world w;
+      memset(&r, 0, sizeof r);
+      memset(&opts, 0, sizeof opts);
+      vt_begin(&w, st_answer_story);
+      w.script = rows[i].story;
+      if (way == 0) {
+        CHECK_INT(e2b_commands_run(w.sandbox, "x", NULL, &r, &w.err), rows[i].run);
+      } else if (way == 1) {
+        CHECK_INT(e2b_commands_start_detached(w.sandbox, "x", NULL, &pid, &w.err), rows[i].detached);
+        CHECK_INT(pid, rows[i].detached ? 0 : 42);
+      } else {
+        code = way == 4 ? e2b_commands_connect_to_process(w.sandbox, 42, NULL, &handle, &w.err)
+                        : e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err);
+        CHECK_INT(code, rows[i].start);
+        CHECK_INT(handle != NULL, code == E2B_OK);
+      }
+      if (handle) {
+        while (way == 3 && (code = e2b_command_handle_next(handle, -1, &event, &w.err)) == E2B_OK) continue;
+        if (way != 3) code = e2b_command_handle_wait(handle, NULL, &r, &w.err);
+        else if (want == E2B_COMMAND_EXIT || want == E2B_OK) want = E2B_EOF;
+        CHECK_INT(code, want);
+        CHECK_INT(e2b_command_handle_pid(handle), 42);
+      }
+      e2b_mem_free(&r.mem);
+      e2b_command_handle_free(handle);
+      VT_END(&w);
+      if (check_failures != failures) printf("  story %s, way %d\n", rows[i].story, way);
+    }
+  }
+}
+
+/* Heads of messages that cannot be, and messages larger than allowed, which need not even come. */
+static void st_answer_envelope(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  const uint8_t *head = (const uint8_t *)w->script;
+  bool watch = strstr(text, "WatchDir") != NULL;
+  st_bytes s;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  st_begin(&s, false);
+  vt_say(conn, 0, ST_HEAD);
+  if (w->step && watch) e2b__buf_put(&s.buf, "\0\0\0\0\2\x0a\0", 7);
+  else if (w->step) st_start(&s, 42);
+  if (s.buf.len) st_say(&s, conn, 0);
+  e2b__buf_put(&s.buf, head, 5);
+  st_say(&s, conn, w->step ? 10 : 0);
+  st_free(&s);
+}
+
+static void test_stream_envelopes(void) {
+  static const struct {
+    uint8_t head[5];
+    e2b_err want;
+  } rows[] = {
+    { { 0, 0xff, 0xff, 0xff, 0xff }, E2B_ERR_LIMIT },   { { 0, 0x80, 0, 0, 0 }, E2B_ERR_LIMIT },
+    { { 0, 0, 0x01, 0x86, 0xa1 }, E2B_ERR_LIMIT },      { { 2, 0xff, 0xff, 0xff, 0xff }, E2B_ERR_LIMIT },
+    { { 1, 0, 0, 0, 0 }, E2B_ERR_PROTOCOL },            { { 1, 0, 0, 0, 9 }, E2B_ERR_PROTOCOL },
+    { { 3, 0, 0, 0, 0 }, E2B_ERR_PROTOCOL },            { { 4, 0, 0, 0, 0 }, E2B_ERR_PROTOCOL },
+    { { 0x80, 0, 0, 0, 0 }, E2B_ERR_PROTOCOL },         { { 0xff, 0xff, 0xff, 0xff, 0xff }, E2B_ERR_PROTOCOL },
+  };
+  size_t i;
+  int way;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    for (way = 0; way < 5; way++) {
+      e2b_command_handle *handle = NULL;
+      e2b_watch_handle *watch = NULL;
+      e2b_command_event event;
+      e2b_client_stats stats;
+      e2b_fs_event change;
+      vt_world w;
+      memset(&w, 0, sizeof w);
+      w.config.max_message_bytes = 100000;
+      w.script = rows[i].head;
+      w.step = way > 1;
+      vt_open_world(&w, st_answer_envelope);
+      if (way == 0) CHECK_INT(e2b_commands_run(w.sandbox, "x", NULL, NULL, &w.err), rows[i].want);
+      if (way == 1) CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", NULL, &watch, &w.err), rows[i].want);
+      if (way == 2 || way == 3) CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+      if (way == 2) CHECK_INT(e2b_command_handle_wait(handle, NULL, NULL, &w.err), rows[i].want);
+      if (way == 3) CHECK_INT(e2b_command_handle_next(handle, -1, &event, &w.err), rows[i].want);
+      if (way == 4) { /* it is begun anew, and breaks again: the gaps are told, and nothing spins */
+        CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", NULL, &watch, &w.err), E2B_OK);
+        CHECK_INT(e2b_watch_handle_next(watch, -1, &change, &w.err), E2B_OK);
+        CHECK_INT(change.type, E2B_FS_GAP);
+        CHECK(w.clock >= 1000000 + 1000 && w.asked == 2);
+      }
+      e2b_client_get_stats(w.client, &stats);
+      CHECK(stats.mem_peak < 200000);
+      e2b_command_handle_free(handle);
+      e2b_watch_handle_stop(watch);
+      VT_END(&w);
+    }
+  }
+}
+
+/* A message may be larger than what is buffered, and an answer that is an error may be, too: neither may wait for room that
+ * nobody makes. */
+static void st_answer_large(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static char large[300000];
+  static const char page[] = "<html>an error of somebody in between ";
+  bool watch = strstr(text, "WatchDir") != NULL;
+  st_bytes s;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  memset(large, 'x', sizeof large);
+  if (w->step == 1) {
+    vt_say_body(conn, 1, "500 Oops\r\ncontent-type: text/html", large, sizeof large);
+    return;
+  }
+  if (w->step == 2) {
+    vt_say(conn, 1, "HTTP/1.1 403 No\r\ncontent-type: text/html\r\n\r\n");
+    conn->flood = page;
+    conn->flood_len = sizeof page - 1;
+    return;
+  }
+  if (!st_is(text, "process.Process/Start") && !watch) {
+    vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/octet-stream", large, sizeof large);
+    return;
+  }
+  st_begin(&s, false);
+  vt_say(conn, 1, ST_HEAD);
+  if (watch) {
+    e2b__watch_dir_response response;
+    e2b__rpc rpc;
+    memset(&rpc, 0, sizeof rpc);
+    memset(&response, 0, sizeof response);
+    rpc.stream = true;
+    e2b__buf_put(&s.buf, "\0\0\0\0\2\x0a\0", 7);
+    response.has_filesystem = true;
+    response.filesystem.type = 1;
+    response.filesystem.name = e2b__str_n(large, sizeof large);
+    e2b__rpc_encode(&rpc, &e2b__msg_watch_dir_response, &response, &s.buf);
+  } else {
+    st_start(&s, 42);
+    st_data_n(&s, 1, large, sizeof large);
+    st_exit(&s, 0);
+    st_eos(&s, "{}");
+  }
+  st_say(&s, conn, 1);
+  if (!watch) vt_say(conn, 1, "0\r\n\r\n");
+  st_free(&s);
+}
+
+static int st_count_event(void *user, const e2b_fs_event *event) {
+  *(size_t *)user += strlen(event->name);
+  return 0;
+}
+
+static int st_count(void *user, const char *data, size_t len) {
+  (void)data;
+  *(size_t *)user += len;
+  return 0;
+}
+
+static void test_stream_large(void) {
+  static const uint32_t buffers[] = { 1, 1000, 65536 };
+  static const e2b_err wants[] = { E2B_OK, E2B_ERR_SERVICE, E2B_ERR_LIMIT };
+  size_t i;
+  int way, step;
+  for (i = 0; i < E2B__COUNT(buffers) * 3 * 9; i++) {
+    int failures = check_failures;
+    e2b_command_handle *handle = NULL;
+    e2b_watch_handle *watch = NULL;
+    e2b_file_stream *stream = NULL;
+    e2b_command_result r;
+    e2b_command_event event;
+    e2b_watch_opts watching;
+    e2b_fs_event change;
+    e2b_run_opts opts;
+    e2b_client_stats stats;
+    static char bytes[300001];
+    size_t total = 0, got = 0;
+    e2b_err code = E2B_OK, want;
+    vt_world w;
+    way = (int)i % 9;
+    step = (int)i / 9 % 3;
+    want = wants[step];
+    memset(&w, 0, sizeof w);
+    memset(&r, 0, sizeof r);
+    memset(&opts, 0, sizeof opts);
+    memset(&watching, 0, sizeof watching);
+    w.config.stream_buffer_size = buffers[i / 27];
+    w.config.max_message_bytes = 1000000;
+    w.step = step;
+    vt_open_world(&w, st_answer_large);
+    opts.output_user = watching.event_user = &total;
+    opts.call.timeout_ms = E2B_TIMEOUT_NONE;
+    if (way < 2) {
+      opts.on_stdout = way ? st_count : NULL;
+      opts.no_collect = way == 1;
+      code = e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err);
+      if (!way) total = r.stdout_data.len;
+    } else if (way < 5) {
+      opts.on_stdout = way == 2 ? st_count : NULL;
+      code = e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err);
+      if (!code && way == 4) code = e2b_command_handle_next(handle, -1, &event, &w.err);
+      if (!code && way == 4) total = event.len;
+      else if (!code) code = e2b_command_handle_wait(handle, NULL, &r, &w.err);
+      if (way == 3) total = r.stdout_data.len;
+    } else if (way < 7) {
+      watching.on_event = way == 5 ? st_count_event : NULL;
+      watching.call.timeout_ms = E2B_TIMEOUT_NONE;
+      code = e2b_files_watch_dir(w.sandbox, "/d", &watching, &watch, &w.err);
+      if (!code && way == 5) VT_UNTIL(&w, total, 1000);
+      else if (!code && (code = e2b_watch_handle_next(watch, -1, &change, &w.err)) == E2B_OK) total = strlen(change.name);
+    } else if (way == 7) {
+      code = e2b_files_read_stream(w.sandbox, "/x", NULL, &stream, &w.err);
+      while (!code && (code = e2b_file_stream_read(stream, -1, bytes, sizeof bytes, &got, &w.err)) == E2B_OK) total += got;
+      if (code == E2B_EOF) code = E2B_OK;
+    } else {
+      code = e2b_files_download(w.sandbox, "/x", st_count, &total, NULL, &w.err);
+    }
+    if (step == 2 && way > 6) want = E2B_ERR_LIMIT;
+    CHECK_INT(code, want);
+    if (step == 0) CHECK_INT(total, 300000);
+    if (step == 1) CHECK_INT(w.err.http_status, 500);
+    e2b_client_get_stats(w.client, &stats);
+    CHECK(stats.mem_peak < 4000000);
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    e2b_watch_handle_stop(watch);
+    e2b_file_stream_free(stream);
+    VT_END(&w);
+    if (check_failures != failures) printf("  way %d, step %d, buffer %lu\n", way, step, (unsigned long)buffers[i / 27]);
+  }
+}
+
+/* ---- what is sent once ---- */
+
+/* Answers the first request of a connection and closes it: an idle connection that dies as it is used again. */
+static void st_answer_stale(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  if (w->asked == 1) {
+    vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", "", 0);
+  } else if (w->step == 0 && conn->asked > 1) { /* it went out, and nobody knows how far */
+    vt_put(conn, 1, VT_RESET, NULL, 0);
+  } else if (w->step == 1) { /* half an answer */
+    vt_say(conn, 1, "HTTP/1.1 200 OK\r\ncontent-");
+    vt_put(conn, 2, VT_EOF, NULL, 0);
+  } else if (w->step == 2) {
+    vt_put(conn, 1, VT_EOF, NULL, 0);
+  } else {
+    vt_say_body(conn, 1, "404 Not Found\r\ncontent-type: application/json", "{\"code\":\"not_found\",\"message\":\"no\"}", 35);
+  }
+}
+
+/* What does something in the sandbox is sent once, and whoever lost the answer is told that it may have been done. What
+ * only looks, or says the same again, may be sent again on a new connection. */
+static void test_stream_never_twice(void) {
+  static const int kinds[] = { ST_RUN, ST_START, ST_DETACHED, ST_SIGNAL, ST_STDIN, ST_TREE, ST_STOP, ST_LIST, ST_STAT, ST_CLOSE };
+  size_t i;
+  int step;
+  for (i = 0; i < E2B__COUNT(kinds); i++) {
+    for (step = 0; step < 3; step++) {
+      bool again = kinds[i] == ST_LIST || kinds[i] == ST_STAT || kinds[i] == ST_CLOSE;
+      int failures = check_failures, k, asked = 0;
+      e2b_process_list list;
+      e2b_call call;
+      e2b_err code;
+      vt_world w;
+      memset(&list, 0, sizeof list);
+      memset(&call, 0, sizeof call);
+      vt_begin(&w, st_answer_stale);
+      CHECK_INT(e2b_commands_list(w.sandbox, NULL, &list, &w.err), E2B_OK); /* leaves a connection that is used again */
+      e2b_mem_free(&list.mem);
+      w.step = step;
+      code = st_do(&w, kinds[i], &call);
+      for (k = 1; k < w.asked; k++) asked += strncmp(vt_asked(&w, k), "POST ", 5) == 0;
+      CHECK_INT(asked, again && step != 1 ? 2 : 1);
+      if (again && step == 0) CHECK(code == E2B_ERR_NOT_FOUND || code == E2B_ERR_SERVICE);
+      else CHECK_INT(code, step == 1 ? E2B_ERR_TRUNCATED : E2B_ERR_CLOSED);
+      if (!again) CHECK(w.err.maybe_done);
+      VT_END(&w);
+      if (check_failures != failures) printf("  %s, step %d\n", st_call_names[kinds[i]], step);
+    }
+  }
+}
+
+/* ---- callbacks ---- */
+
+typedef struct st_breaker {
+  vt_world *w;
+  e2b_command_handle *handle;
+  int calls, ends, way;
+  e2b_op op;
+} st_breaker;
+
+static int st_break(void *user, const char *data, size_t len) {
+  st_breaker *b = (st_breaker *)user;
+  (void)data;
+  (void)len;
+  b->calls++;
+  switch (b->way) {
+    case 0: return -1;
+    case 1: e2b_command_handle_free(b->handle); b->handle = NULL; break;
+    case 2: e2b_command_handle_disconnect(b->handle); break;
+    case 3: e2b_sandbox_free(b->w->sandbox); b->w->sandbox = NULL; b->handle = NULL; break;
+    case 4: e2b_op_cancel(b->w->client, b->op); break;
+    case 5: e2b_command_handle_set_output(b->handle, NULL, NULL, NULL); break;
+    default: return E2B_PAUSE;
+  }
+  return 0;
+}
+
+static void st_on_end(void *user, const e2b_error *err) {
+  ((st_breaker *)user)->ends++;
+  ((st_breaker *)user)->w->err = *err;
+}
+
+/* Ten messages at once: whatever the first callback does to its stream, none follows it; a pause that nobody could end is
+ * refused, where it would wait for ever. */
+static void test_stream_callbacks(void) {
+  int way;
+  for (way = 0; way < 8; way++) {
+    bool run = way == 4 || way > 5;
+    e2b_command_result r;
+    e2b_command_event event;
+    e2b_run_opts opts;
+    st_breaker b;
+    vt_world w;
+    e2b_err code;
+    memset(&r, 0, sizeof r);
+    memset(&b, 0, sizeof b);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_story);
+    w.script = "sddddddddddex.";
+    b.w = &w;
+    b.way = way;
+    opts.on_stdout = st_break;
+    opts.output_user = &b;
+    opts.call.user = &b;
+    if (way == 4) opts.call.op = &b.op;
+    if (way == 4 || way == 7) opts.call.on_done = st_on_end;
+    code = run ? e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err)
+               : e2b_commands_start(w.sandbox, "x", &opts, &b.handle, &w.err);
+    if (way == 6) CHECK_INT(code, E2B_ERR_BAD_STATE);
+    else CHECK_INT(code, run ? E2B_PENDING : E2B_OK);
+    if (way != 6) VT_UNTIL(&w, b.calls, 1000);
+    if (way == 7) VT_UNTIL(&w, b.ends, 1000);
+    (void)e2b_client_poll(w.client, 20);
+    (void)e2b_client_poll(w.client, 20);
+    CHECK_INT(b.calls, 1);
+    CHECK_INT(b.ends, way == 7);
+    if (way == 7) CHECK_INT(w.err.code, E2B_ERR_BAD_STATE);
+    if (way > 5) CHECK_HAS(w.err.message, "E2B_PAUSE");
+    if (way == 0 || way == 2) CHECK_INT(e2b_command_handle_wait(b.handle, NULL, &r, &w.err), E2B_ERR_CANCELED);
+    if (way == 5) { /* pulled from here on; nothing is lost */
+      int outs = 0;
+      while ((code = e2b_command_handle_next(b.handle, -1, &event, &w.err)) == E2B_OK) outs += event.kind == E2B_EVENT_STDOUT;
+      CHECK_INT(code, E2B_EOF);
+      CHECK_INT(outs, 9);
+    }
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(b.handle);
+    VT_END(&w);
+  }
+}
+
+/* ---- without end ---- */
+
+/* Bodies that never end, of each call: what is no content is bounded by max_message_bytes. */
+static void st_answer_endless(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static const char chunk[] = "10\r\n\x0a\x0e\x0a\x0c" "abcdefghijkl\r\n", json[] = "10\r\n{\"\\u0061a\":[[[\"x\r\n",
+                    string[] = "10\r\n{\"entries\":\"aaaa\r\n", more[] = "10\r\naaaaaaaaaaaaaaaa\r\n";
+  bool proto = strstr(text, "proto\r\n") != NULL, stream = strstr(text, "application/connect+") != NULL;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  vt_say(conn, 1, w->step == 3 ? "HTTP/1.1 500 Oops\r\n" : "HTTP/1.1 200 OK\r\n");
+  vt_say(conn, 1, stream ? proto ? "content-type: application/connect+proto\r\n" : "content-type: application/connect+json\r\n"
+                  : proto ? "content-type: application/proto\r\n" : "content-type: application/json\r\n");
+  if (w->step == 4) { /* the head itself */
+    conn->flood = "x-more: and more\r\n";
+  } else if (w->step == 5) { /* or what comes before it */
+    conn->flood = "x: y\r\n\r\nHTTP/1.1 103 E\r\n";
+    vt_say(conn, 1, "x: y\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx-trailer: y\r\n");
+    conn->flood = "x-trailer: y\r\n";
+  } else {
+    vt_say(conn, 1, "transfer-encoding: chunked\r\n\r\n");
+    if (w->step == 2) vt_say(conn, 1, string);
+    conn->flood = w->step == 0 ? chunk : w->step == 1 ? json : more;
+  }
+  if (stream && w->step < 3) conn->flood = "c;aaaaaaaa\r\n\0\0\0\0\7\x0a\5\x12\3\x0a\1x\r\n";
+  conn->flood_len = stream && w->step < 3 ? 26 : strlen(conn->flood);
+}
+
+static void test_stream_endless(void) {
+  int kind, step, json;
+  for (kind = 0; kind < ST_CALLS; kind++) {
+    bool stream = kind <= ST_TAG || kind == ST_TREE || kind == ST_STOP || kind == ST_WATCH;
+    if (!st_known(kind) || kind == ST_READ) continue; /* which is content */
+    for (step = 0; step < 6; step++) {
+      for (json = 0; json < 2; json++) {
+        int failures = check_failures;
+        e2b_client_stats stats;
+        e2b_call call;
+        e2b_err code;
+        vt_world w;
+        memset(&w, 0, sizeof w);
+        memset(&call, 0, sizeof call);
+        w.config.max_message_bytes = 100000;
+        w.config.codec = json ? E2B_CODEC_JSON : E2B_CODEC_PROTOBUF;
+        w.step = step;
+        vt_open_world(&w, st_answer_endless);
+        call.timeout_ms = 2000;
+        code = st_do(&w, kind, &call);
+        if (kind == ST_WATCH && step < 3 && !json) CHECK(code == E2B_OK || code == E2B_ERR_PROTOCOL); /* it has begun */
+        else if (stream && step < 3) CHECK(code == E2B_ERR_PROTOCOL || code == E2B_ERR_LIMIT); /* output of what has not started */
+        else CHECK_INT(code, E2B_ERR_LIMIT);
+        e2b_client_get_stats(w.client, &stats);
+        CHECK(stats.mem_peak < 1000000);
+        VT_END(&w);
+        if (check_failures != failures) printf("  %s, step %d, json %d\n", st_call_names[kind], step, json);
+      }
+    }
+  }
+}
+
+/* Output without end costs what was allowed for it: what is collected is cut, the rest is counted by nobody. */
+static void st_answer_gush(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static char gush[6 + 5 + 9 + 4096 + 8];
+  static size_t gush_len;
+  st_bytes s;
+  (void)len;
+  (void)w;
+  if (vt_is_health(conn, text)) return;
+  st_open_stream(conn, 42);
+  if (!gush_len) {
+    static char block[4000];
+    memset(block, 'x', sizeof block);
+    st_begin(&s, false);
+    st_data_n(&s, 1, block, sizeof block);
+    gush_len = (size_t)sprintf(gush, "%lx\r\n", (unsigned long)s.buf.len);
+    memcpy(gush + gush_len, s.buf.data, s.buf.len);
+    gush_len += s.buf.len;
+    memcpy(gush + gush_len, "\r\n", 2);
+    gush_len += 2;
+    st_free(&s);
+  }
+  conn->flood = gush;
+  conn->flood_len = gush_len;
+}
+
+static void test_stream_gush(void) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    e2b_command_handle *handle = NULL;
+    e2b_command_result r;
+    e2b_run_opts opts;
+    e2b_client_stats stats;
+    size_t total = 0;
+    vt_world w;
+    memset(&r, 0, sizeof r);
+    memset(&w, 0, sizeof w);
+    memset(&opts, 0, sizeof opts);
+    w.config.max_result_bytes = way == 3 ? 50000 : 0;
+    vt_open_world(&w, st_answer_gush);
+    opts.call.timeout_ms = 3000; /* 48 MiB */
+    opts.output_user = &total;
+    if (way == 0) opts.on_stdout = st_count;
+    opts.no_collect = way == 0;
+    opts.max_collect = way == 1 ? 50000 : 0;
+    if (way == 2) {
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_OK); /* and nobody looks */
+      (void)e2b_client_drain(w.client, 3000);
+      while (w.clock < 1003000) (void)e2b_client_poll(w.client, (int)(1003000 - w.clock));
+    } else {
+      CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err), E2B_ERR_TIMEOUT);
+      CHECK_INT(r.truncated, way != 0);
+      CHECK_INT(r.stdout_data.len, way ? 50000 : 0);
+      if (!way) CHECK(total > 40000000);
+    }
+    e2b_client_get_stats(w.client, &stats);
+    CHECK(stats.mem_peak < 400000);
+    if (way == 2) CHECK(stats.bytes_rx < 400000); /* it is held back at its source */
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    VT_END(&w);
+  }
+}
+
+/* ---- transfers ---- */
+
+/* 100 pieces, w->step ms apart. */
+static void st_answer_slow(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static const char written[] = "[{\"name\":\"x\",\"path\":\"/x\",\"type\":\"file\"}]";
+  char piece[1000];
+  unsigned i;
+  if (vt_is_health(conn, text)) return;
+  if (strncmp(text, "POST ", 5) == 0) {
+    CHECK(len > 100000);
+    vt_say_body(conn, 1, "200 OK", written, sizeof written - 1);
+    return;
+  }
+  memset(piece, 'x', sizeof piece);
+  vt_say(conn, 1, "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n");
+  for (i = 1; i <= 100; i++) vt_put(conn, i * (unsigned)w->step, VT_BYTES, piece, sizeof piece);
+}
+
+typedef struct st_sink {
+  size_t total;
+  bool pauses;
+} st_sink;
+
+static int st_take(void *user, const char *data, size_t len) {
+  st_sink *sink = (st_sink *)user;
+  bool pause = sink->pauses;
+  (void)data;
+  sink->total += len;
+  sink->pauses = false;
+  return pause ? E2B_PAUSE : 0;
+}
+
+/* A transfer takes as long as it takes: only standing still ends it, when nothing came for idle_ms, and not while it is us
+ * who does not take what came. */
+static void test_stream_slow_transfers(void) {
+  static uint8_t data[100000], back[100001];
+  int way, dead;
+  for (way = 0; way < 5; way++) {
+    for (dead = 0; dead < 2; dead++) {
+      uint64_t hours = 100u * 59000u;
+      int failures = check_failures;
+      e2b_file_stream *stream = NULL;
+      e2b_files_opts opts;
+      e2b_op op = { 0 };
+      e2b_buf buf;
+      st_sink sink;
+      size_t got, total = 0;
+      e2b_err code = E2B_OK, want = dead ? E2B_ERR_IDLE_TIMEOUT : E2B_OK;
+      vt_world w;
+      memset(&w, 0, sizeof w);
+      memset(&buf, 0, sizeof buf);
+      memset(&opts, 0, sizeof opts);
+      memset(&sink, 0, sizeof sink);
+      w.step = dead ? 60001 : 59000;
+      w.tx_every = way == 3 || way == 4 ? (uint64_t)w.step : 0;
+      vt_open_world(&w, st_answer_slow);
+      opts.call.timeout_ms = E2B_TIMEOUT_NONE; /* the calls that hold all in memory have the default of all calls */
+      if (way == 0) {
+        code = e2b_files_read(w.sandbox, "/x", &opts, &buf, &w.err);
+        total = buf.len;
+      } else if (way == 1) { /* and with two hours of pause in it */
+        opts.call.timeout_ms = 0;
+        opts.call.op = &op;
+        sink.pauses = !dead;
+        CHECK_INT(e2b_files_download(w.sandbox, "/x", st_take, &sink, &opts, &w.err), E2B_PENDING);
+        if (!dead) {
+          VT_UNTIL(&w, sink.total, 100000);
+          total = sink.total;
+          got = (size_t)w.clock;
+          while (w.clock < got + 7200000) (void)e2b_client_poll(w.client, (int)(got + 7200000 - w.clock));
+          CHECK_INT(sink.total, total);
+          hours += 7200000;
+          e2b_op_resume(w.client, op);
+        }
+        while ((code = e2b_op_poll(w.client, op, &w.err)) == E2B_PENDING && !w.stuck) (void)e2b_client_poll(w.client, -1);
+        total = sink.total;
+        if (!dead) hours = w.clock - 1000000; /* what came meanwhile is there at once */
+      } else if (way == 2) {
+        code = e2b_files_read_stream(w.sandbox, "/x", NULL, &stream, &w.err);
+        while (!code && (code = e2b_file_stream_read(stream, -1, back, sizeof back, &got, &w.err)) == E2B_OK) total += got;
+        if (code == E2B_EOF) code = E2B_OK;
+      } else if (way == 3) {
+        code = e2b_files_write(w.sandbox, "/x", data, sizeof data, &opts, NULL, &w.err);
+        total = sizeof data;
+      } else {
+        code = e2b_files_write_stream(w.sandbox, "/x", sizeof data, NULL, &stream, &w.err);
+        if (!code) code = e2b_file_stream_write(stream, -1, data, sizeof data, NULL, &w.err);
+        if (!code) code = e2b_file_stream_finish(stream, -1, NULL, &w.err);
+        total = sizeof data;
+      }
+      CHECK_INT(code, want);
+      if (!dead) CHECK_INT(total, 100000);
+      if (!dead && way != 1) CHECK(w.clock - 1000000 >= hours && w.clock - 1000000 < hours + 400000);
+      if (dead) CHECK(w.clock - 1000000 >= 60000 && w.clock - 1000000 < 121000);
+      e2b_mem_free(&buf.mem);
+      e2b_file_stream_free(stream);
+      VT_END(&w);
+      if (check_failures != failures) printf("  way %d, dead %d\n", way, dead);
+    }
+  }
+}
+
+/* Answers after a round trip of 50 ms; confirms every file of a form. */
+static void st_answer_far(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static char list[100000];
+  const char *at = text, *end = text + len;
+  size_t n = 0;
+  if (vt_is_health(conn, text)) return;
+  if (strncmp(text, "GET /files?", 11) == 0) {
+    w->step++;
+    vt_say_body(conn, 50, "200 OK", list, 1000);
+    return;
+  }
+  list[n++] = '[';
+  while ((at = strstr(at, "filename=\"")) != NULL && at < end) {
+    at += 10;
+    n += (size_t)snprintf(list + n, sizeof list - n, "%s{\"name\":\"x\",\"path\":\"%.*s\",\"type\":\"file\"}", n > 1 ? "," : "",
+                          (int)strcspn(at, "\""), at);
+    w->step++;
+  }
+  list[n++] = ']';
+  vt_say_body(conn, 50, "200 OK", list, n);
+}
+
+/* 2,000 small files, 50 ms away: not 2,000 round trips. */
+static void test_stream_far_away(void) {
+  enum { COUNT = 2000 };
+  static e2b_write_item items[COUNT];
+  static e2b_read_item back[COUNT];
+  static char paths[COUNT][40];
+  static char content[1024];
+  vt_world w;
+  uint64_t from;
+  size_t i;
+  memset(&w, 0, sizeof w);
+  memset(items, 0, sizeof items);
+  memset(back, 0, sizeof back);
+  memset(content, '.', sizeof content);
+  w.connect_ms = 50;
+  vt_open_world(&w, st_answer_far);
+  for (i = 0; i < COUNT; i++) {
+    (void)snprintf(paths[i], sizeof paths[i], "/d/%lu/f%lu", (unsigned long)(i % 10), (unsigned long)i);
+    items[i].path = back[i].path = paths[i];
+    items[i].data = content;
+    items[i].len = sizeof content;
+  }
+  from = w.clock;
+  CHECK_INT(e2b_files_write_many(w.sandbox, items, COUNT, NULL, &w.err), E2B_OK);
+  CHECK(w.clock - from <= 500);
+  CHECK(w.step == COUNT && w.asked < 20);
+  for (i = 0; i < COUNT; i++) CHECK_INT(items[i].code, E2B_OK);
+  w.step = 0;
+  from = w.clock;
+  CHECK_INT(e2b_files_read_many(w.sandbox, back, COUNT, NULL, &w.err), E2B_OK);
+  CHECK(w.clock - from <= 5000);
+  CHECK(w.step == COUNT && w.opened <= 32);
+  for (i = 0; i < COUNT; i++) {
+    CHECK_INT(back[i].content.len, 1000);
+    e2b_mem_free(&back[i].content.mem);
+  }
+  VT_END(&w);
+}
+
+/* Whatever is left in the middle a thousand times leaves nothing behind: no connection, no operation, no memory. */
+static void st_answer_middle(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  (void)len;
+  if (strstr(text, "POST /process") || strstr(text, "WatchDir")) st_answer_all(w, conn, text, len);
+  else if (strncmp(text, "POST /files", 11) != 0) vt_say(conn, 0, "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nsome of it");
+}
+
+static void test_stream_left_in_the_middle(void) {
+  static const char content[50000] = "";
+  size_t now = 0;
+  int i, way;
+  vt_world w;
+  vt_begin(&w, st_answer_middle);
+  for (i = 0; i < 1000; i++) {
+    e2b_command_handle *handle = NULL;
+    e2b_watch_handle *watch = NULL;
+    e2b_file_stream *stream = NULL;
+    e2b_client_stats stats;
+    e2b_command_event event;
+    e2b_run_opts run;
+    e2b_files_opts opts;
+    e2b_fs_event change;
+    e2b_op op = { 0 };
+    char bytes[10];
+    size_t got;
+    memset(&run, 0, sizeof run);
+    memset(&opts, 0, sizeof opts);
+    way = i % 8;
+    if (way == 0) {
+      CHECK_INT(e2b_files_read_stream(w.sandbox, "/x", NULL, &stream, &w.err), E2B_OK);
+      CHECK_INT(e2b_file_stream_read(stream, -1, bytes, 4, &got, &w.err), E2B_OK);
+    } else if (way == 1) {
+      CHECK_INT(e2b_files_write_stream(w.sandbox, "/x", 100000, NULL, &stream, &w.err), E2B_OK);
+      CHECK_INT(e2b_file_stream_write(stream, -1, content, sizeof content, NULL, &w.err), E2B_OK);
+    } else if (way == 2) {
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+      CHECK_INT(e2b_command_handle_next(handle, 0, &event, &w.err), E2B_PENDING);
+    } else if (way == 3) {
+      CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", NULL, &watch, &w.err), E2B_OK);
+      CHECK_INT(e2b_watch_handle_next(watch, 0, &change, &w.err), E2B_PENDING);
+    } else if (way == 4) {
+      run.call.op = &op;
+      CHECK_INT(e2b_commands_run(w.sandbox, "x", &run, NULL, &w.err), E2B_PENDING);
+    } else if (way == 5) {
+      opts.call.op = &op;
+      CHECK_INT(e2b_files_download(w.sandbox, "/x", st_count, &now, &opts, &w.err), E2B_PENDING);
+    } else if (way == 6) {
+      opts.call.op = &op;
+      CHECK_INT(e2b_files_write(w.sandbox, "/x", content, sizeof content, &opts, NULL, &w.err), E2B_PENDING);
+    } else {
+      opts.call.timeout_ms = 3;
+      CHECK_INT(e2b_files_download(w.sandbox, "/x", st_count, &now, &opts, &w.err), E2B_ERR_TIMEOUT);
+    }
+    if (way > 3 && way < 7) (void)e2b_client_poll(w.client, i % 3);
+    e2b_op_cancel(w.client, op);
+    e2b_file_stream_free(stream);
+    e2b_command_handle_free(handle);
+    e2b_watch_handle_stop(watch);
+    (void)e2b_client_poll(w.client, 0);
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.ops_active, 0);
+    CHECK_INT(stats.connections_open, stats.connections_idle);
+    CHECK_INT(stats.streams_open, 0);
+    CHECK_INT(w.opened - w.shut, (int)stats.connections_open);
+    CHECK(stats.connections_open <= 1);
+    if (i == 15) now = stats.mem_now; /* what is kept is kept by then */
+    if (i > 15 && way != 5 && way != 7) CHECK(stats.mem_now <= 100000);
+  }
+  VT_END(&w);
+}
+
+/* ---- watches ---- */
+
+static void st_answer_watcher(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  (void)len;
+  if (vt_is_health(conn, text) || strstr(text, "RemoveWatcher")) return; /* which is never answered */
+  (void)w;
+  if (strstr(text, "CreateWatcher")) vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", "\x0a\1w", 3);
+  else vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", "", 0);
+}
+
+/* Stopping takes no time, or where a server has to be told, five seconds at most, whatever that server does. */
+static void test_stream_watch_stops(void) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    e2b_watch_handle *watch = NULL;
+    e2b_watch_opts opts;
+    st_breaker b;
+    uint64_t from;
+    size_t count = 0;
+    vt_world w;
+    memset(&opts, 0, sizeof opts);
+    memset(&b, 0, sizeof b);
+    vt_begin(&w, way & 1 ? st_answer_watcher : st_answer_all);
+    b.w = &w;
+    opts.polling = (way & 1) != 0;
+    if (way & 2) { /* pushed, and opened without blocking */
+      opts.on_event = st_count_event;
+      opts.on_end = st_on_end;
+      opts.event_user = &count;
+      opts.call.on_done = st_on_end;
+      opts.call.user = &b;
+      CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", &opts, &watch, &w.err), E2B_PENDING);
+      VT_UNTIL(&w, b.ends, 1000);
+    } else {
+      CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", &opts, &watch, &w.err), E2B_OK);
+    }
+    from = w.clock;
+    e2b_watch_handle_stop(watch);
+    CHECK_INT(w.clock - from, way == 1 ? 5000 : 0);
+    CHECK_INT(e2b_client_drain(w.client, 60000), E2B_OK);
+    CHECK_INT(w.clock - from, way & 1 ? 5000 : 0);
+    CHECK_INT(b.ends, (way & 2) != 0); /* stopped by us is no end of its own */
+    VT_END(&w);
+  }
+}
+
+/* ---- trees ---- */
+
+/* Every directory has as many others, with long names; a hundred levels of them would take gigabytes of names. */
+static void st_answer_deep(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static e2b__entry_info entries[800];
+  static char names[800][252];
+  e2b__list_dir_response response;
+  e2b__mem mem;
+  e2b__buf buf;
+  size_t i;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  memset(&response, 0, sizeof response);
+  memset(entries, 0, sizeof entries);
+  for (i = 0; i < E2B__COUNT(entries); i++) {
+    memset(names[i], 'n', 250);
+    (void)snprintf(names[i], 12, "%lu", (unsigned long)i);
+    names[i][strlen(names[i])] = '-';
+    entries[i].name = e2b__str(names[i]);
+    entries[i].type = E2B__FILE_TYPE_DIRECTORY;
+  }
+  response.entries.items = entries;
+  response.entries.count = E2B__COUNT(entries);
+  e2b__mem_init(&mem, NULL);
+  e2b__buf_init(&buf, &mem, SIZE_MAX);
+  e2b__pb_encode(&e2b__msg_list_dir_response, &response, &buf);
+  vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", buf.data, buf.len);
+  e2b__buf_free(&buf);
+}
+
+/* A listing of nothing but empty entries: two bytes each on the wire, hundreds in memory. */
+static void st_answer_empty_entries(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static uint8_t body[299000];
+  size_t i;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  for (i = 0; i + 2 <= sizeof body; i += 2) body[i] = 0x0a;
+  vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", body, sizeof body);
+}
+
+static void test_stream_tree_memory(void) {
+  int way;
+  for (way = 0; way < 3; way++) {
+    const char *base = tree_dir();
+    e2b_bulk_opts opts = many_opts(1);
+    e2b_client_stats stats;
+    e2b_entry_list list;
+    vt_world w;
+    memset(&w, 0, sizeof w);
+    memset(&list, 0, sizeof list);
+    w.config.max_message_bytes = 300000;
+    vt_open_world(&w, way ? st_answer_empty_entries : st_answer_deep);
+    if (way == 2) CHECK_INT(e2b_files_list(w.sandbox, "/r", NULL, &list, &w.err), E2B_ERR_LIMIT);
+    else CHECK_INT(e2b_files_download_tree(w.sandbox, "/r", base, &opts, NULL, &w.err), E2B_ERR_LIMIT);
+    if (!way) CHECK_HAS(w.err.message, "names");
+    e2b_client_get_stats(w.client, &stats);
+    CHECK(stats.mem_peak < 6000000);
+    CHECK(tree_shell(base, "test \"$(find \"$D\" -type f)\" = '' && rm -r \"$D\""));
+    VT_END(&w);
+  }
+}
+
+/* While files arrive, somebody in the local directory puts links where directories were: nothing goes through them. */
+typedef struct st_swapper {
+  const char *base;
+  int files, failed;
+} st_swapper;
+
+static int st_swap(void *user, const e2b_bulk_file *file) {
+  st_swapper *s = (st_swapper *)user;
+  if (file->result->code) s->failed++;
+  if (s->files++ == 0) CHECK(tree_shell(s->base, "cd \"$D\" && mv in/d in/away && ln -s ../outside in/d"));
+  return 0;
+}
+
+static void test_stream_tree_swaps(void) {
+  const char *base = tree_dir();
+  char target[220];
+  files_bench b;
+  e2b__entry_info entries[3];
+  e2b_bulk_stats stats;
+  e2b_bulk_opts opts = many_opts(1);
+  st_swapper s;
+  memset(&s, 0, sizeof s);
+  s.base = base;
+  (void)snprintf(target, sizeof target, "%s/in", base);
+  CHECK(tree_shell(base, "cd \"$D\" && mkdir in outside && echo kept >outside/y"));
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  opts.on_file = st_swap;
+  opts.callback_user = &s;
+  tree_entry(&entries[0], "d", 1, E2B__FILE_TYPE_DIRECTORY);
+  tree_say_list(&b.peer, entries, 1);
+  tree_entry(&entries[0], "x", 1, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[1], "y", 1, E2B__FILE_TYPE_FILE);
+  tree_entry(&entries[2], "sub", 3, E2B__FILE_TYPE_DIRECTORY);
+  tree_say_list(&b.peer, entries, 3);
+  files_say_text(&b.peer, "200 OK", "evil", 0); /* x; y is not even asked for */
+  tree_say_list(&b.peer, entries, 1);           /* of sub */
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", target, &opts, &stats, &b.err), E2B_ERR_IO);
+  CHECK_INT(stats.files_done, 1);
+  CHECK_INT(s.failed, 2);
+  CHECK(tree_shell(base, "cd \"$D\" && test \"$(find . -type f | sort | tr '\\n' ' ')\" = './in/away/x ./outside/y ' &&"
+                         " test \"$(cat outside/y)\" = kept && test ! -e outside/sub && rm -r \"$D\""));
+  files_end(&b);
+}
+
+/* The same lies in JSON, where escapes hide them. */
+static void test_stream_tree_escapes(void) {
+  static const char listing[] =
+      "{\"entries\":[{\"name\":\"\\u002e\\u002e\",\"path\":\"/r/..\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"\\u002e\\u002e\\u002fevil\",\"path\":\"/r/x\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"..\\/evil\",\"path\":\"/r/x\",\"type\":\"FILE_TYPE_DIRECTORY\"},"
+      "{\"name\":\"a\\u0000b\",\"path\":\"/r/a\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"e\\u001b[2J\",\"path\":\"/r/a\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"/tmp/evil\",\"path\":\"/tmp/evil\",\"type\":\"FILE_TYPE_DIRECTORY\"},"
+      "{\"name\":null,\"path\":\"/r/x\",\"type\":\"FILE_TYPE_FILE\"},{\"path\":\"/r/x\",\"type\":\"FILE_TYPE_FILE\"},"
+      "{\"name\":\"good\",\"path\":\"/../../evil\",\"type\":\"FILE_TYPE_FILE\"}]}";
+  const char *base = tree_dir();
+  files_bench b;
+  e2b_bulk_stats stats;
+  tree_seen seen;
+  e2b_bulk_opts opts = tree_opts(&seen);
+  rpc_open(&b, E2B_CODEC_JSON);
+  rpc_say_json(&b.peer, listing);
+  files_say_text(&b.peer, "200 OK", "fine", 0);
+  CHECK_INT(e2b_files_download_tree(b.sandbox, "/r", base, &opts, &stats, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_INT(stats.files_failed, 8);
+  CHECK_INT(stats.files_done, 1);
+  CHECK_HAS(peer_asked(&b.peer, 1), "GET /files?path=%2Fr%2Fgood "); /* by the name, whatever path it claims */
+  CHECK(!strchr(b.err.message, 27));
+  CHECK(tree_shell(base, "cd \"$D\" && test \"$(find . | sort | tr '\\n' ' ')\" = '. ./good ' && rm -r \"$D\""));
+  files_end(&b);
+}
+
+/* ---- a caller that is away ---- */
+
+/* 70 KB at once, which is all that is taken without being asked for, and the rest 10 ms after the caller took enough of them: as from a server that was held back. */
+static void st_answer_held_back(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static char block[2000];
+  st_bytes s;
+  int i;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  memset(block, 'x', sizeof block);
+  st_begin(&s, false);
+  if (strstr(text, "WatchDir")) {
+    vt_say(conn, 0, ST_HEAD);
+    e2b__buf_put(&s.buf, "\0\0\0\0\2\x0a\0", 7);
+    for (i = 0; i < 5000; i++) e2b__buf_put(&s.buf, "\0\0\0\0\x09\x12\7\x0a\3abc\x10\1", 14);
+    st_say(&s, conn, 0);
+    for (i = 0; i < 10; i++) e2b__buf_put(&s.buf, "\0\0\0\0\x09\x12\7\x0a\3abc\x10\1", 14);
+  } else if (st_is(text, "process.Process/Start")) {
+    st_open_stream(conn, 42);
+    for (i = 0; i < 35; i++) st_data_n(&s, 1, block, sizeof block);
+    st_say(&s, conn, 0);
+    st_exit(&s, 0);
+    st_eos(&s, "{}");
+  } else {
+    vt_say(conn, 0, "HTTP/1.1 200 OK\r\ncontent-length: 70010\r\n\r\n");
+    for (i = 0; i < 35; i++) e2b__buf_put(&s.buf, block, sizeof block);
+    vt_put(conn, 0, VT_BYTES, s.buf.data, s.buf.len);
+    vt_put(conn, (uint64_t)w->step + 10, VT_BYTES, block, 10);
+    st_free(&s);
+    return;
+  }
+  st_say(&s, conn, (uint64_t)w->step + 10);
+  if (!strstr(text, "WatchDir")) vt_say(conn, (uint64_t)w->step + 10, "0\r\n\r\n");
+  st_free(&s);
+}
+
+/* Who does something else for two hours, without a look at the client, finds a stream as he left it. */
+static void test_stream_away(void) {
+  int way;
+  for (way = 0; way < 6; way++) {
+    e2b_command_handle *handle = NULL;
+    e2b_watch_handle *watch = NULL;
+    e2b_file_stream *stream = NULL;
+    e2b_command_event event;
+    e2b_fs_event change;
+    static char bytes[5000];
+    size_t got, total = 0;
+    e2b_err code = E2B_OK;
+    e2b_run_opts run;
+    e2b_files_opts opts;
+    e2b_op op = { 0 };
+    st_sink sink;
+    int i;
+    vt_world w;
+    vt_begin(&w, st_answer_held_back);
+    w.step = 7200000;
+    memset(&run, 0, sizeof run);
+    memset(&opts, 0, sizeof opts);
+    memset(&sink, 0, sizeof sink);
+    sink.pauses = true;
+    run.on_stdout = st_take;
+    run.output_user = &sink;
+    if (way == 3) run.call.op = opts.call.op = &op;
+    if (way == 3) CHECK_INT(e2b_commands_run(w.sandbox, "x", &run, NULL, &w.err), E2B_PENDING);
+    if (way == 4) CHECK_INT(e2b_commands_start(w.sandbox, "x", &run, &handle, &w.err), E2B_OK);
+    if (way == 5) opts.call.op = &op;
+    if (way == 5) CHECK_INT(e2b_files_download(w.sandbox, "/x", st_take, &sink, &opts, &w.err), E2B_PENDING);
+    if (way == 0) CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+    if (way == 1) CHECK_INT(e2b_files_read_stream(w.sandbox, "/x", NULL, &stream, &w.err), E2B_OK);
+    if (way == 2) CHECK_INT(e2b_files_watch_dir(w.sandbox, "/d", NULL, &watch, &w.err), E2B_OK);
+    for (i = 0; i < 20; i++) (void)e2b_client_poll(w.client, 0);
+    w.clock += 7200000;
+    if (way > 2) { /* pushed, and paused by the first of it */
+      CHECK_INT(sink.pauses, 0);
+      total = sink.total;
+      CHECK(total > 0 && total < 70000);
+      e2b_op_resume(w.client, op);
+      e2b_command_handle_resume(handle);
+      if (way == 4) code = e2b_command_handle_wait(handle, NULL, NULL, &w.err);
+      while (way != 4 && (code = e2b_op_poll(w.client, op, &w.err)) == E2B_PENDING && !w.stuck) (void)e2b_client_poll(w.client, -1);
+      total = sink.total;
+      if (code == E2B_OK) code = E2B_EOF;
+    }
+    for (i = 0; !code && i < 5010; i++) {
+      if (way == 0 && (code = e2b_command_handle_next(handle, -1, &event, &w.err)) == E2B_OK) total += event.len;
+      if (way == 1 && (code = e2b_file_stream_read(stream, -1, bytes, sizeof bytes, &got, &w.err)) == E2B_OK) total += got;
+      if (way == 2 && (code = e2b_watch_handle_next(watch, -1, &change, &w.err)) == E2B_OK) total += change.type == E2B_FS_CREATE;
+    }
+    CHECK_INT(code, way == 2 ? E2B_OK : E2B_EOF);
+    CHECK_INT(total, way == 2 ? 5010 : way == 1 || way == 5 ? 70010 : 70000);
+    CHECK_INT(w.asked, 1);
+    e2b_command_handle_free(handle);
+    e2b_file_stream_free(stream);
+    e2b_watch_handle_stop(watch);
+    VT_END(&w);
+  }
+}
+
+/* ---- the same over HTTP/2 ---- */
+
+#if !defined(E2B_NO_HTTP2)
+/* Large messages and large error pages, as far as the window lets them. */
+static void test_stream_large_http2(void) {
+  static pool_world w;
+  st_bytes s;
+  int way;
+  for (way = 0; way < 4; way++) { /* run and start; a message, and an error page */
+    static char block[300000];
+    e2b_command_handle *handle = NULL;
+    e2b_command_result r;
+    e2b_run_opts opts;
+    e2b_err want = way < 2 ? E2B_OK : E2B_ERR_SERVICE;
+    pool_call call;
+    int failures = check_failures;
+    size_t sent = 0, n;
+    memset(&call, 0, sizeof call);
+    memset(&r, 0, sizeof r);
+    memset(&opts, 0, sizeof opts);
+    memset(block, 'x', sizeof block);
+    pool_new(&w);
+    pool_begin(&w);
+    pool_warm(&w);
+    call.done = E2B_PENDING;
+    opts.call.on_done = pool_done;
+    opts.call.user = &call;
+    st_begin(&s, false);
+    st_start(&s, 42);
+    st_data_n(&s, 1, block, sizeof block);
+    st_exit(&s, 0);
+    st_eos(&s, "{}");
+    if (way >= 2) s.buf.len = 0;
+    if (way >= 2) e2b__buf_put(&s.buf, block, sizeof block);
+    if (way % 2) CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_PENDING);
+    else CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err), E2B_PENDING);
+    POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+    pool_head(&w, 0, 0, w.asked[1].id, way < 2 ? ":status=200\ncontent-type=application/connect+proto\n"
+                                               : ":status=500\ncontent-type=text/html\n");
+    while (sent < s.buf.len && check_failures == failures) {
+      n = E2B__MIN(s.buf.len - sent, (size_t)16384);
+      if (way == 1 && call.done == E2B_OK && !opts.output_user) { /* started: collected from here on */
+        opts.output_user = &w;
+        call.done = E2B_PENDING;
+        CHECK_INT(e2b_command_handle_wait(handle, &opts.call, &r, &w.err), E2B_PENDING);
+      }
+      POOL_UNTIL(&w, 65536 + w.asked[1].allowed >= sent + n);
+      pool_write(&w, 0, E2B__H2_DATA, sent + n == s.buf.len ? E2B__H2_END_STREAM : 0, w.asked[1].id, s.buf.data + sent, n);
+      sent += n;
+      pool_turns(&w, 2);
+    }
+    POOL_UNTIL(&w, call.done != E2B_PENDING);
+    CHECK_INT(call.done, want);
+    if (way < 2) CHECK_INT(r.stdout_data.len, 300000);
+    else CHECK_INT(call.err.http_status, 500);
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    st_free(&s);
+    pool_end(&w);
+  }
+}
+
+/* RST_STREAM(NO_ERROR) looks like an end and is none, unless the protocol had ended before it. */
+static void test_stream_resets_http2(void) {
+  static pool_world w;
+  st_bytes s;
+  int upto;
+  for (upto = 0; upto < 4; upto++) { /* nothing but the start; output; the exit; the end of stream */
+    e2b_command_result r;
+    e2b_run_opts opts;
+    pool_call call;
+    memset(&call, 0, sizeof call);
+    memset(&r, 0, sizeof r);
+    memset(&opts, 0, sizeof opts);
+    pool_new(&w);
+    pool_begin(&w);
+    pool_warm(&w);
+    call.done = E2B_PENDING;
+    opts.call.on_done = pool_done;
+    opts.call.user = &call;
+    st_begin(&s, false);
+    st_start(&s, 42);
+    if (upto > 0) st_data(&s, 1, "kept");
+    if (upto > 1) st_exit(&s, 0);
+    if (upto > 2) st_eos(&s, "{}");
+    CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err), E2B_PENDING);
+    POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+    pool_head(&w, 0, 0, w.asked[1].id, ":status=200\ncontent-type=application/connect+proto\n");
+    pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[1].id, s.buf.data, s.buf.len);
+    pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, E2B__H2_NO_ERROR);
+    POOL_UNTIL(&w, call.done != E2B_PENDING);
+    CHECK_INT(call.done, upto == 3 ? E2B_OK : E2B_ERR_TRUNCATED);
+    CHECK_STR(r.stdout_data.ptr, upto ? "kept" : "");
+    e2b_mem_free(&r.mem);
+    st_free(&s);
+    pool_end(&w);
+  }
+}
+#endif
+
+/* Connections on which nothing moves are kept alive below us as well: a router that forgot them is noticed. */
+static void test_stream_socket_keepalive(void) {
+  files_bench b;
+  e2b_pollfd fds[8];
+  e2b_op op;
+  e2b_run_opts opts;
+  size_t i, count, sockets = 0;
+  files_begin(&b);
+  files_open(&b, NULL, NULL);
+  memset(&opts, 0, sizeof opts);
+  opts.call.op = &op;
+  peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-type: application/connect+proto\r\ntransfer-encoding: chunked\r\n\r\n", PEER_HANG);
+  CHECK_INT(e2b_commands_run(b.sandbox, "x", &opts, NULL, &b.err), E2B_PENDING);
+  FILES_UNTIL(b.client, peer_asked_count(&b.peer) == 1);
+  count = e2b_client_fds(b.client, fds, 8);
+  for (i = 0; i < count && i < 8; i++) {
+    int on = 0;
+    socklen_t len = sizeof on;
+    struct sockaddr_in to;
+    socklen_t to_len = sizeof to;
+    if (getpeername((int)fds[i].fd, (struct sockaddr *)&to, &to_len) || ntohs(to.sin_port) != b.peer.port) continue;
+    sockets++;
+    CHECK(getsockopt((int)fds[i].fd, SOL_SOCKET, SO_KEEPALIVE, &on, &len) == 0 && on != 0);
+  }
+  CHECK_INT(sockets, 1);
+  files_end(&b);
+}
+
+/* ---- end to end ---- */
+
+/* Open files of the server that answers us: the parent of what it runs. */
+static int st_server_files(fixture *f) {
+  return (int)strtol(output_of(f, "ls /proc/$PPID/fd | wc -l"), NULL, 10);
+}
+
+/* Streams that are opened and dropped, hundreds of times, cost the server nothing in the end. */
+static void e2e_streams_abandoned(fixture *f) {
+  int i, before, after = 0, count = !the_host->control_plane ? 500 : quick ? 30 : 90;
+  const char *big = in_dir(f, "big");
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle, *again;
+  e2b_watch_handle *watch;
+  e2b_file_stream *stream;
+  e2b_command_event event;
+  e2b_fs_event change;
+  e2b_error err;
+  opts.cwd = f->dir;
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "head -c 3000000 /dev/zero >big; while :; do echo more; sleep 0.01; done", &opts,
+                                   &handle, &err)))
+    return;
+  WAIT_FOR_OUTPUT(handle, "more\n");
+  before = st_server_files(f);
+  CHECK(before > 3);
+  for (i = 0; i < count; i++) {
+    if (i % 3 == 0 && CHECK_OK(e2b_commands_connect_to_process(f->sandbox, e2b_command_handle_pid(handle), NULL, &again, &err))) {
+      if (i % 2) CHECK_OK(e2b_command_handle_next(again, -1, &event, &err));
+      e2b_command_handle_free(again);
+    } else if (i % 3 == 1 && CHECK_OK(e2b_files_watch_dir(f->sandbox, f->dir, NULL, &watch, &err))) {
+      CHECK_RC(e2b_watch_handle_next(watch, 0, &change, &err), E2B_PENDING);
+      e2b_watch_handle_stop(watch);
+    } else if (i % 3 == 2 && CHECK_OK(e2b_files_read_stream(f->sandbox, big, NULL, &stream, &err))) {
+      e2b_file_stream_free(stream);
+    }
+  }
+  for (i = 0; i < 300; i++) { /* it learns of it when it writes, or from the network: soon */
+    after = st_server_files(f);
+    if (after <= before + 3) break;
+    sleep_ms(20);
+  }
+  CHECK(after <= before + 3);
+  CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+  e2b_command_handle_free(handle);
+}
+
+/* A process that runs for longer than any request may take: it is not ended by that, nor by nobody listening. */
+static void e2e_streams_background(fixture *f) {
+  e2b_run_opts opts = { 0 };
+  e2b_command_handle *handle;
+  e2b_command_result r = { 0 };
+  e2b_error err;
+  uint32_t pid = 0;
+  opts.call.timeout_ms = 2500;
+  if (the_host->control_plane && strcmp(the_host->name, "http") != 0) return; /* seconds that would show the same again */
+  CHECK_OK(e2b_commands_start_detached(f->sandbox, "sleep 3; exit 8", &opts, &pid, &err));
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, "sleep 3; echo survived; exit 4", &opts, &handle, &err))) return;
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK_STR(r.stdout_data.ptr, "survived\n");
+  CHECK_INT(r.exit_code, 4);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  if (!CHECK_OK(e2b_commands_connect_to_process(f->sandbox, pid, NULL, &handle, &err))) return; /* ended or not by now */
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, &r, &err), E2B_COMMAND_EXIT);
+  CHECK_INT(r.exit_code, 8);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+}
+
+/* The server's time limit for a process ends in one way, whatever the process is doing. Who stops waiting instead can take
+ * the process down with all its children. */
+static void e2e_streams_time_limit(fixture *f) {
+  static const char *const commands[] = { "exec sleep 60", "while :; do :; done", "exec cat /dev/zero", "trap '' TERM; while read -t 1; do :; done <>/dev/zero" };
+  enum { COUNT = 12 };
+  e2b_command_handle *handle;
+  e2b_run_opts opts;
+  e2b_call call = { 0 };
+  e2b_error err;
+  char command[200], mark[40];
+  uint32_t killed = 0;
+  done d[COUNT];
+  int i;
+  memset(d, 0, sizeof d);
+  for (i = 0; i < COUNT; i++) {
+    opts = run_with(on_done, &d[i]);
+    opts.run_timeout_ms = 150;
+    opts.no_collect = true;
+    CHECK_RC(e2b_commands_run(f->sandbox, commands[i % 4], &opts, NULL, &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(f->client, 30000));
+  for (i = 0; i < COUNT; i++) {
+    CHECK_INT(d[i].count, 1);
+    CHECK_INT(d[i].err.code, E2B_ERR_TIMEOUT);
+    CHECK_HAS(d[i].err.message, "run_timeout_ms");
+  }
+  snprintf(mark, sizeof mark, "76543.%ld", (long)getpid());
+  snprintf(command, sizeof command, "(sleep %s & bash -c 'sleep %s & wait' & wait) & sleep %s & echo up; wait", mark, mark, mark);
+  if (!CHECK_OK(e2b_commands_start(f->sandbox, command, NULL, &handle, &err))) return;
+  WAIT_FOR_OUTPUT(handle, "up\n");
+  call.timeout_ms = 50;
+  CHECK_RC(e2b_command_handle_wait(handle, &call, NULL, &err), E2B_ERR_TIMEOUT);
+  CHECK_OK(e2b_commands_kill_tree(f->sandbox, e2b_command_handle_pid(handle), NULL, &killed, &err));
+  CHECK(killed >= 4);
+  CHECK_INT(processes_with(f, mark), 0);
+  CHECK_RC(e2b_command_handle_wait(handle, NULL, NULL, &err), E2B_COMMAND_EXIT);
+  e2b_command_handle_free(handle);
 }
 
 /* ================================================================================================================== */
@@ -24749,6 +27058,16 @@ static const test tests[] = {
 #if !defined(E2B_NO_HTTP2)
   UNIT(outcomes_refused_twice),
 #endif
+  UNIT(stream_requests), UNIT(stream_all_day), UNIT(stream_deadlines), UNIT(stream_silence),
+  UNIT(stream_deadline_causes), UNIT(stream_lost), UNIT(stream_reattach), UNIT(stream_splits), UNIT(stream_stories),
+  UNIT(stream_envelopes), UNIT(stream_large), UNIT(stream_never_twice), UNIT(stream_callbacks), UNIT(stream_endless),
+  UNIT(stream_gush),
+  UNIT(stream_away), UNIT(stream_slow_transfers), UNIT(stream_far_away), UNIT(stream_left_in_the_middle), UNIT(stream_watch_stops),
+  UNIT(stream_tree_memory), UNIT(stream_tree_swaps), UNIT(stream_tree_escapes), UNIT(stream_socket_keepalive),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(stream_large_http2), UNIT(stream_resets_http2),
+#endif
+  HOST(streams_abandoned), HOST(streams_background), HOST(streams_time_limit),
 };
 
 static int passed, failed, skipped;
