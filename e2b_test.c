@@ -17,7 +17,7 @@
      | >>>> watch           | >>>> rpc             | >>>> openkruise      | >>>> pool
      | >>>> hosts           | >>>> end to end      | >>>> processes
      | >>>> code interpreter                       | >>>> trees           | >>>> bad input
-     | >>>> network edges   | >>>> table
+     | >>>> network edges   | >>>> deadlines and secrets                | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -22941,6 +22941,1030 @@ static void e2e_reads_on(fixture *f) {
   free(big);
 }
 /* ================================================================================================================== */
+/* >>>> deadlines and secrets */
+/* ================================================================================================================== */
+
+/* ---- a server in memory that stops answering, and a clock that only waiting moves ---- */
+
+typedef enum dl_where {
+  DL_NOWHERE,  /* everything is answered */
+  DL_RESOLVE,  /* the name is never found */
+  DL_OPEN,     /* no connection comes about */
+  DL_TUNNEL,   /* the proxy says nothing to CONNECT */
+  DL_TLS,      /* the handshake gets no answer */
+  DL_QUEUE,    /* the only connection is taken; HTTP/2: no stream is allowed */
+  DL_SEND,     /* nothing is taken */
+  DL_MUTE,     /* the request is taken, and nothing said */
+  DL_HEAD,     /* half of a head */
+  DL_BODY,     /* the head and half of the body */
+  DL_LOST      /* the same and the end of the connection; what follows is taken, and nothing said */
+} dl_where;
+
+typedef struct dl_conn {
+  struct dl_conn *next;
+  e2b__buf in, out;
+  size_t sent;
+  uint32_t stream; /* HTTP/2: the latest request */
+  bool greeted, eof, eof_told;
+} dl_conn;
+
+typedef struct dl_world {
+  e2b__mem mem;
+  e2b_client_config config;
+  e2b_transport transport;
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  e2b_command_handle *command;
+  e2b_file_stream *stream;
+  e2b_watch_handle *watch;
+  dl_conn *conns;
+  uint64_t clock;
+  unsigned looks;      /* at the clock, since it moved */
+  unsigned turns;      /* of blocking calls */
+  dl_where where;
+  int answers;         /* so many requests are answered before it happens */
+  int pages;
+  bool stalled;        /* it has happened */
+  bool hung;           /* somebody waited without a limit, or for ten minutes */
+  bool spun;           /* somebody did not wait at all */
+  uint64_t hung_at;
+  char dir[80];
+} dl_world;
+
+static uint64_t dl_now(void *user) {
+  dl_world *w = (dl_world *)user;
+  if (++w->looks > 200000) { /* go on, or the test would never end */
+    w->spun = true;
+    w->clock++;
+  }
+  return w->clock;
+}
+
+static void dl_yield(void *user) {
+  ((dl_world *)user)->turns++;
+}
+
+static void dl_wait(void *user, int timeout_ms) {
+  dl_world *w = (dl_world *)user;
+  dl_conn *c;
+  for (c = w->conns; c; c = c->next)
+    if (c->sent < c->out.len || (c->eof && !c->eof_told)) return; /* something can be read */
+  if (timeout_ms < 0 || (w->hung_at && w->clock > w->hung_at)) {
+    w->hung = true;
+    w->clock += 1;
+    e2b_client_interrupt(w->client);
+    return;
+  }
+  w->clock += (uint64_t)timeout_ms;
+  w->looks = 0;
+}
+
+static int dl_open(void *user, const e2b_endpoint *to, void **conn) {
+  dl_world *w = (dl_world *)user;
+  dl_conn *c = (dl_conn *)calloc(1, sizeof *c);
+  E2B__UNUSED(to);
+  c->next = w->conns;
+  w->conns = c;
+  e2b__buf_init(&c->in, &w->mem, SIZE_MAX);
+  e2b__buf_init(&c->out, &w->mem, SIZE_MAX);
+  *conn = c;
+  if (w->where != DL_OPEN || w->answers > 0) return 0;
+  w->stalled = true;
+  return E2B_IO_AGAIN;
+}
+
+static int dl_ready(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  return E2B_IO_AGAIN;
+}
+
+typedef struct dl_answer {
+  const char *asked, *type, *body; /* the beginning of the request; type NULL = JSON */
+  unsigned length;                 /* of a body with NUL bytes */
+  bool open;                       /* the body has no end */
+} dl_answer;
+
+#define DL_SANDBOX "{\"sandboxID\":\"id\",\"templateID\":\"t\",\"clientID\":\"c\",\"envdVersion\":\"0.6.13\",\"state\":\"running\"," \
+                   "\"cpuCount\":1,\"memoryMB\":1,\"diskSizeMB\":1,\"startedAt\":\"2026-01-02T03:04:05Z\",\"endAt\":\"2026-01-02T03:04:05Z\"}"
+static const dl_answer dl_answers[] = {
+  { "POST /sandboxes/id/connect", NULL, DL_SANDBOX, 0, false },
+  { "POST /sandboxes/id/snapshots", NULL, "{\"snapshotID\":\"s\",\"names\":[]}", 0, false },
+  { "POST /sandboxes/id/", NULL, "", 0, false },
+  { "POST /sandboxes ", NULL, DL_SANDBOX, 0, false },
+  { "GET /sandboxes/id ", NULL, DL_SANDBOX, 0, false },
+  { "GET /sandboxes/id/metrics", NULL, "[]", 0, false },
+  { "GET /v2/sandboxes/id/logs", NULL, "{\"logs\":[]}", 0, false },
+  { "GET /v2/sandboxes", NULL, "[" DL_SANDBOX "]", 0, false },
+  { "GET /snapshots", NULL, "[]", 0, false },
+  { "POST /process.Process/Start", "application/connect+json", "\0\0\0\0\x1d{\"event\":{\"start\":{\"pid\":7}}}", 34, true },
+  { "POST /process.Process/Connect", "application/connect+json", "\0\0\0\0\x1d{\"event\":{\"start\":{\"pid\":7}}}", 34, true },
+  { "POST /filesystem.Filesystem/WatchDir", "application/connect+json", "\0\0\0\0\x0c{\"start\":{}}", 17, true },
+  { "POST /filesystem.Filesystem/CreateWatcher", NULL, "{\"watcherId\":\"w\"}", 0, false },
+  { "POST /filesystem.Filesystem/ListDir", NULL,
+    "{\"entries\":[{\"name\":\"f\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/d/f\",\"size\":\"10\",\"mode\":420}]}", 0, false },
+  { "POST /filesystem.Filesystem/Stat", NULL,
+    "{\"entry\":{\"name\":\"f\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/d/f\",\"size\":\"10\",\"mode\":420}}", 0, false },
+  { "POST /filesystem.Filesystem/Move", NULL,
+    "{\"entry\":{\"name\":\"f\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/d/f\",\"size\":\"10\",\"mode\":420}}", 0, false },
+  { "GET /files", "application/octet-stream", "0123456789", 0, false },
+  { "POST /files", NULL, "[{\"path\":\"/d/f\",\"name\":\"f\",\"type\":\"file\"}]", 0, false },
+  { "POST /execute", "application/x-ndjson", "{\"type\":\"number_of_executions\",\"execution_count\":1}\n", 0, true },
+  { "POST /contexts", NULL, "{\"id\":\"c\",\"language\":\"python\",\"cwd\":\"/\"}", 0, false },
+  { "GET /contexts", NULL, "[]", 0, false },
+  { "", NULL, "{}", 0, false },
+};
+
+/* Answers what is in c->in, all or in part. */
+static void dl_say(dl_world *w, dl_conn *c) {
+  const char *asked = e2b__buf_cstr(&c->in);
+  const dl_answer *a = dl_answers;
+  bool whole = w->answers > 0 || w->where == DL_NOWHERE;
+  size_t len;
+  char head[300];
+  while (strncmp(asked, a->asked, strlen(a->asked)) != 0) a++;
+  len = a->length ? a->length : strlen(a->body);
+  if (w->answers > 0) w->answers--;
+  if (!whole) w->stalled = true;
+  if (!whole && w->where == DL_MUTE) return;
+  (void)snprintf(head, sizeof head, "HTTP/1.1 200 OK\r\ncontent-type: %s\r\nx-next-token: t%d\r\n%s%s", a->type ? a->type : "application/json",
+                 w->pages++, whole && w->where == DL_OPEN ? "connection: close\r\n" : "", a->open ? "transfer-encoding: chunked\r\n\r\n" : "");
+  e2b__buf_text(&c->out, head);
+  if (!whole && w->where == DL_HEAD) {
+    c->out.len -= 7;
+    return;
+  }
+  if (a->open) (void)snprintf(head, sizeof head, "%x\r\n", (unsigned)len);
+  else (void)snprintf(head, sizeof head, "content-length: %u\r\n\r\n", (unsigned)len + (len == 0 && !whole));
+  e2b__buf_text(&c->out, head);
+  e2b__buf_put(&c->out, a->body, whole ? len : len / 2);
+  if (whole && a->open) e2b__buf_text(&c->out, "\r\n");
+  if (whole) return;
+  c->eof = w->where == DL_LOST;
+  if (c->eof) w->where = DL_MUTE;
+}
+
+/* The length of the request in c->in, 0 = it is not complete. */
+static size_t dl_request(dl_conn *c) {
+  const char *text = e2b__buf_cstr(&c->in), *end = strstr(text, "\r\n\r\n"), *length = strstr(text, "content-length: ");
+  size_t head, size;
+  if (!end) return 0;
+  head = (size_t)(end + 4 - text);
+  if (strstr(text, "transfer-encoding: chunked") && strstr(text, "transfer-encoding: chunked") < end) {
+    char *last = find_bytes((char *)c->in.data + head - 2, c->in.len - head + 2, "\r\n0\r\n\r\n");
+    return last ? (size_t)(last + 7 - text) : 0;
+  }
+  size = head + (length && length < end ? (size_t)strtoull(length + 16, NULL, 10) : 0);
+  return size <= c->in.len ? size : 0;
+}
+
+#if !defined(E2B_NO_HTTP2)
+/* Greets when there is no stream to be waited for, and says the head of the answer when the body is to be. */
+static void dl_http2(dl_world *w, dl_conn *c) {
+  uint8_t payload[6] = { 0, 3, 0, 0, 0, 0 };
+  size_t at = 24;
+  w->stalled = true;
+  if (w->where == DL_MUTE && w->answers == 0) return;
+  if (!c->greeted && w->where == DL_QUEUE) e2b__h2_put_frame(&c->out, E2B__H2_SETTINGS, 0, 0, payload, 6);
+  else if (!c->greeted) e2b__h2_put_frame(&c->out, E2B__H2_SETTINGS, 0, 0, NULL, 0);
+  c->greeted = true;
+  while (at + E2B__H2_HEAD <= c->in.len) {
+    const uint8_t *frame = c->in.data + at;
+    uint32_t id = e2b__h2_get_u32(frame + 5);
+    at += E2B__H2_HEAD + (e2b__h2_get_u32(frame) >> 8);
+    if (frame[3] == E2B__H2_SETTINGS && !(frame[4] & E2B__H2_ACK)) e2b__h2_put_frame(&c->out, E2B__H2_SETTINGS, E2B__H2_ACK, 0, NULL, 0);
+    if (frame[3] != E2B__H2_HEADERS || id <= c->stream) continue;
+    c->stream = id;
+    if (w->where == DL_BODY) e2b__h2_put_frame(&c->out, E2B__H2_HEADERS, E2B__H2_END_HEADERS, id, "\x88", 1); /* :status 200 */
+  }
+}
+#endif
+
+static int dl_tx(void *user, void *conn, const void *buf, size_t len) {
+  dl_world *w = (dl_world *)user;
+  dl_conn *c = (dl_conn *)conn;
+  size_t size;
+  if (w->answers == 0 && (w->where == DL_SEND || w->where == DL_TLS || w->where == DL_TUNNEL)) {
+    w->stalled = true;
+    if (w->where == DL_SEND) return E2B_IO_AGAIN;
+  }
+  e2b__buf_put(&c->in, buf, len);
+  if (w->where == DL_TLS || (w->where == DL_TUNNEL && w->answers == 0)) return (int)len;
+#if !defined(E2B_NO_HTTP2)
+  if (w->config.http_version == 2) {
+    dl_http2(w, c);
+    return (int)len;
+  }
+#endif
+  while ((size = dl_request(c)) > 0) {
+    dl_say(w, c);
+    e2b__buf_drop(&c->in, size);
+  }
+  return (int)len;
+}
+
+static int dl_rx(void *user, void *conn, void *buf, size_t cap) {
+  dl_conn *c = (dl_conn *)conn;
+  size_t n = E2B__MIN(cap, c->out.len - c->sent);
+  E2B__UNUSED(user);
+  if (!n && c->eof) c->eof_told = true;
+  if (!n) return c->eof ? E2B_IO_EOF : E2B_IO_AGAIN;
+  memcpy(buf, c->out.data + c->sent, n);
+  c->sent += n;
+  return (int)n;
+}
+
+static void dl_shut(void *user, void *conn) {
+  dl_conn *c = (dl_conn *)conn, **at = &((dl_world *)user)->conns;
+  while (*at != c) at = &(*at)->next;
+  *at = c->next;
+  e2b__buf_free(&c->in);
+  e2b__buf_free(&c->out);
+  free(c);
+}
+
+/* What is set in w->config before stays. */
+static bool dl_begin(dl_world *w) {
+  e2b_attach_opts opts;
+  e2b_error err;
+  e2b__mem_init(&w->mem, NULL);
+  w->clock = 1000000;
+  w->transport.open_fn = dl_open;
+  w->transport.ready_fn = dl_ready;
+  w->transport.rx_fn = dl_rx;
+  w->transport.tx_fn = dl_tx;
+  w->transport.shut_fn = dl_shut;
+  w->transport.wait_fn = dl_wait;
+  w->transport.user = w;
+  w->config.transport = &w->transport;
+  w->config.no_env = true;
+  w->config.api_key = "key";
+  w->config.codec = E2B_CODEC_JSON;
+  if (!w->config.api_url) w->config.api_url = w->config.sandbox_url = "http://10.0.0.1";
+  w->config.now_ms_fn = dl_now;
+  w->config.yield_fn = dl_yield;
+  w->config.platform_user = w;
+  w->client = e2b_client_create(&w->config, &err);
+  memset(&opts, 0, sizeof opts);
+  opts.access_token = "token";
+  opts.code_interpreter_base_url = w->config.api_url;
+  return CHECK_OK(w->client ? E2B_OK : err.code) && CHECK_OK(e2b_sandbox_attach(w->client, "id", &opts, &w->sandbox, &err));
+}
+
+static void dl_end(dl_world *w) {
+  w->where = DL_NOWHERE;
+  w->answers = 0;
+  e2b_client_free(w->client);
+  CHECK_INT(w->mem.now, 0);
+}
+
+/* ---- every call that asks somebody something ---- */
+
+typedef struct dl_out { /* what calls fill */
+  e2b_sandbox *sandbox;
+  e2b_command_handle *handle;
+  e2b_file_stream *stream;
+  e2b_watch_handle *watch;
+  e2b_sandbox_info info;
+  e2b_sandbox_list list;
+  e2b_create_response created;
+  e2b_traffic_token token;
+  e2b_metric_list metrics;
+  e2b_log_list logs;
+  e2b_snapshot snapshot;
+  e2b_snapshot_list snapshots;
+  e2b_response response;
+  e2b_command_result result;
+  e2b_process_list processes;
+  e2b_entry_info entry;
+  e2b_entry_list entries;
+  e2b_buf buf;
+  e2b_execution execution;
+  e2b_code_context context;
+  e2b_code_context_list contexts;
+  uint32_t pid;
+  bool flag;
+} dl_out;
+
+static dl_out dl_got;
+
+static void dl_clear(void) {
+  e2b_mem *results[] = { &dl_got.info.mem, &dl_got.list.mem, &dl_got.created.mem, &dl_got.token.mem, &dl_got.metrics.mem, &dl_got.logs.mem,
+                         &dl_got.snapshot.mem, &dl_got.snapshots.mem, &dl_got.response.mem, &dl_got.result.mem, &dl_got.processes.mem,
+                         &dl_got.entry.mem, &dl_got.entries.mem, &dl_got.buf.mem, &dl_got.execution.mem, &dl_got.context.mem,
+                         &dl_got.contexts.mem };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(results); i++) e2b_mem_free(results[i]);
+  memset(&dl_got, 0, sizeof dl_got);
+}
+
+static int dl_sink(void *user, const char *data, size_t len) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(data);
+  E2B__UNUSED(len);
+  return 0;
+}
+
+static int dl_source(void *user, void *buf, size_t cap) {
+  int *left = (int *)user;
+  int n = (int)E2B__MIN((size_t)*left, cap);
+  memset(buf, 'x', (size_t)n);
+  *left -= n;
+  return n;
+}
+
+static int dl_on_sandbox(void *user, const e2b_sandbox_info *info) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(info);
+  return 0;
+}
+
+/* Each is one call, with the options of `call` in whatever it takes. */
+typedef e2b_err (*dl_call)(dl_world *w, const e2b_call *call, e2b_error *err);
+#define DL_CALL(name, expression)                                                                                      \
+  static e2b_err dl_##name(dl_world *w, const e2b_call *call, e2b_error *err) {                                        \
+    E2B__UNUSED(w);                                                                                                    \
+    E2B__UNUSED(call);                                                                                                 \
+    return expression;                                                                                                 \
+  }
+#define DL_CALL_WITH(name, type, expression)                                                                           \
+  static e2b_err dl_##name(dl_world *w, const e2b_call *call, e2b_error *err) {                                        \
+    type opts;                                                                                                         \
+    memset(&opts, 0, sizeof opts);                                                                                     \
+    opts.call = *call;                                                                                                 \
+    return expression;                                                                                                 \
+  }
+
+DL_CALL_WITH(sandbox_create, e2b_sandbox_opts, e2b_sandbox_create(w->client, NULL, &opts, &dl_got.sandbox, err))
+DL_CALL_WITH(sandbox_connect, e2b_sandbox_opts, e2b_sandbox_connect(w->client, "id", &opts, &dl_got.sandbox, err))
+DL_CALL(sandbox_get_info, e2b_sandbox_get_info(w->sandbox, call, &dl_got.info, err))
+DL_CALL(sandbox_set_timeout, e2b_sandbox_set_timeout(w->sandbox, 5, call, err))
+DL_CALL(sandbox_pause, e2b_sandbox_pause(w->sandbox, call, err))
+DL_CALL(sandbox_kill, e2b_sandbox_kill(w->sandbox, call, NULL, err))
+DL_CALL(sandbox_is_running, e2b_sandbox_is_running(w->sandbox, call, &dl_got.flag, err))
+DL_CALL_WITH(api_list, e2b_list_opts, e2b_api_list(w->client, &opts, &dl_got.list, err))
+DL_CALL_WITH(api_list_all, e2b_list_opts, e2b_api_list_all(w->client, &opts, dl_on_sandbox, NULL, err))
+DL_CALL(api_get_info, e2b_api_get_info(w->client, "id", call, &dl_got.info, err))
+DL_CALL(api_kill, e2b_api_kill(w->client, "id", call, NULL, err))
+DL_CALL(api_set_timeout, e2b_api_set_timeout(w->client, "id", 5, call, err))
+DL_CALL(api_pause, e2b_api_pause(w->client, "id", call, err))
+DL_CALL_WITH(api_create_sandbox, e2b_sandbox_opts, e2b_api_create_sandbox(w->client, NULL, &opts, &dl_got.created, err))
+DL_CALL(api_connect_sandbox, e2b_api_connect_sandbox(w->client, "id", 5, call, &dl_got.created, err))
+DL_CALL(api_find_by_nonce, e2b_api_find_by_nonce(w->client, "0123456789abcdef0123456789abcdef", call, &dl_got.info, err))
+DL_CALL(api_update_network, e2b_api_update_network(w->client, "id", NULL, E2B_YES, call, err))
+DL_CALL_WITH(api_request, e2b_request_opts, e2b_api_request(w->client, "POST", "/x", &opts, &dl_got.response, err))
+DL_CALL_WITH(sandbox_request, e2b_request_opts, e2b_sandbox_request(w->sandbox, 49983, "POST", "/x", &opts, &dl_got.response, err))
+#ifndef E2B_NO_TRAFFIC_TOKEN
+DL_CALL(api_refresh, e2b_api_refresh_traffic_access_token(w->client, "id", call, &dl_got.token, err))
+static e2b_err dl_sandbox_refresh(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_attach_opts opts;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.traffic_access_token = "eyJhbGciOiJub25lIn0.eyJleHAiOjE3MDAwMDAwMDB9.x"; /* it has expired */
+  code = e2b_sandbox_attach(w->client, "id", &opts, &dl_got.sandbox, err);
+  return code ? code : e2b_sandbox_refresh_traffic_access_token(dl_got.sandbox, call, NULL, err);
+}
+/* A call that has to wait for a refresh first. */
+static e2b_err dl_with_refresh(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_attach_opts opts;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.traffic_access_token = "eyJhbGciOiJub25lIn0.eyJleHAiOjE3MDAwMDAwMDB9.x";
+  code = e2b_sandbox_attach(w->client, "id", &opts, &dl_got.sandbox, err);
+  return code ? code : e2b_commands_list(dl_got.sandbox, call, &dl_got.processes, err);
+}
+#endif
+#ifndef E2B_NO_METRICS
+DL_CALL(api_get_metrics, e2b_api_get_metrics(w->client, "id", 0, 0, call, &dl_got.metrics, err))
+DL_CALL_WITH(api_get_logs, e2b_logs_opts, e2b_api_get_logs(w->client, "id", &opts, &dl_got.logs, err))
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+DL_CALL(api_create_snapshot, e2b_api_create_snapshot(w->client, "id", NULL, call, &dl_got.snapshot, err))
+DL_CALL_WITH(api_list_snapshots, e2b_snapshot_list_opts, e2b_api_list_snapshots(w->client, &opts, &dl_got.snapshots, err))
+DL_CALL(api_delete_snapshot, e2b_api_delete_snapshot(w->client, "s", call, NULL, err))
+#endif
+DL_CALL_WITH(commands_run, e2b_run_opts, e2b_commands_run(w->sandbox, "true", &opts, &dl_got.result, err))
+DL_CALL_WITH(commands_start, e2b_run_opts, e2b_commands_start(w->sandbox, "true", &opts, &dl_got.handle, err))
+DL_CALL_WITH(commands_start_detached, e2b_run_opts, e2b_commands_start_detached(w->sandbox, "true", &opts, &dl_got.pid, err))
+DL_CALL_WITH(commands_connect_to_process, e2b_run_opts, e2b_commands_connect_to_process(w->sandbox, 7, &opts, &dl_got.handle, err))
+DL_CALL_WITH(commands_connect_to_tag, e2b_run_opts, e2b_commands_connect_to_tag(w->sandbox, "tag", &opts, &dl_got.handle, err))
+DL_CALL(commands_list, e2b_commands_list(w->sandbox, call, &dl_got.processes, err))
+DL_CALL(commands_kill, e2b_commands_kill(w->sandbox, 7, call, NULL, err))
+DL_CALL(commands_send_signal, e2b_commands_send_signal(w->sandbox, 7, 15, call, NULL, err))
+DL_CALL(commands_kill_tree, e2b_commands_kill_tree(w->sandbox, 7, call, NULL, err))
+DL_CALL(commands_stop, e2b_commands_stop(w->sandbox, 7, 100, call, NULL, err))
+DL_CALL(commands_send_stdin, e2b_commands_send_stdin(w->sandbox, 7, "x", 1, call, err))
+static e2b_err dl_commands_send_stdin_from(dl_world *w, const e2b_call *call, e2b_error *err) {
+  static int left;
+  left = 200000;
+  return e2b_commands_send_stdin_from(w->sandbox, 7, dl_source, &left, call, err);
+}
+DL_CALL(commands_close_stdin, e2b_commands_close_stdin(w->sandbox, 7, call, err))
+DL_CALL(handle_wait, e2b_command_handle_wait(w->command, call, &dl_got.result, err))
+DL_CALL(handle_kill, e2b_command_handle_kill(w->command, call, NULL, err))
+DL_CALL(handle_send_stdin, e2b_command_handle_send_stdin(w->command, "x", 1, call, err))
+DL_CALL(handle_close_stdin, e2b_command_handle_close_stdin(w->command, call, err))
+#ifndef E2B_NO_PTY
+DL_CALL_WITH(pty_create, e2b_pty_opts, e2b_pty_create(w->sandbox, &opts, &dl_got.handle, err))
+DL_CALL_WITH(pty_connect, e2b_pty_opts, e2b_pty_connect(w->sandbox, 7, &opts, &dl_got.handle, err))
+DL_CALL(pty_send_input, e2b_pty_send_input(w->sandbox, 7, "x", 1, call, err))
+DL_CALL(pty_resize, e2b_pty_resize(w->sandbox, 7, 80, 24, call, err))
+DL_CALL(pty_kill, e2b_pty_kill(w->sandbox, 7, call, NULL, err))
+#endif
+DL_CALL_WITH(files_list, e2b_files_opts, e2b_files_list(w->sandbox, "/d", &opts, &dl_got.entries, err))
+DL_CALL_WITH(files_exists, e2b_files_opts, e2b_files_exists(w->sandbox, "/d", &opts, &dl_got.flag, err))
+DL_CALL_WITH(files_get_info, e2b_files_opts, e2b_files_get_info(w->sandbox, "/d", &opts, &dl_got.entry, err))
+DL_CALL_WITH(files_make_dir, e2b_files_opts, e2b_files_make_dir(w->sandbox, "/d", &opts, NULL, err))
+DL_CALL_WITH(files_rename, e2b_files_opts, e2b_files_rename(w->sandbox, "/a", "/b", &opts, NULL, err))
+DL_CALL_WITH(files_remove, e2b_files_opts, e2b_files_remove(w->sandbox, "/a", &opts, err))
+DL_CALL_WITH(files_read, e2b_files_opts, e2b_files_read(w->sandbox, "/a", &opts, &dl_got.buf, err))
+DL_CALL_WITH(files_read_text, e2b_files_opts, e2b_files_read_text(w->sandbox, "/a", &opts, &dl_got.buf, err))
+DL_CALL_WITH(files_write, e2b_files_opts, e2b_files_write(w->sandbox, "/d/f", "x", 1, &opts, NULL, err))
+DL_CALL_WITH(files_write_text, e2b_files_opts, e2b_files_write_text(w->sandbox, "/d/f", "x", &opts, NULL, err))
+DL_CALL_WITH(files_write_atomic, e2b_files_opts,
+             (opts.atomic = true, e2b_files_write(w->sandbox, "/d/f", "x", 1, &opts, NULL, err)))
+DL_CALL_WITH(files_download, e2b_files_opts, e2b_files_download(w->sandbox, "/a", dl_sink, NULL, &opts, err))
+static e2b_err dl_files_upload(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_files_opts opts = { 0 };
+  static int left;
+  left = 200000;
+  opts.call = *call;
+  return e2b_files_upload(w->sandbox, "/d/f", dl_source, &left, left, &opts, NULL, err);
+}
+DL_CALL_WITH(files_read_stream, e2b_files_opts, e2b_files_read_stream(w->sandbox, "/a", &opts, &dl_got.stream, err))
+static e2b_err dl_files_compose(dl_world *w, const e2b_call *call, e2b_error *err) {
+  static const char *const items[] = { "/a", "/b" };
+  e2b_files_opts opts = { 0 };
+  e2b_strs sources;
+  opts.call = *call;
+  sources.items = items;
+  sources.count = 2;
+  return e2b_files_compose(w->sandbox, sources, "/c", &opts, NULL, err);
+}
+static e2b_err dl_files_write_many(dl_world *w, const e2b_call *call, e2b_error *err) {
+  static e2b_write_item items[3];
+  e2b_bulk_opts opts;
+  size_t i;
+  memset(items, 0, sizeof items);
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  opts.parallel = 1;
+  opts.batch_bytes = 1;
+  for (i = 0; i < 3; i++) {
+    items[i].path = "/d/f";
+    items[i].data = "x";
+    items[i].len = 1;
+  }
+  return e2b_files_write_many(w->sandbox, items, 3, &opts, err);
+}
+static e2b_err dl_files_read_many(dl_world *w, const e2b_call *call, e2b_error *err) {
+  static e2b_read_item items[3];
+  e2b_bulk_opts opts;
+  size_t i;
+  for (i = 0; i < 3; i++) e2b_mem_free(&items[i].content.mem);
+  memset(items, 0, sizeof items);
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  opts.parallel = 1;
+  for (i = 0; i < 3; i++) items[i].path = "/a";
+  return e2b_files_read_many(w->sandbox, items, 3, &opts, err);
+}
+#ifndef E2B_NO_LOCAL_FILES
+DL_CALL_WITH(files_upload_tree, e2b_bulk_opts, e2b_files_upload_tree(w->sandbox, w->dir, "/d", &opts, NULL, err))
+static e2b_err dl_files_download_tree(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_bulk_opts opts;
+  char to[100], file[120];
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  (void)snprintf(to, sizeof to, "%s/down", w->dir);
+  code = e2b_files_download_tree(w->sandbox, "/d", to, &opts, NULL, err);
+  (void)snprintf(file, sizeof file, "%s/f", to);
+  (void)unlink(file);
+  (void)rmdir(to);
+  return code;
+}
+#endif
+#ifndef E2B_NO_CODE_INTERPRETER
+DL_CALL_WITH(code_run, e2b_run_code_opts, e2b_code_run(w->sandbox, "1", &opts, &dl_got.execution, err))
+DL_CALL(code_create_context, e2b_code_create_context(w->sandbox, NULL, NULL, call, &dl_got.context, err))
+DL_CALL(code_list_contexts, e2b_code_list_contexts(w->sandbox, call, &dl_got.contexts, err))
+DL_CALL(code_remove_context, e2b_code_remove_context(w->sandbox, "c", call, err))
+DL_CALL(code_restart_context, e2b_code_restart_context(w->sandbox, "c", call, err))
+#endif
+#ifndef E2B_NO_WATCH
+DL_CALL_WITH(files_watch_dir, e2b_watch_opts, e2b_files_watch_dir(w->sandbox, "/d", &opts, &dl_got.watch, err))
+DL_CALL_WITH(files_watch_polling, e2b_watch_opts,
+             (opts.polling = true, e2b_files_watch_dir(w->sandbox, "/d", &opts, &dl_got.watch, err)))
+#endif
+/* Last: the handle is gone. */
+static e2b_err dl_sandbox_close(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_sandbox *sandbox = w->sandbox;
+  w->sandbox = NULL;
+  return e2b_sandbox_close(sandbox, call, err);
+}
+
+#define DL_COMMAND 1u  /* needs a handle, opened before the server stops answering */
+#define DL_REFRESH 2u  /* shares in a request that belongs to no call: that one has request_timeout_ms */
+#define DL_WAITS 4u    /* queued until then */
+#define DL_OWN 8u      /* has a connection already, and the idle limit of its stream */
+#define DL_THREE 16u   /* three requests, each with its limits */
+#define DL_HEAD_IS 32u /* done when there is a head */
+#define DL_TREE 128u   /* needs a directory */
+#define DL_LARGE 64u   /* more than HTTP/2's first window */
+
+typedef struct dl_row {
+  const char *name;
+  dl_call call;
+  unsigned flags;
+} dl_row;
+#define DL_ROW(name) { #name, dl_##name, 0 }
+#define DL_ROW_WITH(name, flags) { #name, dl_##name, flags }
+
+static const dl_row dl_rows[] = {
+  DL_ROW(sandbox_create), DL_ROW(sandbox_connect), DL_ROW(sandbox_get_info), DL_ROW(sandbox_set_timeout),
+  DL_ROW(sandbox_pause), DL_ROW(sandbox_kill), DL_ROW(sandbox_close), DL_ROW(sandbox_is_running), DL_ROW(api_list),
+  DL_ROW(api_list_all), DL_ROW(api_get_info), DL_ROW(api_kill), DL_ROW(api_set_timeout), DL_ROW(api_pause),
+  DL_ROW(api_create_sandbox), DL_ROW(api_connect_sandbox), DL_ROW(api_find_by_nonce), DL_ROW(api_update_network),
+  DL_ROW(api_request), DL_ROW(sandbox_request),
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  DL_ROW(api_refresh), DL_ROW_WITH(sandbox_refresh, DL_REFRESH),
+  DL_ROW_WITH(with_refresh, DL_REFRESH | DL_WAITS),
+#endif
+#ifndef E2B_NO_METRICS
+  DL_ROW(api_get_metrics), DL_ROW(api_get_logs),
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+  DL_ROW(api_create_snapshot), DL_ROW(api_list_snapshots), DL_ROW(api_delete_snapshot),
+#endif
+  DL_ROW(commands_run), DL_ROW(commands_start), DL_ROW(commands_start_detached), DL_ROW(commands_connect_to_process),
+  DL_ROW(commands_connect_to_tag), DL_ROW(commands_list), DL_ROW(commands_kill), DL_ROW(commands_send_signal),
+  DL_ROW(commands_kill_tree), DL_ROW(commands_stop), DL_ROW(commands_send_stdin), DL_ROW_WITH(commands_send_stdin_from, DL_LARGE),
+  DL_ROW(commands_close_stdin), DL_ROW_WITH(handle_wait, DL_COMMAND | DL_OWN), DL_ROW_WITH(handle_kill, DL_COMMAND),
+  DL_ROW_WITH(handle_send_stdin, DL_COMMAND), DL_ROW_WITH(handle_close_stdin, DL_COMMAND),
+#ifndef E2B_NO_PTY
+  DL_ROW(pty_create), DL_ROW(pty_connect), DL_ROW(pty_send_input), DL_ROW(pty_resize), DL_ROW(pty_kill),
+#endif
+  DL_ROW(files_list), DL_ROW(files_exists), DL_ROW(files_get_info), DL_ROW(files_make_dir), DL_ROW(files_rename),
+  DL_ROW(files_remove), DL_ROW(files_read), DL_ROW(files_read_text), DL_ROW(files_write), DL_ROW(files_write_text),
+  DL_ROW(files_write_atomic), DL_ROW(files_download), DL_ROW_WITH(files_upload, DL_LARGE), DL_ROW_WITH(files_read_stream, DL_HEAD_IS),
+  DL_ROW(files_compose), DL_ROW_WITH(files_write_many, DL_THREE), DL_ROW_WITH(files_read_many, DL_THREE),
+#ifndef E2B_NO_LOCAL_FILES
+  DL_ROW_WITH(files_upload_tree, DL_TREE), DL_ROW_WITH(files_download_tree, DL_TREE),
+#endif
+#ifndef E2B_NO_CODE_INTERPRETER
+  DL_ROW(code_run), DL_ROW(code_create_context), DL_ROW(code_list_contexts), DL_ROW(code_remove_context),
+  DL_ROW(code_restart_context),
+#endif
+#ifndef E2B_NO_WATCH
+  DL_ROW(files_watch_dir), DL_ROW(files_watch_polling),
+#endif
+};
+
+/* A directory with one small file and room for another, for the trees. */
+static void dl_dir_make(const dl_world *w) {
+  char file[120];
+  int fd;
+  (void)mkdir(w->dir, 0700);
+  (void)snprintf(file, sizeof file, "%s/f", w->dir);
+  fd = open(file, O_WRONLY | O_CREAT, 0600);
+  CHECK(fd >= 0 && write(fd, "x", 1) == 1);
+  close(fd);
+}
+
+static void dl_dir_remove(const dl_world *w) {
+  char file[120];
+  (void)snprintf(file, sizeof file, "%s/f", w->dir);
+  (void)unlink(file);
+  (void)rmdir(w->dir);
+}
+
+/* The name `slow.test` is being looked up, and always will be. */
+static void dl_never_found(dl_world *w) {
+  e2b__dns *d = e2b__dns_start(NULL, "0.0.0.0");
+  d->count = 0;
+  (void)snprintf(d->host, sizeof d->host, "slow.test");
+  d->done = false;
+  w->client->net.names[0].dns = d;
+}
+
+typedef struct dl_limits {
+  int32_t timeout_ms, idle_ms, connect_ms;
+  e2b_err want;         /* E2B_OK = any failure */
+  uint64_t least, most;
+  uint8_t http_version;
+  bool driven;          /* by an event loop, with e2b_client_next_timeout */
+} dl_limits;
+
+static const e2b_phase dl_phases[] = { E2B_PHASE_NONE,  E2B_PHASE_RESOLVE, E2B_PHASE_CONNECT, E2B_PHASE_CONNECT,
+                                       E2B_PHASE_TLS,   E2B_PHASE_QUEUE,   E2B_PHASE_SEND,    E2B_PHASE_HEADERS,
+                                       E2B_PHASE_HEADERS, E2B_PHASE_BODY,  E2B_PHASE_BODY };
+
+static const char *const dl_names[] = { "nowhere", "resolve", "open", "tunnel", "tls", "queue", "send", "mute", "head",
+                                        "body", "lost" };
+
+/* Waits for a call as an event loop does. */
+static e2b_err dl_drive(dl_world *w, e2b_op op, e2b_error *err) {
+  e2b_err code;
+  while ((code = e2b_op_poll(w->client, op, err)) == E2B_PENDING) {
+    int wait = e2b_client_next_timeout(w->client);
+    w->turns++;
+    if (wait) dl_wait(w, wait);
+    (void)e2b_client_process(w->client, NULL, 0, 0);
+    if (!w->hung) continue;
+    e2b_op_cancel(w->client, op);
+    return E2B_PENDING;
+  }
+  return code;
+}
+
+/* Takes the only connection, or lets the client learn that there will be no stream for it. */
+static void dl_occupy(dl_world *w) {
+  static e2b_sandbox_info info;
+  static e2b_op op;
+  e2b_call call;
+  e2b_error err;
+  memset(&call, 0, sizeof call);
+  memset(&info, 0, sizeof info);
+  call.timeout_ms = call.idle_ms = E2B_TIMEOUT_NONE;
+  call.op = &op;
+  if (w->config.http_version != 2) w->where = DL_MUTE;
+  CHECK_RC(e2b_api_get_info(w->client, "id", &call, &info, &err), E2B_PENDING);
+  (void)e2b_client_poll(w->client, 0);
+  (void)e2b_client_poll(w->client, 0);
+}
+
+static bool dl_setup(dl_world *w, const dl_row *row, dl_where where, int answers, const dl_limits *limits) {
+  e2b_error err;
+  memset(w, 0, sizeof *w);
+  (void)snprintf(w->dir, sizeof w->dir, "%s/deadlines", work_dir);
+  if (where == DL_TLS) w->config.api_url = w->config.sandbox_url = "https://10.0.0.1";
+  if (where == DL_TUNNEL) w->config.api_url = w->config.sandbox_url = "https://10.0.0.2", w->config.proxy_url = "http://10.0.0.1";
+  if (where == DL_RESOLVE) w->config.api_url = w->config.sandbox_url = "http://slow.test";
+  if (where == DL_QUEUE && limits->http_version != 2) w->config.max_connections = (row->flags & DL_COMMAND) ? 2 : 1;
+  w->config.tls.ca_pem = net_the_pki->ca_pem;
+  w->config.http_version = limits->http_version;
+  w->config.connect_timeout_ms = limits->connect_ms;
+  if (!dl_begin(w)) return false;
+  if (where == DL_RESOLVE) dl_never_found(w);
+  if ((row->flags & DL_COMMAND)) CHECK_OK(e2b_commands_start(w->sandbox, "true", NULL, &w->command, &err));
+  w->where = where;
+  w->answers = answers;
+  if (where == DL_QUEUE) dl_occupy(w);
+  w->hung_at = w->clock + 600000;
+  w->turns = 0;
+  w->stalled = where == DL_QUEUE || where == DL_RESOLVE;
+  return true;
+}
+
+/* One call, against a server that stops at `where` after so many answers. Returns whether the call got there. */
+static bool dl_one(const dl_row *row, dl_where where, int answers, const dl_limits *limits) {
+  static dl_world w;
+  e2b_error err;
+  e2b_call call;
+  e2b_op op;
+  e2b_err code;
+  uint64_t from, took, most = limits->most * (row->flags & DL_THREE && limits->idle_ms > 0 ? 3 : 1);
+  int failures = check_failures;
+  bool got_there;
+  if (!dl_setup(&w, row, where, answers, limits)) return false;
+  if (row->flags & DL_TREE) dl_dir_make(&w);
+  memset(&call, 0, sizeof call);
+  memset(&err, 0, sizeof err);
+  from = w.clock;
+  call.timeout_ms = limits->timeout_ms;
+  call.idle_ms = limits->idle_ms;
+  if (limits->driven) call.op = &op;
+  code = row->call(&w, &call, &err);
+  if (limits->driven && CHECK_RC(code, E2B_PENDING)) code = dl_drive(&w, op, &err);
+  took = w.clock - from;
+  got_there = w.stalled;
+  if (got_there) {
+    e2b_phase phase = row->flags & DL_WAITS ? E2B_PHASE_QUEUE : dl_phases[where];
+    if (row->flags & DL_LARGE && limits->http_version == 2 && phase == E2B_PHASE_HEADERS) phase = E2B_PHASE_SEND;
+    if (row->flags & DL_REFRESH && limits->timeout_ms < 0) most = 60100;
+    CHECK(!w.hung && !w.spun && w.turns < 60);
+    CHECK(took >= limits->least && took <= most);
+    CHECK_RC(code, limits->want == E2B_OK || (row->flags & DL_REFRESH && code < 0) ? code : limits->want);
+    CHECK(code < 0);
+    if (limits->want != E2B_OK && answers == 0 && code == limits->want) CHECK_INT(err.phase, phase);
+  }
+  dl_clear();
+  dl_end(&w);
+  if (row->flags & DL_TREE) dl_dir_remove(&w);
+  if (check_failures != failures)
+    printf("  %s, %s after %d answers: %s after %lu ms, %u turns%s: %s\n", row->name, dl_names[where], answers, e2b_err_name(code),
+           (unsigned long)took, w.turns, w.hung ? ", hung" : "", err.message);
+  return got_there;
+}
+
+/* Every call, stopped at every one of its requests in all these ways. */
+static void dl_all(const dl_where *wheres, size_t count, const dl_limits *limits) {
+  size_t i, k;
+  int answers, reached = 0;
+  for (i = 0; i < E2B__COUNT(dl_rows); i++) {
+    const dl_row *row = &dl_rows[i];
+    bool later = false;
+    for (k = 0; k < count; k++) {
+      dl_where where = wheres[k];
+      bool first = where == DL_RESOLVE || where == DL_TUNNEL || where == DL_TLS || where == DL_QUEUE || limits->http_version == 2;
+      if ((row->flags & DL_COMMAND) && (where != DL_QUEUE || limits->http_version == 2) && first) continue;
+      if (row->flags & DL_OWN && (where == DL_QUEUE || limits->timeout_ms < 0)) continue;
+      if (row->flags & DL_HEAD_IS && (where == DL_BODY || where == DL_LOST)) continue;
+      for (answers = 0; answers < (first ? 1 : 5) && dl_one(row, where, answers, limits); answers++, reached++)
+        later = true;
+    }
+    if (count > 1 && !(row->flags & (DL_COMMAND | DL_OWN)) && !CHECK(later)) printf("  %s is never stopped\n", row->name);
+  }
+  if (verbose) printf("  %d places\n", reached);
+}
+
+/* The limit of the call, wherever it stands. */
+static void test_deadline_of_calls(void) {
+  static const dl_where wheres[] = { DL_RESOLVE, DL_OPEN, DL_TUNNEL, DL_TLS, DL_QUEUE, DL_SEND, DL_MUTE, DL_HEAD, DL_BODY };
+  static const dl_limits limits = { 1000, E2B_TIMEOUT_NONE, 0, E2B_ERR_TIMEOUT, 1000, 1100, 0, false };
+  dl_all(wheres, E2B__COUNT(wheres), &limits);
+}
+
+/* The same for those who drive the client themselves. */
+static void test_deadline_driven(void) {
+  static const dl_where wheres[] = { DL_OPEN, DL_TLS, DL_QUEUE, DL_MUTE, DL_BODY };
+  static const dl_limits limits = { 1000, E2B_TIMEOUT_NONE, 0, E2B_ERR_TIMEOUT, 1000, 1100, 0, true };
+  dl_all(wheres, E2B__COUNT(wheres), &limits);
+}
+
+/* Without one: that of connecting, that of idling, that of the look at what became of the sandbox. A call that waits for a
+ * refresh has the refresh's. */
+static void test_deadline_of_steps(void) {
+  static const dl_where opening[] = { DL_RESOLVE, DL_OPEN, DL_TUNNEL, DL_TLS };
+  static const dl_where under_way[] = { DL_SEND, DL_MUTE, DL_HEAD, DL_BODY };
+  static const dl_where lost[] = { DL_LOST };
+  static const dl_limits connect = { E2B_TIMEOUT_NONE, E2B_TIMEOUT_NONE, 900, E2B_ERR_TIMEOUT, 900, 1000, 0, false };
+  static const dl_limits idle = { E2B_TIMEOUT_NONE, 700, 900, E2B_ERR_IDLE_TIMEOUT, 700, 700 + E2B__PROBE_MS + 1500, 0, false };
+  static const dl_limits early = { 1000, E2B_TIMEOUT_NONE, 900, E2B_OK, 0, 1100, 0, false };
+  static const dl_limits late = { E2B_TIMEOUT_NONE, 700, 900, E2B_OK, 0, 2 * E2B__PROBE_MS + 1500, 0, false };
+  dl_all(opening, E2B__COUNT(opening), &connect);
+  dl_all(under_way, E2B__COUNT(under_way), &idle);
+  dl_all(lost, 1, &early);
+  dl_all(lost, 1, &late);
+}
+
+#if !defined(E2B_NO_HTTP2)
+static void test_deadline_http2(void) {
+  static const dl_where wheres[] = { DL_OPEN, DL_QUEUE, DL_SEND, DL_MUTE, DL_HEAD, DL_BODY };
+  static const dl_where under_way[] = { DL_SEND, DL_MUTE, DL_HEAD, DL_BODY };
+  static const dl_limits limits = { 1000, E2B_TIMEOUT_NONE, 0, E2B_ERR_TIMEOUT, 1000, 1100, 2, false };
+  static const dl_limits idle = { E2B_TIMEOUT_NONE, 700, 900, E2B_ERR_IDLE_TIMEOUT, 700, 700 + E2B__PROBE_MS + 1500, 2, false };
+  dl_all(wheres, E2B__COUNT(wheres), &limits);
+  dl_all(under_way, E2B__COUNT(under_way), &idle);
+}
+#endif
+
+/* What is pulled has a limit for each call; behind it stands the one given when it was opened. */
+static void test_deadline_of_streams(void) {
+  static const dl_row none = { "", NULL, 0 };
+  static const dl_limits limits = { 0, 0, 900, E2B_OK, 0, 0, 0, false };
+  static uint8_t bytes[200000];
+  static dl_world w;
+  e2b_command_event event;
+  e2b_run_opts run = { 0 };
+  e2b_files_opts files = { 0 };
+  e2b_error err;
+  uint64_t from;
+  size_t got;
+#ifndef E2B_NO_WATCH
+  e2b_watch_opts watching;
+  e2b_fs_event change;
+#endif
+#define DL_TOOK(call, want, least, most)                                                                               \
+  do {                                                                                                                 \
+    from = w.clock;                                                                                                    \
+    CHECK_RC(call, want);                                                                                              \
+    CHECK(w.clock - from + 1 > (least) && w.clock - from <= (most) && !w.hung && !w.spun);                               \
+    w.hung_at = w.clock + 600000;                                                                                      \
+  } while (0)
+  if (!dl_setup(&w, &none, DL_NOWHERE, 0, &limits)) return;
+  run.call.idle_ms = 2000;
+  CHECK_OK(e2b_commands_start(w.sandbox, "true", &run, &w.command, &err));
+  DL_TOOK(e2b_client_drain(w.client, 300), E2B_OK, 0, 0); /* a stream is no operation */
+  w.where = DL_MUTE;
+  DL_TOOK(e2b_command_handle_next(w.command, 0, &event, &err), E2B_PENDING, 0, 0);
+  DL_TOOK(e2b_command_handle_next(w.command, 300, &event, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_command_handle_next(w.command, -1, &event, &err), E2B_ERR_IDLE_TIMEOUT, 1700, 1800 + E2B__PROBE_MS);
+  DL_TOOK(e2b_command_handle_next(w.command, -1, &event, &err), E2B_ERR_IDLE_TIMEOUT, 0, 0);
+
+  w.where = DL_BODY; /* reading */
+  files.call.idle_ms = 2000;
+  CHECK_OK(e2b_files_read_stream(w.sandbox, "/a", &files, &w.stream, &err));
+  DL_TOOK(e2b_file_stream_read(w.stream, 300, bytes, sizeof bytes, &got, &err), E2B_OK, 0, 0);
+  DL_TOOK(e2b_file_stream_read(w.stream, 0, bytes, sizeof bytes, &got, &err), E2B_PENDING, 0, 0);
+  DL_TOOK(e2b_file_stream_read(w.stream, 300, bytes, sizeof bytes, &got, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_file_stream_read(w.stream, -1, bytes, sizeof bytes, &got, &err), E2B_ERR_IDLE_TIMEOUT, 1700, 1800 + E2B__PROBE_MS);
+  CHECK_INT(err.phase, E2B_PHASE_BODY);
+  e2b_file_stream_free(w.stream);
+  files.call.idle_ms = E2B_TIMEOUT_NONE;
+  files.call.timeout_ms = 1000;
+  CHECK_OK(e2b_files_read_stream(w.sandbox, "/a", &files, &w.stream, &err));
+  DL_TOOK(e2b_file_stream_read(w.stream, -1, bytes, sizeof bytes, &got, &err), E2B_OK, 0, 0);
+  DL_TOOK(e2b_file_stream_read(w.stream, -1, bytes, sizeof bytes, &got, &err), E2B_ERR_TIMEOUT, 1000, 1100);
+  e2b_file_stream_free(w.stream);
+
+  w.where = DL_SEND; /* writing */
+  files.call.idle_ms = 2000;
+  files.call.timeout_ms = 0;
+  CHECK_OK(e2b_files_write_stream(w.sandbox, "/a", -1, &files, &w.stream, &err));
+  DL_TOOK(e2b_file_stream_write(w.stream, 300, bytes, sizeof bytes, &got, &err), E2B_OK, 0, 0);
+  while (e2b_file_stream_write(w.stream, 0, bytes, sizeof bytes, &got, &err) == E2B_OK) CHECK(got > 0);
+  DL_TOOK(e2b_file_stream_write(w.stream, 300, bytes, sizeof bytes, &got, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_file_stream_finish(w.stream, 300, NULL, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_file_stream_finish(w.stream, -1, NULL, &err), E2B_ERR_IDLE_TIMEOUT, 0, 2100 + E2B__PROBE_MS);
+  CHECK_INT(err.phase, E2B_PHASE_SEND);
+  e2b_file_stream_free(w.stream);
+  w.where = DL_MUTE;
+  files.call.timeout_ms = 1000;
+  files.call.idle_ms = E2B_TIMEOUT_NONE;
+  CHECK_OK(e2b_files_write_stream(w.sandbox, "/a", 1, &files, &w.stream, &err));
+  DL_TOOK(e2b_file_stream_write(w.stream, -1, bytes, 1, NULL, &err), E2B_OK, 0, 0);
+  DL_TOOK(e2b_file_stream_finish(w.stream, -1, NULL, &err), E2B_ERR_TIMEOUT, 1000, 1100);
+  CHECK_INT(err.phase, E2B_PHASE_HEADERS);
+  e2b_file_stream_free(w.stream);
+
+#ifndef E2B_NO_WATCH
+  memset(&watching, 0, sizeof watching); /* the stream of a watch is begun anew when it is lost */
+  watching.call.idle_ms = 2000;
+  w.where = DL_NOWHERE;
+  CHECK_OK(e2b_files_watch_dir(w.sandbox, "/d", &watching, &w.watch, &err));
+  w.where = DL_MUTE;
+  DL_TOOK(e2b_watch_handle_next(w.watch, 300, &change, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_watch_handle_next(w.watch, -1, &change, &err), E2B_ERR_IDLE_TIMEOUT, 3700, 6000 + E2B__PROBE_MS);
+  DL_TOOK((e2b_watch_handle_stop(w.watch), E2B_OK), E2B_OK, 0, 0);
+  watching.polling = true;
+  w.where = DL_NOWHERE;
+  CHECK_OK(e2b_files_watch_dir(w.sandbox, "/d", &watching, &w.watch, &err));
+  w.where = DL_MUTE;
+  DL_TOOK(e2b_watch_handle_next(w.watch, 300, &change, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_watch_handle_next(w.watch, -1, &change, &err), E2B_ERR_IDLE_TIMEOUT, 3700, 9000 + 2 * E2B__PROBE_MS);
+  DL_TOOK((e2b_watch_handle_stop(w.watch), E2B_OK), E2B_OK, 0, 5100); /* asks for its removal */
+#endif
+  dl_end(&w);
+#undef DL_TOOK
+}
+
+/* Many requests wait for the first connection to a server, as it may turn out to be HTTP/2. When it does not come about they
+ * all end with it, and do not try one after the other; when its request is given up, the next one tries. */
+static void test_deadline_shared_opening(void) {
+  static const dl_row none = { "", NULL, 0 };
+  static const dl_limits limits = { 0, 0, 900, E2B_OK, 0, 0, 0, false };
+  static dl_world w;
+  static e2b_command_result results[20];
+  e2b_run_opts run = { 0 };
+  e2b_client_stats stats;
+  e2b_error err;
+  done ends[20];
+  e2b_op ops[20];
+  uint64_t from;
+  int round, i;
+  for (round = 0; round < 3; round++) { /* silence; a refusal of the handshake; a first request that is canceled */
+    memset(ends, 0, sizeof ends);
+    memset(results, 0, sizeof results);
+    if (!dl_setup(&w, &none, DL_TLS, 0, &limits)) return;
+    from = w.clock;
+    for (i = 0; i < 20; i++) {
+      run.call.on_done = on_done;
+      run.call.user = &ends[i];
+      run.call.op = &ops[i];
+      run.call.timeout_ms = run.call.idle_ms = E2B_TIMEOUT_NONE;
+      CHECK_RC(e2b_commands_run(w.sandbox, "true", &run, &results[i], &err), E2B_PENDING);
+    }
+    (void)e2b_client_poll(w.client, 0);
+    (void)e2b_client_poll(w.client, 0);
+    CHECK(w.stalled && w.conns && !w.conns->next);
+    if (round == 1 && w.conns) e2b__buf_text(&w.conns->out, "HTTP/1.1 400 Bad Request\r\n\r\n");
+    if (round == 2) e2b_op_cancel(w.client, ops[0]);
+    while (ends[19].count == 0 && !w.hung) (void)e2b_client_poll(w.client, -1);
+    for (i = round == 2; i < 20; i++) {
+      CHECK_INT(ends[i].err.code, round == 1 ? E2B_ERR_TLS : E2B_ERR_TIMEOUT);
+      CHECK_INT(ends[i].err.phase, E2B_PHASE_TLS);
+      CHECK(!ends[i].err.maybe_done);
+    }
+    CHECK(w.clock - from <= (round == 1 ? 0 : 1000));
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.connections_made, round == 2 ? 2 : 1);
+    for (i = 0; i < 20; i++) e2b_mem_free(&results[i].mem);
+    dl_end(&w);
+  }
+}
+
+#if !defined(E2B_NO_HTTP2)
+/* A server that answers but never acknowledges what we asked of it. */
+static void test_settings_timeout(void) {
+  static pool_world w;
+  pool_call calls[2];
+  pool_new(&w);
+  w.settings = NULL;
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  pool_begin(&w);
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 1);
+  pool_settings(&w, 0, "");
+  POOL_UNTIL(&w, w.sides[0].acks == 1);
+  w.clock += 15000;
+  pool_turns(&w, 3);
+  w.clock += 14999;
+  pool_turns(&w, 3); /* it answers to our PING, so it lives */
+  CHECK(calls[0].done == E2B_PENDING && w.sides[0].pings > 0 && w.sides[0].ends == 0);
+  w.clock += 1;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING && w.sides[0].ends == 1);
+  CHECK_INT(calls[0].done, E2B_ERR_PROTOCOL);
+  CHECK_HAS(calls[0].err.message, "SETTINGS");
+  w.settings = ""; /* the next connection is a new one */
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].side == 1);
+  pool_answer(&w, 1, ":status=200\n", "x");
+  POOL_UNTIL(&w, calls[1].done == E2B_OK);
+  w.clock += 40000; /* and in time */
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 3 && w.asked[2].side == 1);
+  pool_answer(&w, 2, ":status=200\n", "y");
+  POOL_UNTIL(&w, calls[0].done == E2B_OK);
+  pool_call_free(&calls[0]);
+  pool_call_free(&calls[1]);
+  pool_end(&w);
+}
+#endif
+
+#define MISDIRECTED "HTTP/1.1 421 Misdirected Request\r\nContent-Length: 5\r\n\r\nwrong"
+
+/* 421: once more, whatever it is, on another connection; but only once, and not what was taken from a source. */
+static void test_misdirected(void) {
+  e2b_client_config config;
+  e2b_sandbox *sandbox = NULL;
+  e2b_request_opts raw;
+  e2b_response response;
+  e2b_client *client;
+  e2b_error err;
+  peer p;
+  int left = 100000;
+  char good[500];
+  memset(&response, 0, sizeof response);
+  memset(&raw, 0, sizeof raw);
+  peer_start(&p);
+  peer_say(&p, MISDIRECTED, 0);
+  (void)snprintf(good, sizeof good, "HTTP/1.1 201 Created\r\nContent-Length: %u\r\n\r\n" DL_SANDBOX, (unsigned)sizeof DL_SANDBOX - 1);
+  peer_say(&p, good, 0);
+  peer_say(&p, MISDIRECTED, 0);
+  peer_say(&p, MISDIRECTED, 0);
+  peer_say(&p, MISDIRECTED, 0);
+  config = peer_config(&p);
+  client = e2b_client_create(&config, &err);
+  CHECK_OK(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err));
+  CHECK_INT(p.accepted, 2);
+  CHECK_INT(peer_asked_count(&p), 2);
+  CHECK(strncmp(peer_asked(&p, 1), "POST /sandboxes ", 16) == 0 && strcmp(peer_asked(&p, 0), peer_asked(&p, 1)) == 0);
+  CHECK_RC(e2b_sandbox_kill(sandbox, NULL, NULL, &err), E2B_ERR_SERVICE); /* on the connection that is there; on another */
+  CHECK_INT(err.http_status, 421);
+  CHECK_INT(p.accepted, 3);
+  CHECK_INT(peer_asked_count(&p), 4);
+  CHECK(!err.maybe_done);
+  raw.source = dl_source;
+  raw.io_user = &left;
+  raw.source_size = left;
+  CHECK_RC(e2b_api_request(client, "POST", "/x", &raw, &response, &err), E2B_ERR_SERVICE);
+  CHECK_INT(response.status, 421);
+  CHECK_INT(peer_asked_count(&p), 5);
+  e2b_mem_free(&response.mem);
+  e2b_client_free(client);
+  peer_stop(&p);
+}
+
+#if !defined(E2B_NO_HTTP2)
+static void test_misdirected_http2(void) {
+  static pool_world w;
+  pool_call calls[2];
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_move(&w, &calls[0]);
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_answer(&w, 1, ":status=421\n", "wrong");
+  POOL_UNTIL(&w, w.asked_count == 4);
+  CHECK_INT(w.asked[3].side, 1);
+  CHECK(strstr(w.asked[3].fields, ":method=POST\n") != NULL);
+  pool_answer(&w, 2, ":status=200\n", "x"); /* its neighbour does not notice */
+  POOL_UNTIL(&w, calls[1].done == E2B_OK);
+  pool_answer(&w, 3, ":status=421\n", "");
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_ERR_SERVICE);
+  CHECK_INT(calls[0].err.http_status, 421);
+  CHECK_INT(w.asked_count, 4);
+  pool_call_free(&calls[1]);
+  pool_end(&w);
+}
+#endif
+
+/* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
 
@@ -23076,6 +24100,12 @@ static const test tests[] = {
   CODE(code_run), CODE(code_formats), CODE(code_stream), CODE(code_backpressure), CODE(code_contexts),
   CODE(code_interrupt), CODE(code_at_once), PYTHON(code_envs_and_cwd), PYTHON(code_dead_sandbox), PYTHON(code_resumed),
   PYTHON(code_routes),
+
+  UNIT(deadline_of_calls), UNIT(deadline_driven), UNIT(deadline_of_steps),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(deadline_http2), UNIT(settings_timeout), UNIT(misdirected_http2),
+#endif
+  UNIT(deadline_of_streams), UNIT(deadline_shared_opening), UNIT(misdirected),
 };
 
 static int passed, failed, skipped;
