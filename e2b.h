@@ -1473,26 +1473,42 @@ static void *e2b__mem_alloc(e2b__mem *mem, size_t size) {
   return ptr;
 }
 
-/* Bytes beyond old_size are not zeroed. On failure NULL, and `ptr` stays as it was. */
-static void *e2b__mem_realloc(e2b__mem *mem, void *ptr, size_t old_size, size_t new_size) {
-  void *moved = ptr ? mem->allocator.realloc_fn(mem->allocator.user, ptr, old_size, new_size)
-                    : mem->allocator.alloc_fn(mem->allocator.user, new_size);
-  if (!moved) return NULL;
-  mem->now -= old_size;
-  e2b__mem_count(mem, new_size);
-  return moved;
+/* Zeroes memory in a way the optimiser may not remove; for keys and tokens. */
+static void e2b__mem_wipe(void *ptr, size_t size) {
+#if defined(__GNUC__) || defined(__clang__)
+  memset(ptr, 0, size);
+  __asm__ __volatile__("" : : "r"(ptr) : "memory");
+#else
+  volatile uint8_t *byte = (volatile uint8_t *)ptr;
+  while (size--) *byte++ = 0;
+#endif
 }
 
+/* Everything is wiped: keys and tokens pass through requests, answers, buffers and results alike. */
 static void e2b__mem_free(e2b__mem *mem, void *ptr, size_t size) {
   if (!ptr) return;
   mem->now -= size;
+  e2b__mem_wipe(ptr, size);
   mem->allocator.free_fn(mem->allocator.user, ptr, size);
 }
 
-/* Zeroes memory in a way the optimiser may not remove; for keys and tokens. */
-static void e2b__mem_wipe(void *ptr, size_t size) {
-  volatile uint8_t *byte = (volatile uint8_t *)ptr;
-  while (size--) *byte++ = 0;
+static void *e2b__heap_realloc(void *user, void *ptr, size_t old_size, size_t new_size);
+
+#define E2B__MEM_BULK 1048576u /* what grows beyond it is output or content, and costly to copy */
+
+/* Bytes beyond old_size are not zeroed. On failure NULL, and `ptr` stays as it was. An allocator that moves a block leaves a copy
+ * behind; so it is moved here, and wiped. That of e2b_fixed_heap does so itself. */
+static void *e2b__mem_realloc(e2b__mem *mem, void *ptr, size_t old_size, size_t new_size) {
+  bool own = ptr && old_size <= E2B__MEM_BULK && mem->allocator.realloc_fn != e2b__heap_realloc;
+  void *moved = ptr && !own ? mem->allocator.realloc_fn(mem->allocator.user, ptr, old_size, new_size)
+                            : mem->allocator.alloc_fn(mem->allocator.user, new_size);
+  if (!moved) return NULL;
+  if (!own) mem->now -= old_size;
+  e2b__mem_count(mem, new_size);
+  if (!own) return moved;
+  memcpy(moved, ptr, E2B__MIN(old_size, new_size));
+  e2b__mem_free(mem, ptr, old_size);
+  return moved;
 }
 
 /* Copies `len` bytes and adds a NUL. Free with e2b__mem_free_str. */
@@ -1502,13 +1518,9 @@ static char *e2b__mem_dup(e2b__mem *mem, const char *text, size_t len) {
   return copy;
 }
 
-/* For strings from e2b__mem_dup (their length is their strlen); wiped, for they may be tokens. NULL is fine. */
+/* For strings from e2b__mem_dup (their length is their strlen). NULL is fine. */
 static void e2b__mem_free_str(e2b__mem *mem, char *text) {
-  size_t size;
-  if (!text) return;
-  size = strlen(text) + 1;
-  e2b__mem_wipe(text, size);
-  e2b__mem_free(mem, text, size);
+  if (text) e2b__mem_free(mem, text, strlen(text) + 1);
 }
 
 /* Scratch memory for decoding: taken in blocks, freed all at once. `limit` bounds what a peer can make us take. */
@@ -1564,7 +1576,6 @@ static void e2b__arena_free(e2b__arena *arena) {
   while (arena->blocks) {
     e2b__arena_block *next = arena->blocks->next;
     size_t size = ((sizeof *next + 15u) & ~(size_t)15u) + arena->blocks->size;
-    e2b__mem_wipe(arena->blocks, size);
     e2b__mem_free(arena->mem, arena->blocks, size);
     arena->blocks = next;
   }
@@ -1673,6 +1684,7 @@ static void *e2b__heap_realloc(void *user, void *ptr, size_t old_size, size_t ne
   uint8_t *end = (uint8_t *)ptr + had;
   void *moved;
   if (want <= had) {
+    if (want < had) e2b__mem_wipe((uint8_t *)ptr + want, had - want);
     if (want < had) e2b__heap_free(heap, (uint8_t *)ptr + want, had - want);
     return ptr;
   }
@@ -1685,6 +1697,7 @@ static void *e2b__heap_realloc(void *user, void *ptr, size_t old_size, size_t ne
   moved = e2b__heap_alloc(heap, new_size);
   if (!moved) return NULL;
   memcpy(moved, ptr, old_size);
+  e2b__mem_wipe(ptr, old_size);
   e2b__heap_free(heap, ptr, old_size);
   return moved;
 }
@@ -1729,10 +1742,9 @@ static void e2b__buf_init(e2b__buf *buf, e2b__mem *mem, size_t max) {
   buf->max = max;
 }
 
-/* Wiped before it is freed: requests carry keys and tokens. The buffer can be used again. */
+/* The buffer can be used again. */
 static void e2b__buf_free(e2b__buf *buf) {
-  if (buf->data) e2b__mem_wipe(buf->data, buf->cap);
-  if (buf->data) e2b__mem_free(buf->mem, buf->data, buf->cap);
+  e2b__mem_free(buf->mem, buf->data, buf->cap);
   buf->data = NULL;
   buf->len = buf->cap = 0;
   buf->err = E2B_OK;
@@ -6619,7 +6631,6 @@ static e2b_err e2b__tls_own_load(e2b__tls_shared *s, const e2b_tls_config *confi
   copy = e2b__tls_input(s->mem, config->client_key_pem, key_len, &len);
   if (!copy) return e2b__tls_setup_error(err, MBEDTLS_ERR_SSL_ALLOC_FAILED, "tls.client_key_pem");
   code = e2b__tls_key_parse(s, copy, len);
-  e2b__mem_wipe(copy, key_len + 1);
   e2b__mem_free(s->mem, copy, key_len + 1);
   if (code != 0) return e2b__tls_option_error(err, code, "tls.client_key_pem", NULL);
   code = e2b__tls_key_fits(s);
@@ -6871,7 +6882,6 @@ static int e2b__tls_conf_fill(e2b__tls_shared *s) {
 }
 
 static void e2b__tls_session_clear(e2b__tls_shared *s, e2b__tls_session *session) {
-  if (session->blob) e2b__mem_wipe(session->blob, session->len);
   e2b__mem_free(s->mem, session->blob, session->len);
   e2b__mem_free_str(s->mem, session->host);
   memset(session, 0, sizeof *session);
@@ -10319,7 +10329,10 @@ static void *e2b__result_alloc(e2b_client *client, e2b_mem *mem, size_t size, e2
 
 E2B_API void e2b_mem_free(e2b_mem *mem) {
   if (!mem || mem->fixed) return;
-  if (mem->ptr) mem->alloc.free_fn(mem->alloc.user, mem->ptr, mem->cap);
+  if (mem->ptr) {
+    e2b__mem_wipe(mem->ptr, mem->cap); /* that of a create holds tokens */
+    mem->alloc.free_fn(mem->alloc.user, mem->ptr, mem->cap);
+  }
   memset(mem, 0, sizeof *mem);
 }
 
@@ -11701,9 +11714,8 @@ static void e2b__headers_free_copy(e2b__mem *mem, e2b_kvs *copy) {
   e2b__mem_free(mem, headers, copy->count * sizeof *headers);
 }
 
-/* Frees a copy of bytes, wiped: one is a private key. */
+/* Frees a copy of bytes. */
 static void e2b__config_free_bytes(e2b__mem *mem, const void *data, size_t len) {
-  if (data) e2b__mem_wipe((void *)(uintptr_t)data, len);
   e2b__mem_free(mem, (void *)(uintptr_t)data, len + 1);
 }
 
@@ -11784,7 +11796,6 @@ static void e2b__client_destroy(e2b_client *client) {
   e2b__mem mem = client->mem;
   e2b__net_free(&client->net);
   e2b__waker_release(client->net.waker);
-  if (client->io) e2b__mem_wipe(client->io, client->config.io_buffer_size);
   e2b__mem_free(&client->mem, client->io, client->config.io_buffer_size);
   e2b__mem_free(&client->mem, client->slots, client->slot_count * sizeof *client->slots);
   e2b__mem_free(&client->mem, client->polls, client->poll_cap * sizeof *client->polls);

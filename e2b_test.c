@@ -22944,6 +22944,113 @@ static void e2e_reads_on(fixture *f) {
 /* >>>> deadlines and secrets */
 /* ================================================================================================================== */
 
+/* ---- secrets ---- */
+
+/* An allocator that keeps what is given back, as it was left, to be searched at the end. */
+typedef struct spy_block {
+  struct spy_block *next;
+  size_t size;
+} spy_block;
+#define SPY_HEAD 32
+
+typedef struct spy {
+  spy_block *freed;
+  size_t live, blocks;
+  const char *secrets[16];
+  char kept[16][200];
+  size_t count;
+  char said[600]; /* the first text that held one */
+} spy;
+
+static void *spy_alloc(void *user, size_t size) {
+  spy_block *block = (spy_block *)malloc(size + SPY_HEAD);
+  if (!block) return NULL;
+  memset(block, 0, SPY_HEAD);
+  block->size = size;
+  ((spy *)user)->live += size;
+  return (uint8_t *)block + SPY_HEAD;
+}
+
+static void spy_free(void *user, void *ptr, size_t size) {
+  spy *s = (spy *)user;
+  spy_block *block = (spy_block *)(void *)((uint8_t *)ptr - SPY_HEAD);
+  CHECK(block->size == size);
+  block->next = s->freed;
+  s->freed = block;
+  s->live -= size;
+  s->blocks++;
+}
+
+/* What is left behind when a block moves was never asked about. */
+static void *spy_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
+  void *moved = spy_alloc(user, new_size);
+  memcpy(moved, ptr, E2B__MIN(old_size, new_size));
+  spy_free(user, ptr, old_size);
+  return moved;
+}
+
+static void spy_on(spy *s, const char *secret) {
+  if (!CHECK(secret && strlen(secret) >= 6) || !CHECK(s->count < 16)) return;
+  (void)snprintf(s->kept[s->count], sizeof s->kept[0], "%s", secret);
+  s->secrets[s->count] = s->kept[s->count];
+  s->count++;
+}
+
+static bool spy_holds(const spy *s, const uint8_t *bytes, size_t len, const char **which) {
+  size_t i;
+  for (i = 0; i < s->count; i++) {
+    const uint8_t *at = bytes, *end = bytes + len;
+    size_t n = strlen(s->secrets[i]);
+    while (at && (size_t)(end - at) >= n) {
+      at = (const uint8_t *)memchr(at, s->secrets[i][0], (size_t)(end - at) - n + 1);
+      if (at && memcmp(at, s->secrets[i], n) == 0) {
+        *which = s->secrets[i];
+        return true;
+      }
+      if (at) at++;
+    }
+  }
+  return false;
+}
+
+static void spy_hears(spy *s, const char *text) {
+  const char *which;
+  if (!s->said[0] && spy_holds(s, (const uint8_t *)text, strlen(text), &which)) (void)snprintf(s->said, sizeof s->said, "%s", text);
+}
+
+static void spy_log(void *user, e2b_log_level level, const char *message) {
+  E2B__UNUSED(level);
+  spy_hears((spy *)user, message);
+}
+
+static void spy_config(spy *s, e2b_client_config *config) {
+  config->allocator.alloc_fn = spy_alloc;
+  config->allocator.realloc_fn = spy_realloc;
+  config->allocator.free_fn = spy_free;
+  config->allocator.user = s;
+  config->logger.func = spy_log;
+  config->logger.user = s;
+  config->logger.level = E2B_LOG_DEBUG;
+}
+
+/* Searches what was given back, and frees it. */
+static void spy_search(spy *s, const char *what) {
+  const char *which;
+  int found = 0;
+  CHECK_INT(s->live, 0);
+  while (s->freed) {
+    spy_block *block = s->freed;
+    const uint8_t *bytes = (const uint8_t *)block + SPY_HEAD;
+    s->freed = block->next;
+    if (spy_holds(s, bytes, block->size, &which) && found++ < 5)
+      printf("  %s: %lu bytes were freed with \"%s\" in them\n", what, (unsigned long)block->size, which);
+    free(block);
+  }
+  CHECK_INT(found, 0);
+  CHECK_STR(s->said, "");
+  s->said[0] = 0;
+}
+
 /* ---- a server in memory that stops answering, and a clock that only waiting moves ---- */
 
 typedef enum dl_where {
@@ -22978,6 +23085,7 @@ typedef struct dl_world {
   e2b_file_stream *stream;
   e2b_watch_handle *watch;
   dl_conn *conns;
+  spy *watched;        /* keeps and searches all memory of the client; or NULL */
   uint64_t clock;
   unsigned looks;      /* at the clock, since it moved */
   unsigned turns;      /* of blocking calls */
@@ -23045,7 +23153,8 @@ typedef struct dl_answer {
   bool open;                       /* the body has no end */
 } dl_answer;
 
-#define DL_SANDBOX "{\"sandboxID\":\"id\",\"templateID\":\"t\",\"clientID\":\"c\",\"envdVersion\":\"0.6.13\",\"state\":\"running\"," \
+#define DL_SANDBOX "{\"sandboxID\":\"id\",\"templateID\":\"t\",\"clientID\":\"c\",\"envdVersion\":\"0.6.13\",\"envdAccessToken\":\"SECRET-8-given\"," \
+                   "\"trafficAccessToken\":\"SECRET-9-given\",\"state\":\"running\"," \
                    "\"cpuCount\":1,\"memoryMB\":1,\"diskSizeMB\":1,\"startedAt\":\"2026-01-02T03:04:05Z\",\"endAt\":\"2026-01-02T03:04:05Z\"}"
 static const dl_answer dl_answers[] = {
   { "POST /sandboxes/id/connect", NULL, DL_SANDBOX, 0, false },
@@ -23082,7 +23191,9 @@ static void dl_say(dl_world *w, dl_conn *c) {
   bool whole = w->answers > 0 || w->where == DL_NOWHERE;
   size_t len;
   char head[300];
-  while (strncmp(asked, a->asked, strlen(a->asked)) != 0) a++;
+  size_t method = strcspn(asked, " ") + 1, host = strncmp(asked + method, "http://10.0.0.1/", 16) == 0 ? 15 : 0; /* for a proxy */
+  while (a->asked[0] && (strncmp(asked, a->asked, method) != 0 ||
+                         strncmp(asked + method + host, a->asked + method, strlen(a->asked) - method) != 0)) a++;
   len = a->length ? a->length : strlen(a->body);
   if (w->answers > 0) w->answers--;
   if (!whole) w->stalled = true;
@@ -23204,10 +23315,19 @@ static bool dl_begin(dl_world *w) {
   w->config.now_ms_fn = dl_now;
   w->config.yield_fn = dl_yield;
   w->config.platform_user = w;
-  w->client = e2b_client_create(&w->config, &err);
   memset(&opts, 0, sizeof opts);
   opts.access_token = "token";
   opts.code_interpreter_base_url = w->config.api_url;
+  if (w->watched) {
+    spy_config(w->watched, &w->config);
+    w->config.api_key = "SECRET-1-api-key";
+    w->config.access_token = "SECRET-2-access-token";
+    w->config.auth_header = "Basic SECRET-3-authorization";
+    opts.access_token = "SECRET-4-envd-token";
+    opts.traffic_access_token = "SECRET-5-traffic-token";
+    if (!w->config.proxy_url && w->config.http_version != 2) w->config.proxy_url = "http://user:SECRET-6-proxy@10.0.0.9";
+  }
+  w->client = e2b_client_create(&w->config, &err);
   return CHECK_OK(w->client ? E2B_OK : err.code) && CHECK_OK(e2b_sandbox_attach(w->client, "id", &opts, &w->sandbox, &err));
 }
 
@@ -23242,17 +23362,20 @@ typedef struct dl_out { /* what calls fill */
   e2b_execution execution;
   e2b_code_context context;
   e2b_code_context_list contexts;
+  e2b_read_item items[3];
   uint32_t pid;
   bool flag;
 } dl_out;
 
 static dl_out dl_got;
+static spy *dl_spy; /* watches the client, when it is set */
 
 static void dl_clear(void) {
   e2b_mem *results[] = { &dl_got.info.mem, &dl_got.list.mem, &dl_got.created.mem, &dl_got.token.mem, &dl_got.metrics.mem, &dl_got.logs.mem,
                          &dl_got.snapshot.mem, &dl_got.snapshots.mem, &dl_got.response.mem, &dl_got.result.mem, &dl_got.processes.mem,
                          &dl_got.entry.mem, &dl_got.entries.mem, &dl_got.buf.mem, &dl_got.execution.mem, &dl_got.context.mem,
-                         &dl_got.contexts.mem };
+                         &dl_got.contexts.mem, &dl_got.items[0].content.mem, &dl_got.items[1].content.mem,
+                         &dl_got.items[2].content.mem };
   size_t i;
   for (i = 0; i < E2B__COUNT(results); i++) e2b_mem_free(results[i]);
   memset(&dl_got, 0, sizeof dl_got);
@@ -23418,11 +23541,9 @@ static e2b_err dl_files_write_many(dl_world *w, const e2b_call *call, e2b_error 
   return e2b_files_write_many(w->sandbox, items, 3, &opts, err);
 }
 static e2b_err dl_files_read_many(dl_world *w, const e2b_call *call, e2b_error *err) {
-  static e2b_read_item items[3];
+  e2b_read_item *items = dl_got.items;
   e2b_bulk_opts opts;
   size_t i;
-  for (i = 0; i < 3; i++) e2b_mem_free(&items[i].content.mem);
-  memset(items, 0, sizeof items);
   memset(&opts, 0, sizeof opts);
   opts.call = *call;
   opts.parallel = 1;
@@ -23597,6 +23718,7 @@ static void dl_occupy(dl_world *w) {
 static bool dl_setup(dl_world *w, const dl_row *row, dl_where where, int answers, const dl_limits *limits) {
   e2b_error err;
   memset(w, 0, sizeof *w);
+  w->watched = dl_spy;
   (void)snprintf(w->dir, sizeof w->dir, "%s/deadlines", work_dir);
   if (where == DL_TLS) w->config.api_url = w->config.sandbox_url = "https://10.0.0.1";
   if (where == DL_TUNNEL) w->config.api_url = w->config.sandbox_url = "https://10.0.0.2", w->config.proxy_url = "http://10.0.0.1";
@@ -23622,6 +23744,7 @@ static bool dl_one(const dl_row *row, dl_where where, int answers, const dl_limi
   static dl_world w;
   e2b_error err;
   e2b_call call;
+  e2b_kv header;
   e2b_op op;
   e2b_err code;
   uint64_t from, took, most = limits->most * (row->flags & DL_THREE && limits->idle_ms > 0 ? 3 : 1);
@@ -23635,7 +23758,12 @@ static bool dl_one(const dl_row *row, dl_where where, int answers, const dl_limi
   call.timeout_ms = limits->timeout_ms;
   call.idle_ms = limits->idle_ms;
   if (limits->driven) call.op = &op;
+  header.key = "x-header";
+  header.value = "SECRET-7-header";
+  call.headers.items = &header;
+  call.headers.count = 1;
   code = row->call(&w, &call, &err);
+  if (dl_spy) spy_hears(dl_spy, err.message);
   if (limits->driven && CHECK_RC(code, E2B_PENDING)) code = dl_drive(&w, op, &err);
   took = w.clock - from;
   got_there = w.stalled;
@@ -23719,6 +23847,32 @@ static void test_deadline_http2(void) {
   dl_all(under_way, E2B__COUNT(under_way), &idle);
 }
 #endif
+
+/* Whatever was said of them, and whatever memory held them: nothing is left when it is given back. */
+static void test_secrets_in_memory(void) {
+  static const dl_where wheres[] = { DL_OPEN, DL_SEND, DL_MUTE, DL_BODY, DL_LOST };
+  static const dl_where http2[] = { DL_SEND, DL_MUTE, DL_BODY };
+  static const dl_where tunnel[] = { DL_TUNNEL };
+  static const dl_limits limits = { 1000, E2B_TIMEOUT_NONE, 0, E2B_OK, 0, 1100, 0, false };
+#if !defined(E2B_NO_HTTP2)
+  static const dl_limits limits2 = { 1000, E2B_TIMEOUT_NONE, 0, E2B_OK, 0, 1100, 2, false };
+#endif
+  static const char *const secrets[] = { "SECRET-", "dXNlcjpTRUNSRVQtNi1wcm94eQ" /* in base64 */ };
+  static spy s;
+  size_t i;
+  memset(&s, 0, sizeof s);
+  for (i = 0; i < E2B__COUNT(secrets); i++) spy_on(&s, secrets[i]);
+  dl_spy = &s;
+  dl_all(wheres, E2B__COUNT(wheres), &limits);
+  spy_search(&s, "HTTP/1.1");
+  dl_all(tunnel, E2B__COUNT(tunnel), &limits);
+  spy_search(&s, "CONNECT");
+#if !defined(E2B_NO_HTTP2)
+  dl_all(http2, E2B__COUNT(http2), &limits2);
+  spy_search(&s, "HTTP/2");
+#endif
+  dl_spy = NULL;
+}
 
 /* What is pulled has a limit for each call; behind it stands the one given when it was opened. */
 static void test_deadline_of_streams(void) {
@@ -24105,7 +24259,7 @@ static const test tests[] = {
 #if !defined(E2B_NO_HTTP2)
   UNIT(deadline_http2), UNIT(settings_timeout), UNIT(misdirected_http2),
 #endif
-  UNIT(deadline_of_streams), UNIT(deadline_shared_opening), UNIT(misdirected),
+  UNIT(deadline_of_streams), UNIT(deadline_shared_opening), UNIT(misdirected), UNIT(secrets_in_memory),
 };
 
 static int passed, failed, skipped;
