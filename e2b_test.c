@@ -4013,6 +4013,7 @@ typedef struct net_server {
   pthread_t thread;
   int stop;              /* by __atomic */
   int accepted, resumed; /* read after net_server_stop */
+  size_t heard_len;      /* the same: bytes an echo server got, decrypted */
   char heard[2048];      /* the same: what an echo server got last, as text */
   bool tls;
   mbedtls_ssl_config conf;
@@ -4078,6 +4079,7 @@ static void net_serve_tls(net_server *s, int fd) {
       } else if (s->mode == NET_ECHO || s->mode == NET_TICKETS_ONLY) {
         while ((n = mbedtls_ssl_read(&ssl, buf, sizeof buf)) > 0) {
           snprintf(s->heard, sizeof s->heard, "%.*s", n, (const char *)buf);
+          s->heard_len += (size_t)n;
           for (at = 0; at < n;) {
             int put = mbedtls_ssl_write(&ssl, buf + at, (size_t)(n - at));
             if (put <= 0) break;
@@ -23064,7 +23066,8 @@ typedef enum dl_where {
   DL_MUTE,     /* the request is taken, and nothing said */
   DL_HEAD,     /* half of a head */
   DL_BODY,     /* the head and half of the body */
-  DL_LOST      /* the same and the end of the connection; what follows is taken, and nothing said */
+  DL_LOST,     /* the same and the end of the connection; what follows is taken, and nothing said */
+  DL_REDIRECT  /* all are sent elsewhere */
 } dl_where;
 
 typedef struct dl_conn {
@@ -23092,6 +23095,10 @@ typedef struct dl_world {
   dl_where where;
   int answers;         /* so many requests are answered before it happens */
   int pages;
+  int redirect;        /* the status of it */
+  bool elsewhere;      /* a connection to another address was opened */
+  char wire[1024];     /* what was sent in a handshake */
+  size_t wire_len;
   bool stalled;        /* it has happened */
   bool hung;           /* somebody waited without a limit, or for ten minutes */
   bool spun;           /* somebody did not wait at all */
@@ -23130,7 +23137,7 @@ static void dl_wait(void *user, int timeout_ms) {
 static int dl_open(void *user, const e2b_endpoint *to, void **conn) {
   dl_world *w = (dl_world *)user;
   dl_conn *c = (dl_conn *)calloc(1, sizeof *c);
-  E2B__UNUSED(to);
+  if (!to->addr || memcmp(to->addr, "\12\0\0\1", 4) != 0) w->elsewhere = true;
   c->next = w->conns;
   w->conns = c;
   e2b__buf_init(&c->in, &w->mem, SIZE_MAX);
@@ -23195,6 +23202,12 @@ static void dl_say(dl_world *w, dl_conn *c) {
   while (a->asked[0] && (strncmp(asked, a->asked, method) != 0 ||
                          strncmp(asked + method + host, a->asked + method, strlen(a->asked) - method) != 0)) a++;
   len = a->length ? a->length : strlen(a->body);
+  if (w->where == DL_REDIRECT) {
+    (void)snprintf(head, sizeof head, "HTTP/1.1 %d Elsewhere\r\nlocation: http://10.0.0.66/x\r\ncontent-length: 0\r\n\r\n", w->redirect);
+    e2b__buf_text(&c->out, head);
+    w->stalled = true;
+    return;
+  }
   if (w->answers > 0) w->answers--;
   if (!whole) w->stalled = true;
   if (!whole && w->where == DL_MUTE) return;
@@ -23260,6 +23273,11 @@ static int dl_tx(void *user, void *conn, const void *buf, size_t len) {
     if (w->where == DL_SEND) return E2B_IO_AGAIN;
   }
   e2b__buf_put(&c->in, buf, len);
+  if (w->where == DL_TLS) {
+    size_t n = E2B__MIN(len, sizeof w->wire - w->wire_len);
+    memcpy(w->wire + w->wire_len, buf, n);
+    w->wire_len += n;
+  }
   if (w->where == DL_TLS || (w->where == DL_TUNNEL && w->answers == 0)) return (int)len;
 #if !defined(E2B_NO_HTTP2)
   if (w->config.http_version == 2) {
@@ -23325,7 +23343,8 @@ static bool dl_begin(dl_world *w) {
     w->config.auth_header = "Basic SECRET-3-authorization";
     opts.access_token = "SECRET-4-envd-token";
     opts.traffic_access_token = "SECRET-5-traffic-token";
-    if (!w->config.proxy_url && w->config.http_version != 2) w->config.proxy_url = "http://user:SECRET-6-proxy@10.0.0.9";
+    if (!w->config.proxy_url && w->config.http_version != 2 && strncmp(w->config.api_url, "http:", 5) == 0)
+      w->config.proxy_url = "http://user:SECRET-6-proxy@10.0.0.9";
   }
   w->client = e2b_client_create(&w->config, &err);
   return CHECK_OK(w->client ? E2B_OK : err.code) && CHECK_OK(e2b_sandbox_attach(w->client, "id", &opts, &w->sandbox, &err));
@@ -23679,10 +23698,10 @@ typedef struct dl_limits {
 
 static const e2b_phase dl_phases[] = { E2B_PHASE_NONE,  E2B_PHASE_RESOLVE, E2B_PHASE_CONNECT, E2B_PHASE_CONNECT,
                                        E2B_PHASE_TLS,   E2B_PHASE_QUEUE,   E2B_PHASE_SEND,    E2B_PHASE_HEADERS,
-                                       E2B_PHASE_HEADERS, E2B_PHASE_BODY,  E2B_PHASE_BODY };
+                                       E2B_PHASE_HEADERS, E2B_PHASE_BODY,  E2B_PHASE_BODY,    E2B_PHASE_BODY };
 
 static const char *const dl_names[] = { "nowhere", "resolve", "open", "tunnel", "tls", "queue", "send", "mute", "head",
-                                        "body", "lost" };
+                                        "body", "lost", "redirect" };
 
 /* Waits for a call as an event loop does. */
 static e2b_err dl_drive(dl_world *w, e2b_op op, e2b_error *err) {
@@ -24118,6 +24137,202 @@ static void test_misdirected_http2(void) {
 }
 #endif
 
+/* No call follows a redirect: what it carries stays with the origin it was meant for. */
+static void test_redirects_refused(void) {
+  static const int statuses[] = { 301, 302, 303, 307, 308 };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static dl_world w;
+  e2b_call call;
+  e2b_error err;
+  size_t i, k;
+  memset(&call, 0, sizeof call);
+  for (i = 0; i < E2B__COUNT(dl_rows); i++) {
+    for (k = 0; k < E2B__COUNT(statuses); k++) {
+      const dl_row *row = &dl_rows[i];
+      int failures = check_failures;
+      e2b_err code;
+      if (row->flags & DL_OWN) continue; /* it sends nothing */
+      if (!dl_setup(&w, row, DL_NOWHERE, 0, &limits)) return;
+      if (row->flags & DL_TREE) dl_dir_make(&w);
+      w.where = DL_REDIRECT;
+      w.redirect = statuses[k];
+      memset(&err, 0, sizeof err);
+      code = row->call(&w, &call, &err);
+      if (row->call == dl_sandbox_request)
+        CHECK(code == E2B_OK && dl_got.response.status == statuses[k]); /* any status is an answer */
+      else if (CHECK(code < 0) && !(row->flags & DL_REFRESH))
+        CHECK_INT(err.http_status, statuses[k]);
+      CHECK(w.stalled && !w.elsewhere && !w.hung);
+      if (check_failures != failures) printf("  %s, %d: %s\n", row->name, statuses[k], err.message);
+      dl_clear();
+      dl_end(&w);
+      if (row->flags & DL_TREE) dl_dir_remove(&w);
+    }
+  }
+}
+
+/* ---- what a server must not get to hear ---- */
+
+typedef struct tls_refusal {
+  const char *what;
+  net_names names;
+  e2b_err want;
+  bool stranger, pinned, old;
+} tls_refusal;
+
+/* A server that is not who it says it is, at the end of its handshake: it was sent no byte of a request, the call was not
+ * tried again, and the error tells no secret. */
+static void test_tls_refusals_are_silent(void) {
+  static const tls_refusal rows[] = {
+    { "fine", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, false }, E2B_OK, false, false, false },
+    { "expired", { "CN=localhost", "localhost", NULL, 0, "20200101000000", "20210101000000", false }, E2B_ERR_TLS_CERTIFICATE, false, false, false },
+    { "not valid yet", { "CN=localhost", "localhost", NULL, 0, "20490101000000", "20500101000000", false }, E2B_ERR_TLS_CERTIFICATE, false, false, false },
+    { "other host", { "CN=other.test", "other.test", NULL, 0, NULL, NULL, false }, E2B_ERR_TLS_CERTIFICATE, false, false, false },
+    { "self-signed", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, true }, E2B_ERR_TLS_CERTIFICATE, false, false, false },
+    { "unknown CA", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, false }, E2B_ERR_TLS_CERTIFICATE, true, false, false },
+    { "other key", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, false }, E2B_ERR_TLS_CERTIFICATE, false, true, false },
+#if E2B__TLS13
+    { "TLS 1.2 only", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, false }, E2B_ERR_TLS, false, false, true },
+#endif
+  };
+  uint8_t pin[32];
+  size_t i, v;
+  memset(pin, 7, sizeof pin);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    for (v = 0; v < 2; v++) {
+      const tls_refusal *row = &rows[i];
+      mbedtls_pk_context ours = net_the_pki->ca_key;
+      e2b_sandbox *sandbox = NULL;
+      e2b_client_config config;
+      e2b_client *client;
+      e2b_error err;
+      net_server s;
+      spy heard;
+      char url[64];
+      int failures = check_failures;
+      memset(&heard, 0, sizeof heard);
+      spy_on(&heard, "SECRET");
+      if (row->stranger) net_key_make(&net_the_pki->ca_key);
+      net_tls_server_start(&s, NET_ECHO, &row->names, v ? "h2" : "http/1.1");
+#if E2B__TLS13
+      if (row->old) mbedtls_ssl_conf_max_tls_version(&s.conf, MBEDTLS_SSL_VERSION_TLS1_2);
+#endif
+      if (row->stranger) {
+        mbedtls_pk_free(&net_the_pki->ca_key);
+        net_the_pki->ca_key = ours;
+      }
+      (void)snprintf(url, sizeof url, "https://localhost:%u", (unsigned)s.port);
+      memset(&config, 0, sizeof config);
+      spy_config(&heard, &config);
+      config.no_env = true;
+      config.api_key = "SECRET-key";
+      config.api_url = url;
+      config.tls.ca_pem = net_the_pki->ca_pem;
+      config.tls.pin_sha256 = row->pinned ? pin : NULL;
+      config.tls.pin_count = row->pinned ? 1 : 0;
+      config.tls.min_tls13 = row->old;
+      client = e2b_client_create(&config, &err);
+      if (!CHECK(client != NULL)) return;
+      if (row->want) {
+        CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), row->want);
+        CHECK_INT(err.phase, E2B_PHASE_TLS);
+        CHECK(!err.maybe_done);
+      } else {
+        CHECK(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err) < 0); /* an echo is no answer; but it was asked */
+        CHECK(err.maybe_done);
+      }
+      spy_hears(&heard, err.message);
+      e2b_client_free(client);
+      net_tls_server_stop(&s);
+      CHECK_INT(s.heard_len > 0, row->want == E2B_OK);
+      CHECK_INT(s.accepted, 1);
+      spy_search(&heard, row->what);
+      if (check_failures != failures) printf("  %s, %s\n", row->what, v ? "h2" : "http/1.1");
+    }
+  }
+}
+
+/* A server, or somebody on the way, that wants an older TLS, or no TLS: only handshake and alerts are sent. */
+static void test_tls_downgrades_are_silent(void) {
+  static const char hello[] = "\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02" "01234567890123456789012345678901" "\x00\xc0\x13\x00";
+  static const char plain[] = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+  static const char alert[] = "\x15\x03\x02\x00\x02\x02\x46";
+  static const dl_limits limits = { 0, 0, 900, E2B_OK, 0, 0, 0, false };
+  static const dl_row none = { "", NULL, 0 };
+  static dl_world w;
+  static spy s;
+  int round;
+  for (round = 0; round < 3; round++) {
+    static const char *const answers[] = { hello, plain, alert };
+    static const size_t lens[] = { sizeof hello - 1, sizeof plain - 1, sizeof alert - 1 };
+    e2b_sandbox_opts opts = { 0 };
+    e2b_error err;
+    done end;
+    size_t at;
+    memset(&s, 0, sizeof s);
+    memset(&end, 0, sizeof end);
+    spy_on(&s, "SECRET-");
+    dl_spy = &s;
+    if (!dl_setup(&w, &none, DL_TLS, 0, &limits)) return;
+    opts.call.on_done = on_done;
+    opts.call.user = &end;
+    CHECK_RC(e2b_sandbox_create(w.client, NULL, &opts, &dl_got.sandbox, &err), E2B_PENDING);
+    (void)e2b_client_poll(w.client, 0);
+    (void)e2b_client_poll(w.client, 0);
+    if (!CHECK(w.conns != NULL)) return;
+    e2b__buf_put(&w.conns->out, answers[round], lens[round]);
+    while (!end.count && !w.hung) (void)e2b_client_poll(w.client, -1);
+    CHECK_INT(end.err.code, E2B_ERR_TLS);
+    CHECK_INT(end.err.phase, E2B_PHASE_TLS);
+    CHECK(!end.err.maybe_done);
+    for (at = 0; at + 5 <= w.wire_len; at += 5 + ((size_t)(uint8_t)w.wire[at + 3] << 8 | (uint8_t)w.wire[at + 4]))
+      CHECK(w.wire[at] == 0x16 || w.wire[at] == 0x15);
+    CHECK(at > 50 && at == w.wire_len);
+    spy_hears(&s, end.err.message);
+    dl_end(&w);
+    spy_search(&s, "downgrade");
+    dl_spy = NULL;
+  }
+}
+
+/* ---- what must not get into a request ---- */
+
+/* Nothing that ends a line, nor any other control character, in the headers of any call, in their names and values alike. */
+static void test_injection_headers(void) {
+  static const e2b_kv evil[] = { { "x-header", "a\r\nx-evil: 1" }, { "x-header", "a\nb" }, { "x-header", "a\rb" },
+                                 { "x-header", "\x7f" },           { "x\r\ny", "a" },      { "x y", "a" },
+                                 { "x:y", "a" },                   { "", "a" },            { NULL, "a" },
+                                 { "host", "a" },                  { "content-length", "0" }, { "transfer-encoding", "chunked" } };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static dl_world w;
+  e2b_client_stats stats;
+  e2b_call call;
+  e2b_error err;
+  size_t i, k;
+  memset(&call, 0, sizeof call);
+  call.headers.count = 1;
+  for (i = 0; i < E2B__COUNT(dl_rows); i++) {
+    const dl_row *row = &dl_rows[i];
+    uint32_t made;
+    if (row->flags & DL_OWN) continue; /* it sends nothing */
+    if (!dl_setup(&w, row, DL_NOWHERE, 0, &limits)) return;
+    e2b_client_get_stats(w.client, &stats);
+    made = stats.connections_made;
+    w.where = DL_MUTE;
+    for (k = 0; k < E2B__COUNT(evil); k++) {
+      call.headers.items = &evil[k];
+      if (!CHECK_RC(row->call(&w, &call, &err), E2B_ERR_INVALID_ARGUMENT)) printf("  %s\n", row->name);
+      if (row->call == dl_sandbox_close) break; /* the handle is gone all the same */
+      CHECK_HAS(err.message, "headers");
+    }
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.connections_made, made);
+    CHECK(!w.stalled);
+    dl_clear();
+    dl_end(&w);
+  }
+}
+
 /* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
@@ -24260,6 +24475,7 @@ static const test tests[] = {
   UNIT(deadline_http2), UNIT(settings_timeout), UNIT(misdirected_http2),
 #endif
   UNIT(deadline_of_streams), UNIT(deadline_shared_opening), UNIT(misdirected), UNIT(secrets_in_memory),
+  UNIT(redirects_refused), UNIT(tls_refusals_are_silent), UNIT(tls_downgrades_are_silent), UNIT(injection_headers),
 };
 
 static int passed, failed, skipped;
