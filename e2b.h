@@ -18095,6 +18095,9 @@ static e2b_err e2b__code_run_check(const e2b_sandbox *sandbox, const char *code,
   if (!opts) return E2B_OK;
   if (e2b__given(opts->context_id) && e2b__given(opts->language))
     return e2b__invalid(err, "language", "is given together with context_id, but a context has its language already");
+  if (!e2b__text_ok(opts->context_id)) return e2b__invalid(err, "context_id", "has a control character");
+  if (!e2b__text_ok(opts->language)) return e2b__invalid(err, "language", "has a control character");
+  if (!e2b__text_ok(opts->cwd)) return e2b__invalid(err, "cwd", "has a control character");
   if (opts->exec_timeout_ms < 0) return e2b__invalid(err, "exec_timeout_ms", "is negative");
   for (i = 0; i < opts->envs.count; i++) {
     const char *key = opts->envs.items[i].key;

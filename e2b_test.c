@@ -23096,6 +23096,7 @@ typedef struct dl_world {
   int answers;         /* so many requests are answered before it happens */
   int pages;
   int redirect;        /* the status of it */
+  char *keep;          /* takes the first 299 bytes of a request, when it is set */
   bool elsewhere;      /* a connection to another address was opened */
   char wire[1024];     /* what was sent in a handshake */
   size_t wire_len;
@@ -23199,6 +23200,7 @@ static void dl_say(dl_world *w, dl_conn *c) {
   size_t len;
   char head[300];
   size_t method = strcspn(asked, " ") + 1, host = strncmp(asked + method, "http://10.0.0.1/", 16) == 0 ? 15 : 0; /* for a proxy */
+  if (w->keep) (void)snprintf(w->keep, 300, "%s", asked);
   while (a->asked[0] && (strncmp(asked, a->asked, method) != 0 ||
                          strncmp(asked + method + host, a->asked + method, strlen(a->asked) - method) != 0)) a++;
   len = a->length ? a->length : strlen(a->body);
@@ -24333,6 +24335,324 @@ static void test_injection_headers(void) {
   }
 }
 
+/* One text that may hold no control character, in each place that takes one; test_injection has the others. */
+static void injection_in_options(dl_world *w, const char *evil) {
+  const char *strings[1];
+  e2b_attach_opts attach, no_attach;
+  e2b_sandbox_opts opts = { 0 };
+  e2b_list_opts list = { 0 };
+  e2b_run_opts run = { 0 };
+  e2b_files_opts files = { 0 };
+  e2b_network network;
+  e2b_error err;
+  e2b_kv pair;
+  e2b_strs texts;
+  strings[0] = evil;
+  texts.items = strings;
+  texts.count = 1;
+  memset(&no_attach, 0, sizeof no_attach);
+#define ATTACH_REFUSED(member)                                                                                         \
+  (attach = no_attach, attach.member = evil, REFUSED(e2b_sandbox_attach(w->client, "id", &attach, &dl_got.sandbox, &err)))
+  ATTACH_REFUSED(access_token);
+  ATTACH_REFUSED(base_url);
+  ATTACH_REFUSED(code_interpreter_base_url);
+  ATTACH_REFUSED(domain);
+  ATTACH_REFUSED(scheme);
+  ATTACH_REFUSED(traffic_access_token);
+  ATTACH_REFUSED(auth_header);
+#undef ATTACH_REFUSED
+  attach = no_attach;
+  pair.key = "x-header";
+  pair.value = evil;
+  attach.headers.items = &pair;
+  attach.headers.count = 1;
+  REFUSED(e2b_sandbox_attach(w->client, "id", &attach, &dl_got.sandbox, &err));
+  opts.traffic_access_token = evil;
+  REFUSED(e2b_sandbox_create(w->client, NULL, &opts, &dl_got.sandbox, &err));
+  REFUSED(e2b_sandbox_connect(w->client, "id", &opts, &dl_got.sandbox, &err));
+  opts.traffic_access_token = NULL;
+  memset(&network, 0, sizeof network);
+  network.allow_out = texts;
+  opts.network = &network;
+  REFUSED(e2b_sandbox_create(w->client, NULL, &opts, &dl_got.sandbox, &err));
+  REFUSED(e2b_api_update_network(w->client, "id", &network, E2B_UNSET, NULL, &err));
+  list.next_token = evil;
+  REFUSED(e2b_api_list(w->client, &list, &dl_got.list, &err));
+  REFUSED(e2b_api_list_all(w->client, &list, dl_on_sandbox, NULL, &err));
+  list.next_token = NULL;
+  list.template_id = evil;
+  REFUSED(e2b_api_list(w->client, &list, &dl_got.list, &err));
+  run.cwd = evil;
+  REFUSED(e2b_commands_run(w->sandbox, "true", &run, &dl_got.result, &err));
+  REFUSED(e2b_commands_start(w->sandbox, "true", &run, &dl_got.handle, &err));
+  REFUSED(e2b_commands_start_detached(w->sandbox, "true", &run, &dl_got.pid, &err));
+  run.cwd = NULL;
+  run.tag = evil;
+  REFUSED(e2b_commands_run(w->sandbox, "true", &run, &dl_got.result, &err));
+  run.tag = NULL;
+  run.user = evil;
+  REFUSED(e2b_commands_start_detached(w->sandbox, "true", &run, &dl_got.pid, &err));
+  REFUSED(e2b_commands_connect_to_process(w->sandbox, 7, &run, &dl_got.handle, &err));
+  REFUSED(e2b_commands_connect_to_tag(w->sandbox, "tag", &run, &dl_got.handle, &err));
+  run.user = NULL;
+  pair.key = evil; /* the name of a variable */
+  pair.value = "x";
+  run.envs.items = &pair;
+  run.envs.count = 1;
+  REFUSED(e2b_commands_run(w->sandbox, "true", &run, &dl_got.result, &err));
+  files.metadata.items = &pair;
+  files.metadata.count = 1;
+  REFUSED(e2b_files_write(w->sandbox, "/a", "x", 1, &files, NULL, &err));
+}
+
+static void injection_in_arguments(dl_world *w, const char *evil) {
+  e2b_write_item write_item;
+  e2b_read_item read_item;
+  e2b_files_opts files = { 0 };
+  e2b_bulk_opts bulk;
+  e2b_request_opts raw;
+  e2b_strs texts;
+  e2b_error err;
+  const char *sources[1];
+  sources[0] = "/a";
+  texts.items = sources;
+  texts.count = 1;
+  memset(&write_item, 0, sizeof write_item);
+  memset(&read_item, 0, sizeof read_item);
+  memset(&bulk, 0, sizeof bulk);
+  memset(&raw, 0, sizeof raw);
+  REFUSED(e2b_api_find_by_nonce(w->client, evil, NULL, &dl_got.info, &err));
+  REFUSED(e2b_api_update_network(w->client, evil, NULL, E2B_UNSET, NULL, &err));
+  REFUSED(e2b_api_request(w->client, evil, "/x", NULL, &dl_got.response, &err));
+  REFUSED(e2b_api_request(w->client, "GET", evil, NULL, &dl_got.response, &err));
+  REFUSED(e2b_sandbox_request(w->sandbox, 80, evil, "/x", NULL, &dl_got.response, &err));
+  REFUSED(e2b_sandbox_request(w->sandbox, 80, "GET", evil, NULL, &dl_got.response, &err));
+  raw.content_type = evil;
+  REFUSED(e2b_api_request(w->client, "POST", "/x", &raw, &dl_got.response, &err));
+  REFUSED(e2b_sandbox_request(w->sandbox, 80, "POST", "/x", &raw, &dl_got.response, &err));
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  REFUSED(e2b_api_refresh_traffic_access_token(w->client, evil, NULL, &dl_got.token, &err));
+#endif
+#ifndef E2B_NO_METRICS
+  REFUSED(e2b_api_get_metrics(w->client, evil, 0, 0, NULL, &dl_got.metrics, &err));
+  REFUSED(e2b_api_get_logs(w->client, evil, NULL, &dl_got.logs, &err));
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+  REFUSED(e2b_api_create_snapshot(w->client, evil, NULL, NULL, &dl_got.snapshot, &err));
+  REFUSED(e2b_api_create_snapshot(w->client, "id", evil, NULL, &dl_got.snapshot, &err));
+  REFUSED(e2b_api_delete_snapshot(w->client, evil, NULL, NULL, &err));
+#endif
+  REFUSED(e2b_files_list(w->sandbox, evil, NULL, &dl_got.entries, &err));
+  REFUSED(e2b_files_exists(w->sandbox, evil, NULL, &dl_got.flag, &err));
+  REFUSED(e2b_files_get_info(w->sandbox, evil, NULL, &dl_got.entry, &err));
+  REFUSED(e2b_files_make_dir(w->sandbox, evil, NULL, NULL, &err));
+  REFUSED(e2b_files_rename(w->sandbox, evil, "/b", NULL, NULL, &err));
+  REFUSED(e2b_files_rename(w->sandbox, "/a", evil, NULL, NULL, &err));
+  REFUSED(e2b_files_remove(w->sandbox, evil, NULL, &err));
+  REFUSED(e2b_files_read(w->sandbox, evil, NULL, &dl_got.buf, &err));
+  REFUSED(e2b_files_read_text(w->sandbox, evil, NULL, &dl_got.buf, &err));
+  REFUSED(e2b_files_write(w->sandbox, evil, "x", 1, NULL, NULL, &err));
+  REFUSED(e2b_files_write_text(w->sandbox, evil, "x", NULL, NULL, &err));
+  REFUSED(e2b_files_download(w->sandbox, evil, dl_sink, NULL, NULL, &err));
+  REFUSED(e2b_files_upload(w->sandbox, evil, dl_source, NULL, 1, NULL, NULL, &err));
+  REFUSED(e2b_files_read_stream(w->sandbox, evil, NULL, &dl_got.stream, &err));
+  REFUSED(e2b_files_write_stream(w->sandbox, evil, 1, NULL, &dl_got.stream, &err));
+  REFUSED(e2b_files_compose(w->sandbox, texts, evil, NULL, NULL, &err));
+  files.user = evil;
+  REFUSED(e2b_files_exists(w->sandbox, "/a", &files, &dl_got.flag, &err));
+  REFUSED(e2b_files_make_dir(w->sandbox, "/a", &files, NULL, &err));
+  REFUSED(e2b_files_rename(w->sandbox, "/a", "/b", &files, NULL, &err));
+  REFUSED(e2b_files_remove(w->sandbox, "/a", &files, &err));
+  REFUSED(e2b_files_download(w->sandbox, "/a", dl_sink, NULL, &files, &err));
+  REFUSED(e2b_files_upload(w->sandbox, "/a", dl_source, NULL, 1, &files, NULL, &err));
+  REFUSED(e2b_files_compose(w->sandbox, texts, "/b", &files, NULL, &err));
+  bulk.user = evil;
+  write_item.path = read_item.path = "/a";
+  write_item.data = "x";
+  write_item.len = 1;
+  REFUSED(e2b_files_write_many(w->sandbox, &write_item, 1, &bulk, &err));
+  REFUSED(e2b_files_read_many(w->sandbox, &read_item, 1, &bulk, &err));
+  bulk.user = NULL;
+  write_item.path = read_item.path = evil;
+  CHECK(e2b_files_write_many(w->sandbox, &write_item, 1, &bulk, &err) == E2B_ERR_INVALID_ARGUMENT);
+  CHECK(e2b_files_read_many(w->sandbox, &read_item, 1, &bulk, &err) == E2B_ERR_INVALID_ARGUMENT);
+#ifndef E2B_NO_LOCAL_FILES
+  REFUSED(e2b_files_upload_tree(w->sandbox, work_dir, evil, NULL, NULL, &err));
+  REFUSED(e2b_files_download_tree(w->sandbox, evil, work_dir, NULL, NULL, &err));
+#endif
+}
+
+#if !defined(E2B_NO_CODE_INTERPRETER)
+static void injection_in_code(dl_world *w, const char *evil) {
+  e2b_run_code_opts code;
+  e2b_error err;
+  memset(&code, 0, sizeof code);
+  REFUSED(e2b_code_remove_context(w->sandbox, evil, NULL, &err));
+  REFUSED(e2b_code_restart_context(w->sandbox, evil, NULL, &err));
+  code.context_id = evil;
+  REFUSED(e2b_code_run(w->sandbox, "1", &code, &dl_got.execution, &err));
+  code.context_id = NULL;
+  code.language = evil;
+  REFUSED(e2b_code_run(w->sandbox, "1", &code, &dl_got.execution, &err));
+  code.language = NULL;
+  code.cwd = evil;
+  REFUSED(e2b_code_run(w->sandbox, "1", &code, &dl_got.execution, &err));
+}
+#endif
+
+static void test_injection_strings(void) {
+  static const char *const evil[] = { "a\r\nX-Evil: 1", "/a\nb", "/a\rb", "/a\x01", "/a\x7f" };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static const dl_row none = { "", NULL, 0 };
+  static dl_world w;
+  e2b_client_stats stats;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(evil); i++) {
+    int failures = check_failures;
+    if (!dl_setup(&w, &none, DL_MUTE, 0, &limits)) return;
+    injection_in_options(&w, evil[i]);
+    injection_in_arguments(&w, evil[i]);
+#if !defined(E2B_NO_CODE_INTERPRETER)
+    injection_in_code(&w, evil[i]);
+#endif
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.connections_made, 0);
+    dl_clear();
+    dl_end(&w);
+    if (check_failures != failures) printf("  text %d\n", (int)i);
+  }
+}
+
+/* What is no control character but means something in a URL stays one segment, or one value, of it. */
+static void test_injection_urls(void) {
+  static const char *const ids[] = { "../admin", "a/b", "a?b=c", "a#b", "a%2fb", "..", ".", "a b", "a&b=c", "\xc3\xa9" };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static const dl_row none = { "", NULL, 0 };
+  static dl_world w;
+  e2b_files_opts files = { 0 };
+  e2b_list_opts list = { 0 };
+  e2b_call call;
+  e2b_error err;
+  size_t i, k;
+  memset(&call, 0, sizeof call);
+  call.timeout_ms = list.call.timeout_ms = files.call.timeout_ms = 100;
+  for (i = 0; i < E2B__COUNT(ids); i++) {
+    for (k = 0; k < 8; k++) {
+      char line[300], want[100];
+      e2b_err code = E2B_OK;
+      if (!dl_setup(&w, &none, DL_MUTE, 0, &limits)) return;
+      w.keep = line;
+      line[0] = 0;
+      files.user = list.next_token = ids[i];
+      switch (k) {
+        case 0: code = e2b_api_get_info(w.client, ids[i], &call, &dl_got.info, &err); break;
+        case 1: code = e2b_api_kill(w.client, ids[i], &call, NULL, &err); break;
+        case 2: code = e2b_sandbox_connect(w.client, ids[i], NULL, &dl_got.sandbox, &err); break;
+        case 3: code = e2b_api_list(w.client, &list, &dl_got.list, &err); break;
+        case 4: code = e2b_files_read(w.sandbox, ids[i], &files, &dl_got.buf, &err); break;
+        case 5: code = e2b_files_write(w.sandbox, ids[i], "x", 1, &files, NULL, &err); break;
+        case 6: code = e2b_api_pause(w.client, ids[i], &call, &err); break;
+        default:
+#ifndef E2B_NO_SNAPSHOTS
+          code = e2b_api_delete_snapshot(w.client, ids[i], &call, NULL, &err);
+#else
+          code = E2B_ERR_INVALID_ARGUMENT;
+#endif
+      }
+      if (code != E2B_ERR_INVALID_ARGUMENT) {
+        size_t slashes = 0, at, len = strcspn(line, "\r");
+        CHECK_INT(code, E2B_ERR_TIMEOUT);
+        (void)snprintf(want, sizeof want, "%s", ids[i]);
+        for (at = 0; at < len - 9; at++) slashes += line[at] == '/';
+        CHECK_INT(slashes, k == 2 ? 3 : k == 6 ? 3 : k == 3 ? 2 : k == 4 || k == 5 ? 1 : k == 7 ? 2 : 2);
+        CHECK(!memchr(line, '#', len) && !strstr(line, "%%"));
+        CHECK_INT(strchr(line, '?') != NULL, k == 3 || k == 4 || k == 5);
+        CHECK(!strstr(line, "/../") && !strstr(line, "/.. ") && !strstr(line, "/./") && !strstr(line, "/. "));
+        if (strcmp(ids[i], "a&b=c") == 0 && strchr(line, '?')) CHECK(strstr(line, "%26b") != NULL);
+        if (strcmp(ids[i], "a%2fb") == 0) CHECK(strstr(line, "%252fb") != NULL || strstr(line, "%252Fb") != NULL);
+        if (verbose) printf("  %.*s\n", (int)len, line);
+      } else if (verbose)
+        printf("  \"%s\" in call %d: %s\n", ids[i], (int)k, err.message);
+      dl_clear();
+      dl_end(&w);
+    }
+  }
+}
+
+/* ---- the same end to end ---- */
+
+static void secrets_watch_download(spy *s, e2b_sandbox *sandbox) {
+  char url[2000];
+  const char *signature;
+  e2b_error err;
+  if (e2b_sandbox_download_url(sandbox, "/tmp/x", NULL, 60, url, sizeof url, &err) == 0) return; /* no token: nothing is signed */
+  signature = strstr(url, "signature=");
+  if (!signature) return;
+  url[strcspn(signature, "&") + (size_t)(signature - url)] = 0;
+  spy_on(s, signature + 10);
+}
+
+/* A life: create, run, stream, write, read, kill, with the keys of a real client and the tokens of a real server. */
+static void e2e_secrets_wiped(fixture *f) {
+  static spy s;
+  e2b_client_config config = host_config(the_host);
+  e2b_kv header;
+  e2b_client *client;
+  e2b_sandbox *sandbox = NULL;
+  e2b_command_handle *handle = NULL;
+  e2b_command_result result = { 0 };
+  e2b_create_response created;
+  e2b_buf content = { { 0 }, NULL, 0 };
+  e2b_bulk_opts bulk;
+  e2b_write_item item;
+  e2b_sandbox_opts opts = { 0 };
+  e2b_error err;
+  char path[200];
+  memset(&s, 0, sizeof s);
+  memset(&created, 0, sizeof created);
+  memset(&bulk, 0, sizeof bulk);
+  memset(&item, 0, sizeof item);
+  E2B__UNUSED(f);
+  spy_config(&s, &config);
+  spy_on(&s, config.api_key);
+  header.key = "x-private";
+  header.value = "SECRET-of-every-request";
+  config.headers.items = &header;
+  config.headers.count = 1;
+  spy_on(&s, header.value);
+  client = e2b_client_create(&config, &err);
+  if (!CHECK_OK(client ? E2B_OK : err.code)) return;
+  opts.secure = E2B_YES;
+  CHECK_OK(e2b_sandbox_create(client, NULL, &opts, &sandbox, &err));
+  if (*e2b_sandbox_access_token(sandbox)) spy_on(&s, e2b_sandbox_access_token(sandbox));
+  if (*e2b_sandbox_traffic_access_token(sandbox)) spy_on(&s, e2b_sandbox_traffic_access_token(sandbox));
+  secrets_watch_download(&s, sandbox);
+  snprintf(path, sizeof path, "/tmp/e2b-secrets-%ld", (long)getpid());
+  CHECK_OK(e2b_commands_run(sandbox, "echo hello", NULL, &result, &err));
+  CHECK_OK(e2b_commands_start(sandbox, "cat", NULL, &handle, &err));
+  CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+  CHECK_OK(e2b_files_write(sandbox, path, "x", 1, NULL, NULL, &err));
+  item.path = path;
+  item.data = "y";
+  item.len = 1;
+  CHECK_OK(e2b_files_write_many(sandbox, &item, 1, &bulk, &err));
+  CHECK_OK(e2b_files_read(sandbox, path, NULL, &content, &err));
+  e2b_mem_free(&content.mem);
+  CHECK_RC(e2b_files_read(sandbox, "/no/such/file", NULL, &content, &err), E2B_ERR_NOT_FOUND);
+  spy_hears(&s, err.message);
+  CHECK_OK(e2b_files_remove(sandbox, path, NULL, &err));
+  CHECK_OK(e2b_api_create_sandbox(client, NULL, &opts, &created, &err));
+  if (*created.envd_access_token) spy_on(&s, created.envd_access_token);
+  CHECK_OK(e2b_api_kill(client, created.sandbox_id, NULL, NULL, &err));
+  e2b_mem_free(&created.mem);
+  e2b_mem_free(&result.mem);
+  e2b_mem_free(&content.mem);
+  CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+  e2b_client_free(client);
+  CHECK(s.count > 2 && s.blocks > 50);
+  spy_search(&s, the_host->name);
+}
+
 /* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
@@ -24475,7 +24795,8 @@ static const test tests[] = {
   UNIT(deadline_http2), UNIT(settings_timeout), UNIT(misdirected_http2),
 #endif
   UNIT(deadline_of_streams), UNIT(deadline_shared_opening), UNIT(misdirected), UNIT(secrets_in_memory),
-  UNIT(redirects_refused), UNIT(tls_refusals_are_silent), UNIT(tls_downgrades_are_silent), UNIT(injection_headers),
+  UNIT(redirects_refused), UNIT(tls_refusals_are_silent), UNIT(tls_downgrades_are_silent), UNIT(injection_headers), UNIT(injection_strings),
+  UNIT(injection_urls), SERVER(secrets_wiped),
 };
 
 static int passed, failed, skipped;
