@@ -24586,6 +24586,33 @@ static void test_injection_urls(void) {
   }
 }
 
+/* A parser that is given nothing now and then, between all bytes, is where it was. */
+static void test_http1_nothing(void) {
+  size_t i;
+  for (i = 0; i < E2B__COUNT(h1_good); i++) {
+    const h1_case *c = &h1_good[i];
+    h1_result plain, spaced;
+    size_t at, used;
+    e2b__mem mem;
+    e2b__h1 h1;
+    e2b__mem_init(&mem, NULL);
+    h1_parse(c->input, c->len, c->flags, 65536, &plain);
+    memset(&spaced, 0, sizeof spaced);
+    e2b__h1_init(&h1, &mem, 65536, &h1_events, &spaced);
+    e2b__h1_begin(&h1, (c->flags & H1_HEAD) != 0, (c->flags & H1_CONNECT) != 0);
+    for (at = 0; at < c->len && !spaced.err && !h1.complete; at++) {
+      spaced.err = h1_feed_piece(&h1, "", 0, &used);
+      CHECK(used == 0 && !h1.complete);
+      if (!spaced.err) spaced.err = h1_feed_piece(&h1, c->input + at, 1, &used);
+    }
+    if ((c->flags & H1_EOF) && !spaced.err && !h1.complete) spaced.err = e2b__h1_finish(&h1);
+    CHECK_INT(spaced.err, plain.err);
+    CHECK_INT(h1.complete, plain.complete);
+    CHECK(spaced.body_len == plain.body_len && memcmp(spaced.body, plain.body, sizeof plain.body) == 0);
+    e2b__h1_free(&h1);
+  }
+}
+
 /* ---- connections ---- */
 
 /* One connection for calls of all kinds, as long as it is not left alone for too long; then it is closed without being asked. */
@@ -25091,7 +25118,7 @@ static const test tests[] = {
 #endif
   UNIT(deadline_of_streams), UNIT(deadline_shared_opening), UNIT(misdirected), UNIT(secrets_in_memory),
   UNIT(redirects_refused), UNIT(tls_refusals_are_silent), UNIT(tls_downgrades_are_silent), UNIT(injection_headers), UNIT(injection_strings),
-  UNIT(injection_urls), UNIT(idle_connections), UNIT(connection_limits), UNIT(threads), UNIT(tls_setup_again),
+  UNIT(injection_urls), UNIT(http1_nothing), UNIT(idle_connections), UNIT(connection_limits), UNIT(threads), UNIT(tls_setup_again),
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_no_table),
 #endif
