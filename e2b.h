@@ -1475,26 +1475,42 @@ static void *e2b__mem_alloc(e2b__mem *mem, size_t size) {
   return ptr;
 }
 
-/* Bytes beyond old_size are not zeroed. On failure NULL, and `ptr` stays as it was. */
-static void *e2b__mem_realloc(e2b__mem *mem, void *ptr, size_t old_size, size_t new_size) {
-  void *moved = ptr ? mem->allocator.realloc_fn(mem->allocator.user, ptr, old_size, new_size)
-                    : mem->allocator.alloc_fn(mem->allocator.user, new_size);
-  if (!moved) return NULL;
-  mem->now -= old_size;
-  e2b__mem_count(mem, new_size);
-  return moved;
+/* Zeroes memory in a way the optimiser may not remove; for keys and tokens. */
+static void e2b__mem_wipe(void *ptr, size_t size) {
+#if defined(__GNUC__) || defined(__clang__)
+  memset(ptr, 0, size);
+  __asm__ __volatile__("" : : "r"(ptr) : "memory");
+#else
+  volatile uint8_t *byte = (volatile uint8_t *)ptr;
+  while (size--) *byte++ = 0;
+#endif
 }
 
+/* Everything is wiped: keys and tokens pass through requests, answers, buffers and results alike. */
 static void e2b__mem_free(e2b__mem *mem, void *ptr, size_t size) {
   if (!ptr) return;
   mem->now -= size;
+  e2b__mem_wipe(ptr, size);
   mem->allocator.free_fn(mem->allocator.user, ptr, size);
 }
 
-/* Zeroes memory in a way the optimiser may not remove; for keys and tokens. */
-static void e2b__mem_wipe(void *ptr, size_t size) {
-  volatile uint8_t *byte = (volatile uint8_t *)ptr;
-  while (size--) *byte++ = 0;
+static void *e2b__heap_realloc(void *user, void *ptr, size_t old_size, size_t new_size);
+
+#define E2B__MEM_BULK 1048576u /* what grows beyond it is output or content, and costly to copy */
+
+/* Bytes beyond old_size are not zeroed. On failure NULL, and `ptr` stays as it was. An allocator that moves a block leaves a copy
+ * behind; so it is moved here, and wiped. That of e2b_fixed_heap does so itself. */
+static void *e2b__mem_realloc(e2b__mem *mem, void *ptr, size_t old_size, size_t new_size) {
+  bool own = ptr && old_size <= E2B__MEM_BULK && mem->allocator.realloc_fn != e2b__heap_realloc;
+  void *moved = ptr && !own ? mem->allocator.realloc_fn(mem->allocator.user, ptr, old_size, new_size)
+                            : mem->allocator.alloc_fn(mem->allocator.user, new_size);
+  if (!moved) return NULL;
+  if (!own) mem->now -= old_size;
+  e2b__mem_count(mem, new_size);
+  if (!own) return moved;
+  memcpy(moved, ptr, E2B__MIN(old_size, new_size));
+  e2b__mem_free(mem, ptr, old_size);
+  return moved;
 }
 
 /* Copies `len` bytes and adds a NUL. Free with e2b__mem_free_str. */
@@ -1504,13 +1520,9 @@ static char *e2b__mem_dup(e2b__mem *mem, const char *text, size_t len) {
   return copy;
 }
 
-/* For strings from e2b__mem_dup (their length is their strlen); wiped, for they may be tokens. NULL is fine. */
+/* For strings from e2b__mem_dup (their length is their strlen). NULL is fine. */
 static void e2b__mem_free_str(e2b__mem *mem, char *text) {
-  size_t size;
-  if (!text) return;
-  size = strlen(text) + 1;
-  e2b__mem_wipe(text, size);
-  e2b__mem_free(mem, text, size);
+  if (text) e2b__mem_free(mem, text, strlen(text) + 1);
 }
 
 /* Scratch memory for decoding: taken in blocks, freed all at once. `limit` bounds what a peer can make us take. */
@@ -1566,7 +1578,6 @@ static void e2b__arena_free(e2b__arena *arena) {
   while (arena->blocks) {
     e2b__arena_block *next = arena->blocks->next;
     size_t size = ((sizeof *next + 15u) & ~(size_t)15u) + arena->blocks->size;
-    e2b__mem_wipe(arena->blocks, size);
     e2b__mem_free(arena->mem, arena->blocks, size);
     arena->blocks = next;
   }
@@ -1675,6 +1686,7 @@ static void *e2b__heap_realloc(void *user, void *ptr, size_t old_size, size_t ne
   uint8_t *end = (uint8_t *)ptr + had;
   void *moved;
   if (want <= had) {
+    if (want < had) e2b__mem_wipe((uint8_t *)ptr + want, had - want);
     if (want < had) e2b__heap_free(heap, (uint8_t *)ptr + want, had - want);
     return ptr;
   }
@@ -1687,6 +1699,7 @@ static void *e2b__heap_realloc(void *user, void *ptr, size_t old_size, size_t ne
   moved = e2b__heap_alloc(heap, new_size);
   if (!moved) return NULL;
   memcpy(moved, ptr, old_size);
+  e2b__mem_wipe(ptr, old_size);
   e2b__heap_free(heap, ptr, old_size);
   return moved;
 }
@@ -1731,10 +1744,9 @@ static void e2b__buf_init(e2b__buf *buf, e2b__mem *mem, size_t max) {
   buf->max = max;
 }
 
-/* Wiped before it is freed: requests carry keys and tokens. The buffer can be used again. */
+/* The buffer can be used again. */
 static void e2b__buf_free(e2b__buf *buf) {
-  if (buf->data) e2b__mem_wipe(buf->data, buf->cap);
-  if (buf->data) e2b__mem_free(buf->mem, buf->data, buf->cap);
+  e2b__mem_free(buf->mem, buf->data, buf->cap);
   buf->data = NULL;
   buf->len = buf->cap = 0;
   buf->err = E2B_OK;
@@ -6642,7 +6654,6 @@ static e2b_err e2b__tls_own_load(e2b__tls_shared *s, const e2b_tls_config *confi
   copy = e2b__tls_input(s->mem, config->client_key_pem, key_len, &len);
   if (!copy) return e2b__tls_setup_error(err, MBEDTLS_ERR_SSL_ALLOC_FAILED, "tls.client_key_pem");
   code = e2b__tls_key_parse(s, copy, len);
-  e2b__mem_wipe(copy, key_len + 1);
   e2b__mem_free(s->mem, copy, key_len + 1);
   if (code != 0) return e2b__tls_option_error(err, code, "tls.client_key_pem", NULL);
   code = e2b__tls_key_fits(s);
@@ -6894,7 +6905,6 @@ static int e2b__tls_conf_fill(e2b__tls_shared *s) {
 }
 
 static void e2b__tls_session_clear(e2b__tls_shared *s, e2b__tls_session *session) {
-  if (session->blob) e2b__mem_wipe(session->blob, session->len);
   e2b__mem_free(s->mem, session->blob, session->len);
   e2b__mem_free_str(s->mem, session->host);
   memset(session, 0, sizeof *session);
@@ -8514,6 +8524,7 @@ struct e2b__req {
   bool idempotent;             /* may be sent again when a reused connection turns out to be dead */
   bool fresh;                  /* is being sent again: by a connection numbered above fresh_since (0: no idle HTTP/1.1 one) */
   bool h1_only;                /* the server demanded it (HTTP_1_1_REQUIRED) */
+  e2b__conn *opening;          /* queued: waits for that one, opened for another request, as it may turn out to be HTTP/2 */
   bool sent;                   /* a byte of it was given to the network */
   /* Optional: asked before it leaves the queue; may add headers. E2B_PENDING: not yet, client->work says when to ask again. */
   e2b_err (*gate)(e2b__req *req, e2b_error *err);
@@ -8717,6 +8728,7 @@ struct e2b__conn {
   bool kick;              /* step it in the next turn whether its socket is ready or not */
   bool ready;             /* its socket is */
   bool want_write;
+  bool awaited;           /* while it opens, by queued requests */
   e2b__link link;
   e2b__h1 h1;
   e2b__req *req;          /* it is opened for; HTTP/1.1: it carries */
@@ -8727,7 +8739,8 @@ struct e2b__conn {
   e2b__buf out;           /* what goes to the link next; refilled only when empty */
   size_t out_done;
   e2b_error tx_error;     /* writing failed; an answer may still be there to read */
-  uint64_t open_deadline, idle_since;
+  uint64_t open_deadline; /* HTTP/2, when it is open: for the server to acknowledge SETTINGS */
+  uint64_t idle_since;
 };
 
 static void e2b__conn_fail(e2b__conn *conn, const e2b_error *err);
@@ -8751,10 +8764,28 @@ static e2b_err e2b__req_head(e2b__req *req, int status, const e2b__headers *head
   return req->events->on_head ? req->events->on_head(req) : E2B_OK;
 }
 
+/* Whether it may go out once more: what was taken from its source is not lost. */
+static bool e2b__req_repeatable(const e2b__req *req) {
+  return !req->fresh && (req->idempotent || !req->events->on_source || req->body_done <= req->body.len);
+}
+
+/* 421: the server does not answer for this host on this connection and did nothing, whatever the method: once more, on another
+ * one (RFC 9110, 15.5.20). */
+static bool e2b__req_misdirected(const e2b__req *req, int status) {
+  return status == 421 && e2b__req_repeatable(req);
+}
+
+static void e2b__conn_close(e2b__conn *conn);
+
 static e2b_err e2b__conn_on_head(void *owner, int status, const e2b__headers *headers) {
   e2b__conn *conn = (e2b__conn *)owner;
   e2b__req *req = conn->req;
   e2b_err code;
+  if (e2b__req_misdirected(req, status)) {
+    e2b__conn_close(conn);
+    e2b__req_requeue(req);
+    return E2B_ERR_CANCELED;
+  }
   if (status == 407 && conn->link.absolute) {
     req->status = status;
     return e2b__conn_proxy_refused(conn);
@@ -8779,8 +8810,24 @@ static void e2b__conn_set_idle(e2b__conn *conn, bool idle) {
   if (idle) conn->client->idle_count++; else conn->client->idle_count--;
 }
 
+/* It is open, or will never be: those that waited for it look again; or, when it failed, end with it. One after the other
+ * would otherwise have to find out by itself that nobody answers, each with its own connect_timeout_ms. */
+static void e2b__conn_awaited(e2b__conn *conn, const e2b_error *failed) {
+  e2b_client *client = conn->client;
+  e2b__req *req;
+  if (!conn->awaited) return;
+  conn->awaited = false;
+  for (req = client->reqs; req;) {
+    bool waited = req->opening == conn;
+    if (waited) req->opening = NULL;
+    if (waited && failed) e2b__req_end(req, failed);
+    req = waited && failed ? client->reqs : req->next; /* the list may be another one */
+  }
+}
+
 static void e2b__conn_close(e2b__conn *conn) {
   if (conn->state == E2B__CONN_CLOSED) return;
+  e2b__conn_awaited(conn, NULL);
   e2b__conn_set_idle(conn, false);
   if (conn->h2) conn->client->h2_count--;
   conn->client->conn_count--;
@@ -8802,18 +8849,18 @@ static void e2b__conn_bury(e2b__conn *conn) {
   e2b__mem_free(mem, conn, conn->object.size);
 }
 
+/* Whether a byte of it was given to the network. */
+static bool e2b__req_was_sent(const e2b__req *req) {
+  return req->stream ? req->conn->tx_written > req->tx_mark : req->sent;
+}
+
 /* Where its request stands, for error messages. */
 static e2b_phase e2b__req_phase(const e2b__req *req) {
   const e2b__conn *conn = req->conn;
   if (!conn) return req->state == E2B__REQ_QUEUED ? E2B_PHASE_QUEUE : E2B_PHASE_BODY;
   if (conn->state == E2B__CONN_OPENING) return e2b__link_phase(&conn->link);
   if (req->status) return E2B_PHASE_BODY;
-  return req->body_ended && (req->stream || conn->out.len == 0) ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
-}
-
-/* Whether a byte of it was given to the network. */
-static bool e2b__req_was_sent(const e2b__req *req) {
-  return req->stream ? req->conn->tx_written > req->tx_mark : req->sent;
+  return req->body_ended && (req->stream ? e2b__req_was_sent(req) : conn->out.len == 0) ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
 }
 
 /* Where it stands when its call ends for another reason; *maybe_done: the server may have acted. */
@@ -8899,11 +8946,6 @@ static void e2b__req_flush(e2b__req *req) {
   }
 }
 
-/* Whether it may go out once more: what was taken from its source is not lost. */
-static bool e2b__req_repeatable(const e2b__req *req) {
-  return !req->fresh && (req->idempotent || !req->events->on_source || req->body_done <= req->body.len);
-}
-
 /* A request that died on a reused connection before any answer may go out once more when that cannot do anything twice (the
  * keep-alive close race). */
 static bool e2b__conn_raced(const e2b__conn *conn, const e2b__req *req, bool answered, e2b_err code) {
@@ -8917,6 +8959,10 @@ static void e2b__conn_lost(e2b__conn *conn, const e2b_error *err);
 static void e2b__conn_fail(e2b__conn *conn, const e2b_error *err) {
   e2b__req *req = conn->req;
   bool again = req && e2b__conn_raced(conn, req, conn->h1.started, err->code);
+  if (conn->state == E2B__CONN_OPENING) {
+    e2b__conn_awaited(conn, err);
+    req = conn->req; /* the caller's code ran */
+  }
   if (conn->h2) {
     e2b__conn_lost(conn, err);
     return;
@@ -9154,10 +9200,17 @@ static bool e2b__conn_receive_once(e2b__conn *conn) {
 
 #define E2B__H2_PING_AFTER_MS 20000u /* of silence while something is asked: is the server still there? */
 #define E2B__H2_PING_WAIT_MS 10000u
+#define E2B__H2_SETTLE_MS 30000u     /* to acknowledge our SETTINGS */
 
 static e2b_err e2b__conn_h2_on_head(e2b__h2_stream *stream, int status, const e2b__headers *headers) {
   e2b__req *req = (e2b__req *)stream->owner;
   req->last_progress = req->client->now;
+  if (e2b__req_misdirected(req, status)) {
+    e2b__h2_reset(stream, E2B__H2_CANCEL);
+    req->stream = NULL;
+    e2b__req_requeue(req);
+    return E2B_OK;
+  }
   return e2b__req_head(req, status, headers);
 }
 
@@ -9243,6 +9296,7 @@ static bool e2b__conn_h2_begin(e2b__conn *conn) {
   conn->h2 = (e2b__h2 *)e2b__mem_alloc(&conn->client->mem, sizeof *conn->h2);
   if (!conn->h2) return false;
   conn->client->h2_count++;
+  conn->open_deadline = conn->client->now + E2B__H2_SETTLE_MS;
   e2b__h2_init(conn->h2, &conn->client->mem, config->stream_buffer_size, config->max_stream_window, config->max_header_bytes,
                &e2b__conn_h2_events);
   return true;
@@ -9384,13 +9438,18 @@ static void e2b__conn_h2_step(e2b__conn *conn) {
 
 /* When a connection that says nothing has to be looked at. */
 static uint64_t e2b__conn_h2_deadline(const e2b__conn *conn) {
+  uint64_t silent;
   if (conn->state != E2B__CONN_OPEN || !conn->h2 || conn->idle) return (uint64_t)E2B__NEVER;
-  return conn->last_rx + E2B__H2_PING_AFTER_MS + (conn->h2->ping_waits ? E2B__H2_PING_WAIT_MS : 0);
+  silent = conn->last_rx + E2B__H2_PING_AFTER_MS + (conn->h2->ping_waits ? E2B__H2_PING_WAIT_MS : 0);
+  return conn->h2->settings_waiting ? E2B__MIN(silent, conn->open_deadline) : silent;
 }
 
 static void e2b__conn_h2_silent(e2b__conn *conn) {
   if (conn->kick) return; /* what it said may not have been read yet */
-  if (conn->h2->ping_waits) {
+  if (conn->h2->settings_waiting && conn->client->now >= conn->open_deadline) {
+    (void)e2b__h2_protocol(conn->h2, E2B__H2_SETTINGS_TIMEOUT, "the server does not acknowledge SETTINGS");
+    (void)e2b__conn_h2_broken(conn);
+  } else if (conn->h2->ping_waits) {
     e2b__conn_fail_with(conn, E2B_ERR_CLOSED, "the server does not answer any more, not even to a PING");
   } else {
     e2b__h2_ping(conn->h2);
@@ -9409,6 +9468,7 @@ static void e2b__conn_lost(e2b__conn *conn, const e2b_error *err) {
 static void e2b__conn_opened(e2b__conn *conn) {
   e2b__req *req = conn->req;
   conn->state = E2B__CONN_OPEN;
+  e2b__conn_awaited(conn, NULL);
   conn->last_rx = req->last_progress = conn->client->now;
 #if !defined(E2B_NO_HTTP2)
   if (conn->client->config.http_version == 2 && conn->link.absolute) {
@@ -9480,17 +9540,18 @@ static bool e2b__conn_h2_takes(e2b__conn *conn, const e2b__req *req, bool *wait)
 
 /* A connection to the request's origin that can take it, or NULL. *wait: there will be one. While the first connection to an origin
  * opens that may turn out to be HTTP/2, others wait for it instead of opening their own. */
-static e2b__conn *e2b__conn_find(e2b_client *client, const e2b__req *req, bool *wait) {
+static e2b__conn *e2b__conn_find(e2b_client *client, e2b__req *req, bool *wait) {
   bool maybe_h2 = !req->h1_only && client->config.http_version != 1 && (req->tls || client->config.http_version == 2);
-  bool opening = false, known_h1 = false;
-  e2b__conn *conn;
+  bool known_h1 = false;
+  e2b__conn *conn, *opening = NULL;
   *wait = false;
+  req->opening = NULL;
 #if defined(E2B_NO_HTTP2)
   maybe_h2 = false;
 #endif
   for (conn = client->conns; conn; conn = conn->next) {
     if (conn->port != req->port || conn->tls != req->tls || strcmp(conn->host, req->host) != 0) continue;
-    if (conn->state == E2B__CONN_OPENING) opening = true;
+    if (conn->state == E2B__CONN_OPENING) opening = conn;
     if (conn->state != E2B__CONN_OPEN) continue;
 #if !defined(E2B_NO_HTTP2)
     if (conn->h2) {
@@ -9504,7 +9565,10 @@ static e2b__conn *e2b__conn_find(e2b_client *client, const e2b__req *req, bool *
       return conn;
     e2b__conn_close(conn);
   }
-  if (maybe_h2 && opening && !known_h1) *wait = true;
+  if (maybe_h2 && opening && !known_h1) {
+    *wait = opening->awaited = true;
+    req->opening = opening;
+  }
   return NULL;
 }
 
@@ -9900,7 +9964,7 @@ static void e2b__connect_timeout(e2b__req *req) {
   e2b_phase phase = e2b__req_phase(req);
   e2b__error_set(&err, E2B_ERR_TIMEOUT, phase, "connecting to %s:%u took longer than connect_timeout_ms (%d ms; phase: %s)", req->host,
                  (unsigned)req->port, (int)client->config.connect_timeout_ms, e2b_phase_name(phase));
-  e2b__req_fail(req, &err);
+  e2b__conn_fail(req->conn, &err);
 }
 
 static void e2b__req_timeout(e2b__req *req) {
@@ -10311,7 +10375,10 @@ static void *e2b__result_alloc(e2b_client *client, e2b_mem *mem, size_t size, e2
 
 E2B_API void e2b_mem_free(e2b_mem *mem) {
   if (!mem || mem->fixed) return;
-  if (mem->ptr) mem->alloc.free_fn(mem->alloc.user, mem->ptr, mem->cap);
+  if (mem->ptr) {
+    e2b__mem_wipe(mem->ptr, mem->cap); /* that of a create holds tokens */
+    mem->alloc.free_fn(mem->alloc.user, mem->ptr, mem->cap);
+  }
   memset(mem, 0, sizeof *mem);
 }
 
@@ -10715,7 +10782,13 @@ static void e2b__traffic_op_cancel(e2b__op *base) {
   op->traffic = NULL;
 }
 
-static const e2b__op_type e2b__traffic_op_type = { e2b__traffic_op_cancel, e2b__traffic_op_cancel, NULL, NULL, NULL };
+static e2b_phase e2b__traffic_op_phase(e2b__op *base, bool *maybe_done) {
+  const e2b__traffic *traffic = ((const e2b__traffic_op *)base)->traffic;
+  *maybe_done = false; /* asking for a token changes nothing */
+  return traffic ? e2b__req_phase(&traffic->req) : E2B_PHASE_BODY;
+}
+
+static const e2b__op_type e2b__traffic_op_type = { e2b__traffic_op_cancel, e2b__traffic_op_cancel, NULL, e2b__traffic_op_phase, NULL };
 
 /* What a handle needs for its token: nothing (*out stays NULL) unless the token is a JWT or `empty`, which means that one has
  * to be fetched. */
@@ -11731,9 +11804,8 @@ static void e2b__headers_free_copy(e2b__mem *mem, e2b_kvs *copy) {
   e2b__mem_free(mem, headers, copy->count * sizeof *headers);
 }
 
-/* Frees a copy of bytes, wiped: one is a private key. */
+/* Frees a copy of bytes. */
 static void e2b__config_free_bytes(e2b__mem *mem, const void *data, size_t len) {
-  if (data) e2b__mem_wipe((void *)(uintptr_t)data, len);
   e2b__mem_free(mem, (void *)(uintptr_t)data, len + 1);
 }
 
@@ -11814,7 +11886,6 @@ static void e2b__client_destroy(e2b_client *client) {
   e2b__mem mem = client->mem;
   e2b__net_free(&client->net);
   e2b__waker_release(client->net.waker);
-  if (client->io) e2b__mem_wipe(client->io, client->config.io_buffer_size);
   e2b__mem_free(&client->mem, client->io, client->config.io_buffer_size);
   e2b__mem_free(&client->mem, client->slots, client->slot_count * sizeof *client->slots);
   e2b__mem_free(&client->mem, client->polls, client->poll_cap * sizeof *client->polls);
@@ -18175,6 +18246,9 @@ static e2b_err e2b__code_run_check(const e2b_sandbox *sandbox, const char *code,
   if (!opts) return E2B_OK;
   if (e2b__given(opts->context_id) && e2b__given(opts->language))
     return e2b__invalid(err, "language", "is given together with context_id, but a context has its language already");
+  if (!e2b__text_ok(opts->context_id)) return e2b__invalid(err, "context_id", "has a control character");
+  if (!e2b__text_ok(opts->language)) return e2b__invalid(err, "language", "has a control character");
+  if (!e2b__text_ok(opts->cwd)) return e2b__invalid(err, "cwd", "has a control character");
   if (opts->exec_timeout_ms < 0) return e2b__invalid(err, "exec_timeout_ms", "is negative");
   for (i = 0; i < opts->envs.count; i++) {
     const char *key = opts->envs.items[i].key;
@@ -18593,8 +18667,9 @@ static void e2b__bulk_stop(e2b__bulk *bulk, const e2b_error *why) {
 }
 
 /* Whether what happened to one file would happen to all of them. */
-static bool e2b__bulk_hopeless(e2b_err code) {
-  switch (code) {
+static bool e2b__bulk_hopeless(const e2b_error *err) {
+  switch (err->code) {
+  case E2B_ERR_TIMEOUT: return err->phase == E2B_PHASE_RESOLVE || err->phase == E2B_PHASE_CONNECT || err->phase == E2B_PHASE_TLS;
   case E2B_ERR_SANDBOX_GONE: case E2B_ERR_SANDBOX_PAUSED: case E2B_ERR_UNAUTHENTICATED: case E2B_ERR_RESOLVE:
   case E2B_ERR_CONNECT: case E2B_ERR_TLS: case E2B_ERR_TLS_CERTIFICATE: case E2B_ERR_PROXY: return true;
   default: return false;
@@ -18622,7 +18697,7 @@ static void e2b__bulk_settle(e2b__bulk *bulk, e2b__bulk_entry *entries, const e2
   uint32_t count = 0;
   e2b__bulk_entry *entry;
   for (entry = entries; entry; entry = entry->next) count++;
-  if (e2b__bulk_hopeless(err->code)) e2b__bulk_stop(bulk, err);
+  if (e2b__bulk_hopeless(err)) e2b__bulk_stop(bulk, err);
   while ((entry = entries) != NULL) {
     entries = entry->next;
     if (bulk->op.finished)
@@ -20387,7 +20462,8 @@ static void e2b__watch_end(e2b_watch_handle *handle, const e2b_error *err) {
   handle->begun = false;
   handle->mourner.err = *err;
   handle->mourner.on_verdict = e2b__watch_verdict;
-  if (!e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__watch_settle(handle);
+  /* what asks from time to time has looked after its sandbox already */
+  if (handle->polling || !e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__watch_settle(handle);
 }
 
 static void e2b__watch_end_with(e2b_watch_handle *handle, e2b_err code, const char *why) {
@@ -20621,6 +20697,7 @@ static e2b__data_task *e2b__watch_rpc(e2b_watch_handle *handle, const char *meth
                                       const void *message, e2b_done_fn on_done, e2b_call *call, e2b_error *err) {
   e2b__data_task *data;
   memset(call, 0, sizeof *call);
+  call->idle_ms = handle->idle_ms;
   call->headers = handle->ask.headers;
   call->op = &handle->poll;
   call->on_done = on_done;
@@ -20700,6 +20777,7 @@ static e2b_err e2b__watch_create(e2b_watch_handle *handle, const e2b__watch_requ
   data->answer = &e2b__msg_watcher_id;
   data->fill = e2b__watch_fill_id;
   data->task.out = &handle->id;
+  if (handle->opening && !handle->opening->op.finished) data->task.op.deadline = (uint64_t)E2B__NEVER; /* that of the opening counts */
   e2b__watch_delay(data, then);
   code = e2b__task_run(&data->task, &call, err);
   if (code == E2B_PENDING) return E2B_OK;
@@ -20797,7 +20875,7 @@ static e2b_watch_handle *e2b__watch_new(e2b__watch_open *open, e2b_sandbox *sand
   handle->polling = opts->polling;
   handle->blocking = e2b__call_blocks(&opts->call);
   handle->poll_ms = opts->poll_interval_ms ? opts->poll_interval_ms : E2B__WATCH_POLL_MS;
-  handle->idle_ms = opts->call.idle_ms ? opts->call.idle_ms : client->config.keepalive_interval_s * 3000;
+  handle->idle_ms = opts->call.idle_ms || opts->polling ? opts->call.idle_ms : client->config.keepalive_interval_s * 3000;
   handle->on_event = opts->on_event;
   handle->on_end = opts->on_end;
   handle->event_user = opts->event_user;

@@ -17,7 +17,8 @@
      | >>>> watch           | >>>> rpc             | >>>> openkruise      | >>>> pool
      | >>>> hosts           | >>>> end to end      | >>>> processes
      | >>>> code interpreter                       | >>>> trees           | >>>> bad input
-     | >>>> network edges   | >>>> outcomes        | >>>> streams         | >>>> table
+     | >>>> network edges   | >>>> outcomes        | >>>> streams
+     | >>>> deadlines and secrets                  | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -195,15 +196,15 @@ static void heap_mem(test_heap *h, e2b__mem *mem) {
   e2b__mem_init(mem, &a);
 }
 
-/* E2B_MALLOC: what does not come from a client's allocator. Only the thread of the tests allocates, any may free. */
+/* E2B_MALLOC: what does not come from a client's allocator. */
 static size_t malloc_calls, malloc_fail_at;
 
 static void *test_malloc(size_t size) {
-  return ++malloc_calls == malloc_fail_at ? NULL : malloc(size);
+  return __atomic_add_fetch(&malloc_calls, 1, __ATOMIC_RELAXED) == malloc_fail_at ? NULL : malloc(size);
 }
 
 static void *test_realloc(void *ptr, size_t size) {
-  return ++malloc_calls == malloc_fail_at ? NULL : realloc(ptr, size);
+  return __atomic_add_fetch(&malloc_calls, 1, __ATOMIC_RELAXED) == malloc_fail_at ? NULL : realloc(ptr, size);
 }
 
 static void test_free(void *ptr) {
@@ -4013,6 +4014,7 @@ typedef struct net_server {
   pthread_t thread;
   int stop;              /* by __atomic */
   int accepted, resumed; /* read after net_server_stop */
+  size_t heard_len;      /* the same: bytes an echo server got, decrypted */
   char heard[2048];      /* the same: what an echo server got last, as text */
   bool tls;
   mbedtls_ssl_config conf;
@@ -4078,6 +4080,7 @@ static void net_serve_tls(net_server *s, int fd) {
       } else if (s->mode == NET_ECHO || s->mode == NET_TICKETS_ONLY) {
         while ((n = mbedtls_ssl_read(&ssl, buf, sizeof buf)) > 0) {
           snprintf(s->heard, sizeof s->heard, "%.*s", n, (const char *)buf);
+          s->heard_len += (size_t)n;
           for (at = 0; at < n;) {
             int put = mbedtls_ssl_write(&ssl, buf + at, (size_t)(n - at));
             if (put <= 0) break;
@@ -26919,6 +26922,2039 @@ static void e2e_streams_time_limit(fixture *f) {
 }
 
 /* ================================================================================================================== */
+/* >>>> deadlines and secrets */
+/* ================================================================================================================== */
+
+/* ---- secrets ---- */
+
+/* An allocator that keeps what is given back, as it was left, to be searched at the end. */
+typedef struct spy_block {
+  struct spy_block *next;
+  size_t size;
+} spy_block;
+#define SPY_HEAD 32
+
+typedef struct spy {
+  spy_block *freed;
+  size_t live, blocks;
+  const char *secrets[16];
+  char kept[16][200];
+  size_t count;
+  char said[600]; /* the first text that held one */
+} spy;
+
+static void *spy_alloc(void *user, size_t size) {
+  spy_block *block = (spy_block *)malloc(size + SPY_HEAD);
+  if (!block) return NULL;
+  memset(block, 0, SPY_HEAD);
+  block->size = size;
+  ((spy *)user)->live += size;
+  return (uint8_t *)block + SPY_HEAD;
+}
+
+static void spy_free(void *user, void *ptr, size_t size) {
+  spy *s = (spy *)user;
+  spy_block *block = (spy_block *)(void *)((uint8_t *)ptr - SPY_HEAD);
+  CHECK(block->size == size);
+  block->next = s->freed;
+  s->freed = block;
+  s->live -= size;
+  s->blocks++;
+}
+
+/* What is left behind when a block moves was never asked about. */
+static void *spy_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
+  void *moved = spy_alloc(user, new_size);
+  memcpy(moved, ptr, E2B__MIN(old_size, new_size));
+  spy_free(user, ptr, old_size);
+  return moved;
+}
+
+static void spy_on(spy *s, const char *secret) {
+  if (!CHECK(secret && strlen(secret) >= 6) || !CHECK(s->count < 16)) return;
+  (void)snprintf(s->kept[s->count], sizeof s->kept[0], "%s", secret);
+  s->secrets[s->count] = s->kept[s->count];
+  s->count++;
+}
+
+static bool spy_holds(const spy *s, const uint8_t *bytes, size_t len, const char **which) {
+  size_t i;
+  for (i = 0; i < s->count; i++) {
+    const uint8_t *at = bytes, *end = bytes + len;
+    size_t n = strlen(s->secrets[i]);
+    while (at && (size_t)(end - at) >= n) {
+      at = (const uint8_t *)memchr(at, s->secrets[i][0], (size_t)(end - at) - n + 1);
+      if (at && memcmp(at, s->secrets[i], n) == 0) {
+        *which = s->secrets[i];
+        return true;
+      }
+      if (at) at++;
+    }
+  }
+  return false;
+}
+
+static void spy_hears(spy *s, const char *text) {
+  const char *which;
+  if (!s->said[0] && spy_holds(s, (const uint8_t *)text, strlen(text), &which)) (void)snprintf(s->said, sizeof s->said, "%s", text);
+}
+
+static void spy_log(void *user, e2b_log_level level, const char *message) {
+  E2B__UNUSED(level);
+  spy_hears((spy *)user, message);
+}
+
+static void spy_config(spy *s, e2b_client_config *config) {
+  config->allocator.alloc_fn = spy_alloc;
+  config->allocator.realloc_fn = spy_realloc;
+  config->allocator.free_fn = spy_free;
+  config->allocator.user = s;
+  config->logger.func = spy_log;
+  config->logger.user = s;
+  config->logger.level = E2B_LOG_DEBUG;
+}
+
+/* Searches what was given back, and frees it. */
+static void spy_search(spy *s, const char *what) {
+  const char *which;
+  int found = 0;
+  CHECK_INT(s->live, 0);
+  while (s->freed) {
+    spy_block *block = s->freed;
+    const uint8_t *bytes = (const uint8_t *)block + SPY_HEAD;
+    s->freed = block->next;
+    if (spy_holds(s, bytes, block->size, &which) && found++ < 5)
+      printf("  %s: %lu bytes were freed with \"%s\" in them\n", what, (unsigned long)block->size, which);
+    free(block);
+  }
+  CHECK_INT(found, 0);
+  CHECK_STR(s->said, "");
+  s->said[0] = 0;
+}
+
+/* ---- a server in memory that stops answering, and a clock that only waiting moves ---- */
+
+typedef enum dl_where {
+  DL_NOWHERE,  /* everything is answered */
+  DL_RESOLVE,  /* the name is never found */
+  DL_OPEN,     /* no connection comes about */
+  DL_TUNNEL,   /* the proxy says nothing to CONNECT */
+  DL_TLS,      /* the handshake gets no answer */
+  DL_QUEUE,    /* the only connection is taken; HTTP/2: no stream is allowed */
+  DL_SEND,     /* nothing is taken */
+  DL_MUTE,     /* the request is taken, and nothing said */
+  DL_HEAD,     /* half of a head */
+  DL_BODY,     /* the head and half of the body */
+  DL_LOST,     /* the same and the end of the connection; what follows is taken, and nothing said */
+  DL_REDIRECT  /* all are sent elsewhere */
+} dl_where;
+
+typedef struct dl_conn {
+  struct dl_conn *next;
+  e2b__buf in, out;
+  size_t sent;
+  uint32_t stream; /* HTTP/2: the latest request */
+  bool greeted, eof, eof_told;
+} dl_conn;
+
+typedef struct dl_world {
+  e2b__mem mem;
+  e2b_client_config config;
+  e2b_transport transport;
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  e2b_command_handle *command;
+  e2b_file_stream *stream;
+  e2b_watch_handle *watch;
+  dl_conn *conns;
+  int open_now, open_most;
+  spy *watched;        /* keeps and searches all memory of the client; or NULL */
+  uint64_t clock;
+  unsigned looks;      /* at the clock, since it moved */
+  unsigned turns;      /* of blocking calls */
+  dl_where where;
+  int answers;         /* so many requests are answered before it happens */
+  int pages;
+  int redirect;        /* the status of it */
+  char *keep;          /* takes the first 299 bytes of a request, when it is set */
+  bool elsewhere;      /* a connection to another address was opened */
+  char wire[1024];     /* what was sent in a handshake */
+  size_t wire_len;
+  bool stalled;        /* it has happened */
+  bool hung;           /* somebody waited without a limit, or for ten minutes */
+  bool spun;           /* somebody did not wait at all */
+  uint64_t hung_at;
+  char dir[80];
+} dl_world;
+
+static uint64_t dl_now(void *user) {
+  dl_world *w = (dl_world *)user;
+  if (++w->looks > 200000) { /* go on, or the test would never end */
+    w->spun = true;
+    w->clock++;
+  }
+  return w->clock;
+}
+
+static void dl_yield(void *user) {
+  ((dl_world *)user)->turns++;
+}
+
+static void dl_wait(void *user, int timeout_ms) {
+  dl_world *w = (dl_world *)user;
+  dl_conn *c;
+  for (c = w->conns; c; c = c->next)
+    if (c->sent < c->out.len || (c->eof && !c->eof_told)) return; /* something can be read */
+  if (timeout_ms < 0 || (w->hung_at && w->clock > w->hung_at)) {
+    w->hung = true;
+    w->clock += 1;
+    e2b_client_interrupt(w->client);
+    return;
+  }
+  w->clock += (uint64_t)timeout_ms;
+  w->looks = 0;
+}
+
+static int dl_open(void *user, const e2b_endpoint *to, void **conn) {
+  dl_world *w = (dl_world *)user;
+  dl_conn *c = (dl_conn *)calloc(1, sizeof *c);
+  if (!to->addr || memcmp(to->addr, "\12\0\0\1", 4) != 0) w->elsewhere = true;
+  c->next = w->conns;
+  w->conns = c;
+  if (++w->open_now > w->open_most) w->open_most = w->open_now;
+  e2b__buf_init(&c->in, &w->mem, SIZE_MAX);
+  e2b__buf_init(&c->out, &w->mem, SIZE_MAX);
+  *conn = c;
+  if (w->where != DL_OPEN || w->answers > 0) return 0;
+  w->stalled = true;
+  return E2B_IO_AGAIN;
+}
+
+static int dl_ready(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  return E2B_IO_AGAIN;
+}
+
+typedef struct dl_answer {
+  const char *asked, *type, *body; /* the beginning of the request; type NULL = JSON */
+  unsigned length;                 /* of a body with NUL bytes */
+  bool open;                       /* the body has no end */
+} dl_answer;
+
+#define DL_SANDBOX "{\"sandboxID\":\"id\",\"templateID\":\"t\",\"clientID\":\"c\",\"envdVersion\":\"0.6.13\",\"envdAccessToken\":\"SECRET-8-given\"," \
+                   "\"trafficAccessToken\":\"SECRET-9-given\",\"state\":\"running\"," \
+                   "\"cpuCount\":1,\"memoryMB\":1,\"diskSizeMB\":1,\"startedAt\":\"2026-01-02T03:04:05Z\",\"endAt\":\"2026-01-02T03:04:05Z\"}"
+static const dl_answer dl_answers[] = {
+  { "POST /sandboxes/id/connect", NULL, DL_SANDBOX, 0, false },
+  { "POST /sandboxes/id/snapshots", NULL, "{\"snapshotID\":\"s\",\"names\":[]}", 0, false },
+  { "POST /sandboxes/id/", NULL, "", 0, false },
+  { "POST /sandboxes ", NULL, DL_SANDBOX, 0, false },
+  { "GET /sandboxes/id ", NULL, DL_SANDBOX, 0, false },
+  { "GET /sandboxes/id/metrics", NULL, "[]", 0, false },
+  { "GET /v2/sandboxes/id/logs", NULL, "{\"logs\":[]}", 0, false },
+  { "GET /v2/sandboxes", NULL, "[" DL_SANDBOX "]", 0, false },
+  { "GET /snapshots", NULL, "[]", 0, false },
+  { "POST /process.Process/Start", "application/connect+json", "\0\0\0\0\x1d{\"event\":{\"start\":{\"pid\":7}}}", 34, true },
+  { "POST /process.Process/Connect", "application/connect+json", "\0\0\0\0\x1d{\"event\":{\"start\":{\"pid\":7}}}", 34, true },
+  { "POST /filesystem.Filesystem/WatchDir", "application/connect+json", "\0\0\0\0\x0c{\"start\":{}}", 17, true },
+  { "POST /filesystem.Filesystem/CreateWatcher", NULL, "{\"watcherId\":\"w\"}", 0, false },
+  { "POST /filesystem.Filesystem/ListDir", NULL,
+    "{\"entries\":[{\"name\":\"f\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/d/f\",\"size\":\"10\",\"mode\":420}]}", 0, false },
+  { "POST /filesystem.Filesystem/Stat", NULL,
+    "{\"entry\":{\"name\":\"f\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/d/f\",\"size\":\"10\",\"mode\":420}}", 0, false },
+  { "POST /filesystem.Filesystem/Move", NULL,
+    "{\"entry\":{\"name\":\"f\",\"type\":\"FILE_TYPE_FILE\",\"path\":\"/d/f\",\"size\":\"10\",\"mode\":420}}", 0, false },
+  { "GET /files", "application/octet-stream", "0123456789", 0, false },
+  { "POST /files", NULL, "[{\"path\":\"/d/f\",\"name\":\"f\",\"type\":\"file\"}]", 0, false },
+  { "POST /execute", "application/x-ndjson", "{\"type\":\"number_of_executions\",\"execution_count\":1}\n", 0, true },
+  { "POST /contexts", NULL, "{\"id\":\"c\",\"language\":\"python\",\"cwd\":\"/\"}", 0, false },
+  { "GET /contexts", NULL, "[]", 0, false },
+  { "", NULL, "{}", 0, false },
+};
+
+/* Answers what is in c->in, all or in part. */
+static void dl_say(dl_world *w, dl_conn *c) {
+  const char *asked = e2b__buf_cstr(&c->in);
+  const dl_answer *a = dl_answers;
+  bool whole = w->answers > 0 || w->where == DL_NOWHERE;
+  size_t len;
+  char head[300];
+  size_t method = strcspn(asked, " ") + 1, host = strncmp(asked + method, "http://10.0.0.1/", 16) == 0 ? 15 : 0; /* for a proxy */
+  if (w->keep) (void)snprintf(w->keep, 300, "%s", asked);
+  while (a->asked[0] && (strncmp(asked, a->asked, method) != 0 ||
+                         strncmp(asked + method + host, a->asked + method, strlen(a->asked) - method) != 0)) a++;
+  len = a->length ? a->length : strlen(a->body);
+  if (w->where == DL_REDIRECT) {
+    (void)snprintf(head, sizeof head, "HTTP/1.1 %d Elsewhere\r\nlocation: http://10.0.0.66/x\r\ncontent-length: 0\r\n\r\n", w->redirect);
+    e2b__buf_text(&c->out, head);
+    w->stalled = true;
+    return;
+  }
+  if (w->answers > 0) w->answers--;
+  if (!whole) w->stalled = true;
+  if (!whole && w->where == DL_MUTE) return;
+  (void)snprintf(head, sizeof head, "HTTP/1.1 200 OK\r\ncontent-type: %s\r\nx-next-token: t%d\r\n%s%s", a->type ? a->type : "application/json",
+                 w->pages++, whole && w->where == DL_OPEN ? "connection: close\r\n" : "", a->open ? "transfer-encoding: chunked\r\n\r\n" : "");
+  e2b__buf_text(&c->out, head);
+  if (!whole && w->where == DL_HEAD) {
+    c->out.len -= 7;
+    return;
+  }
+  if (a->open) (void)snprintf(head, sizeof head, "%x\r\n", (unsigned)len);
+  else (void)snprintf(head, sizeof head, "content-length: %u\r\n\r\n", (unsigned)len + (len == 0 && !whole));
+  e2b__buf_text(&c->out, head);
+  e2b__buf_put(&c->out, a->body, whole ? len : len / 2);
+  if (whole && a->open) e2b__buf_text(&c->out, "\r\n");
+  if (whole) return;
+  c->eof = w->where == DL_LOST;
+  if (c->eof) w->where = DL_MUTE;
+}
+
+/* The length of the request in c->in, 0 = it is not complete. */
+static size_t dl_request(dl_conn *c) {
+  const char *text = e2b__buf_cstr(&c->in), *end = strstr(text, "\r\n\r\n"), *length = strstr(text, "content-length: ");
+  size_t head, size;
+  if (!end) return 0;
+  head = (size_t)(end + 4 - text);
+  if (strstr(text, "transfer-encoding: chunked") && strstr(text, "transfer-encoding: chunked") < end) {
+    char *last = find_bytes((char *)c->in.data + head - 2, c->in.len - head + 2, "\r\n0\r\n\r\n");
+    return last ? (size_t)(last + 7 - text) : 0;
+  }
+  size = head + (length && length < end ? (size_t)strtoull(length + 16, NULL, 10) : 0);
+  return size <= c->in.len ? size : 0;
+}
+
+#if !defined(E2B_NO_HTTP2)
+/* Greets when there is no stream to be waited for, and says the head of the answer when the body is to be. */
+static void dl_http2(dl_world *w, dl_conn *c) {
+  uint8_t payload[6] = { 0, 3, 0, 0, 0, 0 };
+  size_t at = 24;
+  w->stalled = true;
+  if (w->where == DL_MUTE && w->answers == 0) return;
+  if (!c->greeted && w->where == DL_QUEUE) e2b__h2_put_frame(&c->out, E2B__H2_SETTINGS, 0, 0, payload, 6);
+  else if (!c->greeted) e2b__h2_put_frame(&c->out, E2B__H2_SETTINGS, 0, 0, NULL, 0);
+  c->greeted = true;
+  while (at + E2B__H2_HEAD <= c->in.len) {
+    const uint8_t *frame = c->in.data + at;
+    uint32_t id = e2b__h2_get_u32(frame + 5);
+    at += E2B__H2_HEAD + (e2b__h2_get_u32(frame) >> 8);
+    if (frame[3] == E2B__H2_SETTINGS && !(frame[4] & E2B__H2_ACK)) e2b__h2_put_frame(&c->out, E2B__H2_SETTINGS, E2B__H2_ACK, 0, NULL, 0);
+    if (frame[3] != E2B__H2_HEADERS || id <= c->stream) continue;
+    c->stream = id;
+    if (w->where == DL_BODY) e2b__h2_put_frame(&c->out, E2B__H2_HEADERS, E2B__H2_END_HEADERS, id, "\x88", 1); /* :status 200 */
+  }
+}
+#endif
+
+static int dl_tx(void *user, void *conn, const void *buf, size_t len) {
+  dl_world *w = (dl_world *)user;
+  dl_conn *c = (dl_conn *)conn;
+  size_t size;
+  if (w->answers == 0 && (w->where == DL_SEND || w->where == DL_TLS || w->where == DL_TUNNEL)) {
+    w->stalled = true;
+    if (w->where == DL_SEND) return E2B_IO_AGAIN;
+  }
+  e2b__buf_put(&c->in, buf, len);
+  if (w->where == DL_TLS) {
+    size_t n = E2B__MIN(len, sizeof w->wire - w->wire_len);
+    memcpy(w->wire + w->wire_len, buf, n);
+    w->wire_len += n;
+  }
+  if (w->where == DL_TLS || (w->where == DL_TUNNEL && w->answers == 0)) return (int)len;
+#if !defined(E2B_NO_HTTP2)
+  if (w->config.http_version == 2) {
+    dl_http2(w, c);
+    return (int)len;
+  }
+#endif
+  while ((size = dl_request(c)) > 0) {
+    dl_say(w, c);
+    e2b__buf_drop(&c->in, size);
+  }
+  return (int)len;
+}
+
+static int dl_rx(void *user, void *conn, void *buf, size_t cap) {
+  dl_conn *c = (dl_conn *)conn;
+  size_t n = E2B__MIN(cap, c->out.len - c->sent);
+  E2B__UNUSED(user);
+  if (!n && c->eof) c->eof_told = true;
+  if (!n) return c->eof ? E2B_IO_EOF : E2B_IO_AGAIN;
+  memcpy(buf, c->out.data + c->sent, n);
+  c->sent += n;
+  return (int)n;
+}
+
+static void dl_shut(void *user, void *conn) {
+  dl_conn *c = (dl_conn *)conn, **at = &((dl_world *)user)->conns;
+  while (*at != c) at = &(*at)->next;
+  *at = c->next;
+  ((dl_world *)user)->open_now--;
+  e2b__buf_free(&c->in);
+  e2b__buf_free(&c->out);
+  free(c);
+}
+
+/* What is set in w->config before stays. */
+static bool dl_begin(dl_world *w) {
+  e2b_attach_opts opts;
+  e2b_error err;
+  e2b__mem_init(&w->mem, NULL);
+  w->clock = 1000000;
+  w->transport.open_fn = dl_open;
+  w->transport.ready_fn = dl_ready;
+  w->transport.rx_fn = dl_rx;
+  w->transport.tx_fn = dl_tx;
+  w->transport.shut_fn = dl_shut;
+  w->transport.wait_fn = dl_wait;
+  w->transport.user = w;
+  w->config.transport = &w->transport;
+  w->config.no_env = true;
+  w->config.api_key = "key";
+  w->config.codec = E2B_CODEC_JSON;
+  if (!w->config.api_url) w->config.api_url = w->config.sandbox_url = "http://10.0.0.1";
+  w->config.now_ms_fn = dl_now;
+  w->config.yield_fn = dl_yield;
+  w->config.platform_user = w;
+  memset(&opts, 0, sizeof opts);
+  opts.access_token = "token";
+  opts.code_interpreter_base_url = w->config.api_url;
+  if (w->watched) {
+    spy_config(w->watched, &w->config);
+    w->config.api_key = "SECRET-1-api-key";
+    w->config.access_token = "SECRET-2-access-token";
+    w->config.auth_header = "Basic SECRET-3-authorization";
+    opts.access_token = "SECRET-4-envd-token";
+    opts.traffic_access_token = "SECRET-5-traffic-token";
+    if (!w->config.proxy_url && w->config.http_version != 2 && strncmp(w->config.api_url, "http:", 5) == 0)
+      w->config.proxy_url = "http://user:SECRET-6-proxy@10.0.0.9";
+  }
+  w->client = e2b_client_create(&w->config, &err);
+  return CHECK_OK(w->client ? E2B_OK : err.code) && CHECK_OK(e2b_sandbox_attach(w->client, "id", &opts, &w->sandbox, &err));
+}
+
+static void dl_end(dl_world *w) {
+  w->where = DL_NOWHERE;
+  w->answers = 0;
+  e2b_client_free(w->client);
+  CHECK_INT(w->mem.now, 0);
+}
+
+/* ---- every call that asks somebody something ---- */
+
+typedef struct dl_out { /* what calls fill */
+  e2b_sandbox *sandbox;
+  e2b_command_handle *handle;
+  e2b_file_stream *stream;
+  e2b_watch_handle *watch;
+  e2b_sandbox_info info;
+  e2b_sandbox_list list;
+  e2b_create_response created;
+  e2b_traffic_token token;
+  e2b_metric_list metrics;
+  e2b_log_list logs;
+  e2b_snapshot snapshot;
+  e2b_snapshot_list snapshots;
+  e2b_response response;
+  e2b_command_result result;
+  e2b_process_list processes;
+  e2b_entry_info entry;
+  e2b_entry_list entries;
+  e2b_buf buf;
+  e2b_execution execution;
+  e2b_code_context context;
+  e2b_code_context_list contexts;
+  e2b_read_item items[3];
+  uint32_t pid;
+  bool flag;
+} dl_out;
+
+static dl_out dl_got;
+static spy *dl_spy; /* watches the client, when it is set */
+
+static void dl_clear(void) {
+  e2b_mem *results[] = { &dl_got.info.mem, &dl_got.list.mem, &dl_got.created.mem, &dl_got.token.mem, &dl_got.metrics.mem, &dl_got.logs.mem,
+                         &dl_got.snapshot.mem, &dl_got.snapshots.mem, &dl_got.response.mem, &dl_got.result.mem, &dl_got.processes.mem,
+                         &dl_got.entry.mem, &dl_got.entries.mem, &dl_got.buf.mem, &dl_got.execution.mem, &dl_got.context.mem,
+                         &dl_got.contexts.mem, &dl_got.items[0].content.mem, &dl_got.items[1].content.mem,
+                         &dl_got.items[2].content.mem };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(results); i++) e2b_mem_free(results[i]);
+  memset(&dl_got, 0, sizeof dl_got);
+}
+
+static int dl_sink(void *user, const char *data, size_t len) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(data);
+  E2B__UNUSED(len);
+  return 0;
+}
+
+static int dl_source(void *user, void *buf, size_t cap) {
+  int *left = (int *)user;
+  int n = (int)E2B__MIN((size_t)*left, cap);
+  memset(buf, 'x', (size_t)n);
+  *left -= n;
+  return n;
+}
+
+static int dl_on_sandbox(void *user, const e2b_sandbox_info *info) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(info);
+  return 0;
+}
+
+/* Each is one call, with the options of `call` in whatever it takes. */
+typedef e2b_err (*dl_call)(dl_world *w, const e2b_call *call, e2b_error *err);
+#define DL_CALL(name, expression)                                                                                      \
+  static e2b_err dl_##name(dl_world *w, const e2b_call *call, e2b_error *err) {                                        \
+    E2B__UNUSED(w);                                                                                                    \
+    E2B__UNUSED(call);                                                                                                 \
+    return expression;                                                                                                 \
+  }
+#define DL_CALL_WITH(name, type, expression)                                                                           \
+  static e2b_err dl_##name(dl_world *w, const e2b_call *call, e2b_error *err) {                                        \
+    type opts;                                                                                                         \
+    memset(&opts, 0, sizeof opts);                                                                                     \
+    opts.call = *call;                                                                                                 \
+    return expression;                                                                                                 \
+  }
+
+DL_CALL_WITH(sandbox_create, e2b_sandbox_opts, e2b_sandbox_create(w->client, NULL, &opts, &dl_got.sandbox, err))
+DL_CALL_WITH(sandbox_connect, e2b_sandbox_opts, e2b_sandbox_connect(w->client, "id", &opts, &dl_got.sandbox, err))
+DL_CALL(sandbox_get_info, e2b_sandbox_get_info(w->sandbox, call, &dl_got.info, err))
+DL_CALL(sandbox_set_timeout, e2b_sandbox_set_timeout(w->sandbox, 5, call, err))
+DL_CALL(sandbox_pause, e2b_sandbox_pause(w->sandbox, call, err))
+DL_CALL(sandbox_kill, e2b_sandbox_kill(w->sandbox, call, NULL, err))
+DL_CALL(sandbox_is_running, e2b_sandbox_is_running(w->sandbox, call, &dl_got.flag, err))
+DL_CALL_WITH(api_list, e2b_list_opts, e2b_api_list(w->client, &opts, &dl_got.list, err))
+DL_CALL_WITH(api_list_all, e2b_list_opts, e2b_api_list_all(w->client, &opts, dl_on_sandbox, NULL, err))
+DL_CALL(api_get_info, e2b_api_get_info(w->client, "id", call, &dl_got.info, err))
+DL_CALL(api_kill, e2b_api_kill(w->client, "id", call, NULL, err))
+DL_CALL(api_set_timeout, e2b_api_set_timeout(w->client, "id", 5, call, err))
+DL_CALL(api_pause, e2b_api_pause(w->client, "id", call, err))
+DL_CALL_WITH(api_create_sandbox, e2b_sandbox_opts, e2b_api_create_sandbox(w->client, NULL, &opts, &dl_got.created, err))
+DL_CALL(api_connect_sandbox, e2b_api_connect_sandbox(w->client, "id", 5, call, &dl_got.created, err))
+DL_CALL(api_find_by_nonce, e2b_api_find_by_nonce(w->client, "0123456789abcdef0123456789abcdef", call, &dl_got.info, err))
+DL_CALL(api_update_network, e2b_api_update_network(w->client, "id", NULL, E2B_YES, call, err))
+DL_CALL_WITH(api_request, e2b_request_opts, e2b_api_request(w->client, "POST", "/x", &opts, &dl_got.response, err))
+DL_CALL_WITH(sandbox_request, e2b_request_opts, e2b_sandbox_request(w->sandbox, 49983, "POST", "/x", &opts, &dl_got.response, err))
+#ifndef E2B_NO_TRAFFIC_TOKEN
+DL_CALL(api_refresh, e2b_api_refresh_traffic_access_token(w->client, "id", call, &dl_got.token, err))
+static e2b_err dl_sandbox_refresh(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_attach_opts opts;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.traffic_access_token = "eyJhbGciOiJub25lIn0.eyJleHAiOjE3MDAwMDAwMDB9.x"; /* it has expired */
+  code = e2b_sandbox_attach(w->client, "id", &opts, &dl_got.sandbox, err);
+  return code ? code : e2b_sandbox_refresh_traffic_access_token(dl_got.sandbox, call, NULL, err);
+}
+/* A call that has to wait for a refresh first. */
+static e2b_err dl_with_refresh(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_attach_opts opts;
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.traffic_access_token = "eyJhbGciOiJub25lIn0.eyJleHAiOjE3MDAwMDAwMDB9.x";
+  code = e2b_sandbox_attach(w->client, "id", &opts, &dl_got.sandbox, err);
+  return code ? code : e2b_commands_list(dl_got.sandbox, call, &dl_got.processes, err);
+}
+#endif
+#ifndef E2B_NO_METRICS
+DL_CALL(api_get_metrics, e2b_api_get_metrics(w->client, "id", 0, 0, call, &dl_got.metrics, err))
+DL_CALL_WITH(api_get_logs, e2b_logs_opts, e2b_api_get_logs(w->client, "id", &opts, &dl_got.logs, err))
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+DL_CALL(api_create_snapshot, e2b_api_create_snapshot(w->client, "id", NULL, call, &dl_got.snapshot, err))
+DL_CALL_WITH(api_list_snapshots, e2b_snapshot_list_opts, e2b_api_list_snapshots(w->client, &opts, &dl_got.snapshots, err))
+DL_CALL(api_delete_snapshot, e2b_api_delete_snapshot(w->client, "s", call, NULL, err))
+#endif
+DL_CALL_WITH(commands_run, e2b_run_opts, e2b_commands_run(w->sandbox, "true", &opts, &dl_got.result, err))
+DL_CALL_WITH(commands_start, e2b_run_opts, e2b_commands_start(w->sandbox, "true", &opts, &dl_got.handle, err))
+DL_CALL_WITH(commands_start_detached, e2b_run_opts, e2b_commands_start_detached(w->sandbox, "true", &opts, &dl_got.pid, err))
+DL_CALL_WITH(commands_connect_to_process, e2b_run_opts, e2b_commands_connect_to_process(w->sandbox, 7, &opts, &dl_got.handle, err))
+DL_CALL_WITH(commands_connect_to_tag, e2b_run_opts, e2b_commands_connect_to_tag(w->sandbox, "tag", &opts, &dl_got.handle, err))
+DL_CALL(commands_list, e2b_commands_list(w->sandbox, call, &dl_got.processes, err))
+DL_CALL(commands_kill, e2b_commands_kill(w->sandbox, 7, call, NULL, err))
+DL_CALL(commands_send_signal, e2b_commands_send_signal(w->sandbox, 7, 15, call, NULL, err))
+DL_CALL(commands_kill_tree, e2b_commands_kill_tree(w->sandbox, 7, call, NULL, err))
+DL_CALL(commands_stop, e2b_commands_stop(w->sandbox, 7, 100, call, NULL, err))
+DL_CALL(commands_send_stdin, e2b_commands_send_stdin(w->sandbox, 7, "x", 1, call, err))
+static e2b_err dl_commands_send_stdin_from(dl_world *w, const e2b_call *call, e2b_error *err) {
+  static int left;
+  left = 200000;
+  return e2b_commands_send_stdin_from(w->sandbox, 7, dl_source, &left, call, err);
+}
+DL_CALL(commands_close_stdin, e2b_commands_close_stdin(w->sandbox, 7, call, err))
+DL_CALL(handle_wait, e2b_command_handle_wait(w->command, call, &dl_got.result, err))
+DL_CALL(handle_kill, e2b_command_handle_kill(w->command, call, NULL, err))
+DL_CALL(handle_send_stdin, e2b_command_handle_send_stdin(w->command, "x", 1, call, err))
+DL_CALL(handle_close_stdin, e2b_command_handle_close_stdin(w->command, call, err))
+#ifndef E2B_NO_PTY
+DL_CALL_WITH(pty_create, e2b_pty_opts, e2b_pty_create(w->sandbox, &opts, &dl_got.handle, err))
+DL_CALL_WITH(pty_connect, e2b_pty_opts, e2b_pty_connect(w->sandbox, 7, &opts, &dl_got.handle, err))
+DL_CALL(pty_send_input, e2b_pty_send_input(w->sandbox, 7, "x", 1, call, err))
+DL_CALL(pty_resize, e2b_pty_resize(w->sandbox, 7, 80, 24, call, err))
+DL_CALL(pty_kill, e2b_pty_kill(w->sandbox, 7, call, NULL, err))
+#endif
+DL_CALL_WITH(files_list, e2b_files_opts, e2b_files_list(w->sandbox, "/d", &opts, &dl_got.entries, err))
+DL_CALL_WITH(files_exists, e2b_files_opts, e2b_files_exists(w->sandbox, "/d", &opts, &dl_got.flag, err))
+DL_CALL_WITH(files_get_info, e2b_files_opts, e2b_files_get_info(w->sandbox, "/d", &opts, &dl_got.entry, err))
+DL_CALL_WITH(files_make_dir, e2b_files_opts, e2b_files_make_dir(w->sandbox, "/d", &opts, NULL, err))
+DL_CALL_WITH(files_rename, e2b_files_opts, e2b_files_rename(w->sandbox, "/a", "/b", &opts, NULL, err))
+DL_CALL_WITH(files_remove, e2b_files_opts, e2b_files_remove(w->sandbox, "/a", &opts, err))
+DL_CALL_WITH(files_read, e2b_files_opts, e2b_files_read(w->sandbox, "/a", &opts, &dl_got.buf, err))
+DL_CALL_WITH(files_read_text, e2b_files_opts, e2b_files_read_text(w->sandbox, "/a", &opts, &dl_got.buf, err))
+DL_CALL_WITH(files_write, e2b_files_opts, e2b_files_write(w->sandbox, "/d/f", "x", 1, &opts, NULL, err))
+DL_CALL_WITH(files_write_text, e2b_files_opts, e2b_files_write_text(w->sandbox, "/d/f", "x", &opts, NULL, err))
+DL_CALL_WITH(files_write_atomic, e2b_files_opts,
+             (opts.atomic = true, e2b_files_write(w->sandbox, "/d/f", "x", 1, &opts, NULL, err)))
+DL_CALL_WITH(files_download, e2b_files_opts, e2b_files_download(w->sandbox, "/a", dl_sink, NULL, &opts, err))
+static e2b_err dl_files_upload(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_files_opts opts = { 0 };
+  static int left;
+  left = 200000;
+  opts.call = *call;
+  return e2b_files_upload(w->sandbox, "/d/f", dl_source, &left, left, &opts, NULL, err);
+}
+DL_CALL_WITH(files_read_stream, e2b_files_opts, e2b_files_read_stream(w->sandbox, "/a", &opts, &dl_got.stream, err))
+static e2b_err dl_files_compose(dl_world *w, const e2b_call *call, e2b_error *err) {
+  static const char *const items[] = { "/a", "/b" };
+  e2b_files_opts opts = { 0 };
+  e2b_strs sources;
+  opts.call = *call;
+  sources.items = items;
+  sources.count = 2;
+  return e2b_files_compose(w->sandbox, sources, "/c", &opts, NULL, err);
+}
+static e2b_err dl_files_write_many(dl_world *w, const e2b_call *call, e2b_error *err) {
+  static e2b_write_item items[3];
+  e2b_bulk_opts opts;
+  size_t i;
+  memset(items, 0, sizeof items);
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  opts.parallel = 1;
+  opts.batch_bytes = 1;
+  for (i = 0; i < 3; i++) {
+    items[i].path = "/d/f";
+    items[i].data = "x";
+    items[i].len = 1;
+  }
+  return e2b_files_write_many(w->sandbox, items, 3, &opts, err);
+}
+static e2b_err dl_files_read_many(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_read_item *items = dl_got.items;
+  e2b_bulk_opts opts;
+  size_t i;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  opts.parallel = 1;
+  for (i = 0; i < 3; i++) items[i].path = "/a";
+  return e2b_files_read_many(w->sandbox, items, 3, &opts, err);
+}
+#ifndef E2B_NO_LOCAL_FILES
+DL_CALL_WITH(files_upload_tree, e2b_bulk_opts, e2b_files_upload_tree(w->sandbox, w->dir, "/d", &opts, NULL, err))
+static e2b_err dl_files_download_tree(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_bulk_opts opts;
+  char to[100], file[120];
+  e2b_err code;
+  memset(&opts, 0, sizeof opts);
+  opts.call = *call;
+  (void)snprintf(to, sizeof to, "%s/down", w->dir);
+  code = e2b_files_download_tree(w->sandbox, "/d", to, &opts, NULL, err);
+  (void)snprintf(file, sizeof file, "%s/f", to);
+  (void)unlink(file);
+  (void)rmdir(to);
+  return code;
+}
+#endif
+#ifndef E2B_NO_CODE_INTERPRETER
+DL_CALL_WITH(code_run, e2b_run_code_opts, e2b_code_run(w->sandbox, "1", &opts, &dl_got.execution, err))
+DL_CALL(code_create_context, e2b_code_create_context(w->sandbox, NULL, NULL, call, &dl_got.context, err))
+DL_CALL(code_list_contexts, e2b_code_list_contexts(w->sandbox, call, &dl_got.contexts, err))
+DL_CALL(code_remove_context, e2b_code_remove_context(w->sandbox, "c", call, err))
+DL_CALL(code_restart_context, e2b_code_restart_context(w->sandbox, "c", call, err))
+#endif
+#ifndef E2B_NO_WATCH
+DL_CALL_WITH(files_watch_dir, e2b_watch_opts, e2b_files_watch_dir(w->sandbox, "/d", &opts, &dl_got.watch, err))
+DL_CALL_WITH(files_watch_polling, e2b_watch_opts,
+             (opts.polling = true, e2b_files_watch_dir(w->sandbox, "/d", &opts, &dl_got.watch, err)))
+#endif
+/* Last: the handle is gone. */
+static e2b_err dl_sandbox_close(dl_world *w, const e2b_call *call, e2b_error *err) {
+  e2b_sandbox *sandbox = w->sandbox;
+  w->sandbox = NULL;
+  return e2b_sandbox_close(sandbox, call, err);
+}
+
+#define DL_COMMAND 1u  /* needs a handle, opened before the server stops answering */
+#define DL_REFRESH 2u  /* shares in a request that belongs to no call: that one has request_timeout_ms */
+#define DL_WAITS 4u    /* queued until then */
+#define DL_OWN 8u      /* has a connection already, and the idle limit of its stream */
+#define DL_THREE 16u   /* three requests, each with its limits */
+#define DL_HEAD_IS 32u /* done when there is a head */
+#define DL_TREE 128u   /* needs a directory */
+#define DL_LARGE 64u   /* more than HTTP/2's first window */
+
+typedef struct dl_row {
+  const char *name;
+  dl_call call;
+  unsigned flags;
+} dl_row;
+#define DL_ROW(name) { #name, dl_##name, 0 }
+#define DL_ROW_WITH(name, flags) { #name, dl_##name, flags }
+
+static const dl_row dl_rows[] = {
+  DL_ROW(sandbox_create), DL_ROW(sandbox_connect), DL_ROW(sandbox_get_info), DL_ROW(sandbox_set_timeout),
+  DL_ROW(sandbox_pause), DL_ROW(sandbox_kill), DL_ROW(sandbox_close), DL_ROW(sandbox_is_running), DL_ROW(api_list),
+  DL_ROW(api_list_all), DL_ROW(api_get_info), DL_ROW(api_kill), DL_ROW(api_set_timeout), DL_ROW(api_pause),
+  DL_ROW(api_create_sandbox), DL_ROW(api_connect_sandbox), DL_ROW(api_find_by_nonce), DL_ROW(api_update_network),
+  DL_ROW(api_request), DL_ROW(sandbox_request),
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  DL_ROW(api_refresh), DL_ROW_WITH(sandbox_refresh, DL_REFRESH),
+  DL_ROW_WITH(with_refresh, DL_REFRESH | DL_WAITS),
+#endif
+#ifndef E2B_NO_METRICS
+  DL_ROW(api_get_metrics), DL_ROW(api_get_logs),
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+  DL_ROW(api_create_snapshot), DL_ROW(api_list_snapshots), DL_ROW(api_delete_snapshot),
+#endif
+  DL_ROW(commands_run), DL_ROW(commands_start), DL_ROW(commands_start_detached), DL_ROW(commands_connect_to_process),
+  DL_ROW(commands_connect_to_tag), DL_ROW(commands_list), DL_ROW(commands_kill), DL_ROW(commands_send_signal),
+  DL_ROW(commands_kill_tree), DL_ROW(commands_stop), DL_ROW(commands_send_stdin), DL_ROW_WITH(commands_send_stdin_from, DL_LARGE),
+  DL_ROW(commands_close_stdin), DL_ROW_WITH(handle_wait, DL_COMMAND | DL_OWN), DL_ROW_WITH(handle_kill, DL_COMMAND),
+  DL_ROW_WITH(handle_send_stdin, DL_COMMAND), DL_ROW_WITH(handle_close_stdin, DL_COMMAND),
+#ifndef E2B_NO_PTY
+  DL_ROW(pty_create), DL_ROW(pty_connect), DL_ROW(pty_send_input), DL_ROW(pty_resize), DL_ROW(pty_kill),
+#endif
+  DL_ROW(files_list), DL_ROW(files_exists), DL_ROW(files_get_info), DL_ROW(files_make_dir), DL_ROW(files_rename),
+  DL_ROW(files_remove), DL_ROW(files_read), DL_ROW(files_read_text), DL_ROW(files_write), DL_ROW(files_write_text),
+  DL_ROW(files_write_atomic), DL_ROW(files_download), DL_ROW_WITH(files_upload, DL_LARGE), DL_ROW_WITH(files_read_stream, DL_HEAD_IS),
+  DL_ROW(files_compose), DL_ROW_WITH(files_write_many, DL_THREE), DL_ROW_WITH(files_read_many, DL_THREE),
+#ifndef E2B_NO_LOCAL_FILES
+  DL_ROW_WITH(files_upload_tree, DL_TREE), DL_ROW_WITH(files_download_tree, DL_TREE),
+#endif
+#ifndef E2B_NO_CODE_INTERPRETER
+  DL_ROW(code_run), DL_ROW(code_create_context), DL_ROW(code_list_contexts), DL_ROW(code_remove_context),
+  DL_ROW(code_restart_context),
+#endif
+#ifndef E2B_NO_WATCH
+  DL_ROW(files_watch_dir), DL_ROW(files_watch_polling),
+#endif
+};
+
+/* A directory with one small file and room for another, for the trees. */
+static void dl_dir_make(const dl_world *w) {
+  char file[120];
+  int fd;
+  (void)mkdir(w->dir, 0700);
+  (void)snprintf(file, sizeof file, "%s/f", w->dir);
+  fd = open(file, O_WRONLY | O_CREAT, 0600);
+  CHECK(fd >= 0 && write(fd, "x", 1) == 1);
+  close(fd);
+}
+
+static void dl_dir_remove(const dl_world *w) {
+  char file[120];
+  (void)snprintf(file, sizeof file, "%s/f", w->dir);
+  (void)unlink(file);
+  (void)rmdir(w->dir);
+}
+
+/* The name `slow.test` is being looked up, and always will be. */
+static void dl_never_found(dl_world *w) {
+  e2b__dns *d = e2b__dns_start(NULL, "0.0.0.0");
+  d->count = 0;
+  (void)snprintf(d->host, sizeof d->host, "slow.test");
+  d->done = false;
+  w->client->net.names[0].dns = d;
+}
+
+typedef struct dl_limits {
+  int32_t timeout_ms, idle_ms, connect_ms;
+  e2b_err want;         /* E2B_OK = any failure */
+  uint64_t least, most;
+  uint8_t http_version;
+  bool driven;          /* by an event loop, with e2b_client_next_timeout */
+} dl_limits;
+
+static const e2b_phase dl_phases[] = { E2B_PHASE_NONE,  E2B_PHASE_RESOLVE, E2B_PHASE_CONNECT, E2B_PHASE_CONNECT,
+                                       E2B_PHASE_TLS,   E2B_PHASE_QUEUE,   E2B_PHASE_SEND,    E2B_PHASE_HEADERS,
+                                       E2B_PHASE_HEADERS, E2B_PHASE_BODY,  E2B_PHASE_BODY,    E2B_PHASE_BODY };
+
+static const char *const dl_names[] = { "nowhere", "resolve", "open", "tunnel", "tls", "queue", "send", "mute", "head",
+                                        "body", "lost", "redirect" };
+
+/* Waits for a call as an event loop does. */
+static e2b_err dl_drive(dl_world *w, e2b_op op, e2b_error *err) {
+  e2b_err code;
+  while ((code = e2b_op_poll(w->client, op, err)) == E2B_PENDING) {
+    int wait = e2b_client_next_timeout(w->client);
+    w->turns++;
+    if (wait) dl_wait(w, wait);
+    (void)e2b_client_process(w->client, NULL, 0, 0);
+    if (!w->hung) continue;
+    e2b_op_cancel(w->client, op);
+    return E2B_PENDING;
+  }
+  return code;
+}
+
+/* Takes the only connection, or lets the client learn that there will be no stream for it. */
+static void dl_occupy(dl_world *w) {
+  static e2b_sandbox_info info;
+  static e2b_op op;
+  e2b_call call;
+  e2b_error err;
+  memset(&call, 0, sizeof call);
+  memset(&info, 0, sizeof info);
+  call.timeout_ms = call.idle_ms = E2B_TIMEOUT_NONE;
+  call.op = &op;
+  if (w->config.http_version != 2) w->where = DL_MUTE;
+  CHECK_RC(e2b_api_get_info(w->client, "id", &call, &info, &err), E2B_PENDING);
+  (void)e2b_client_poll(w->client, 0);
+  (void)e2b_client_poll(w->client, 0);
+}
+
+static bool dl_setup(dl_world *w, const dl_row *row, dl_where where, int answers, const dl_limits *limits) {
+  e2b_error err;
+  memset(w, 0, sizeof *w);
+  w->watched = dl_spy;
+  (void)snprintf(w->dir, sizeof w->dir, "%s/deadlines", work_dir);
+  if (where == DL_TLS) w->config.api_url = w->config.sandbox_url = "https://10.0.0.1";
+  if (where == DL_TUNNEL) w->config.api_url = w->config.sandbox_url = "https://10.0.0.2", w->config.proxy_url = "http://10.0.0.1";
+  if (where == DL_RESOLVE) w->config.api_url = w->config.sandbox_url = "http://slow.test";
+  if (where == DL_QUEUE && limits->http_version != 2) w->config.max_connections = (row->flags & DL_COMMAND) ? 2 : 1;
+  w->config.tls.ca_pem = net_the_pki->ca_pem;
+  w->config.http_version = limits->http_version;
+  w->config.connect_timeout_ms = limits->connect_ms;
+  if (!dl_begin(w)) return false;
+  if (where == DL_RESOLVE) dl_never_found(w);
+  if ((row->flags & DL_COMMAND)) CHECK_OK(e2b_commands_start(w->sandbox, "true", NULL, &w->command, &err));
+  w->where = where;
+  w->answers = answers;
+  if (where == DL_QUEUE) dl_occupy(w);
+  w->hung_at = w->clock + 600000;
+  w->turns = 0;
+  w->stalled = where == DL_QUEUE || where == DL_RESOLVE;
+  return true;
+}
+
+/* One call, against a server that stops at `where` after so many answers. Returns whether the call got there. */
+static bool dl_one(const dl_row *row, dl_where where, int answers, const dl_limits *limits) {
+  static dl_world w;
+  e2b_error err;
+  e2b_call call;
+  e2b_kv header;
+  e2b_op op;
+  e2b_err code;
+  uint64_t from, took, most = limits->most * (row->flags & DL_THREE && limits->idle_ms > 0 ? 3 : 1);
+  int failures = check_failures;
+  bool got_there;
+  if (!dl_setup(&w, row, where, answers, limits)) return false;
+  if (row->flags & DL_TREE) dl_dir_make(&w);
+  memset(&call, 0, sizeof call);
+  memset(&err, 0, sizeof err);
+  from = w.clock;
+  call.timeout_ms = limits->timeout_ms;
+  call.idle_ms = limits->idle_ms;
+  if (limits->driven) call.op = &op;
+  header.key = "x-header";
+  header.value = "SECRET-7-header";
+  call.headers.items = &header;
+  call.headers.count = 1;
+  code = row->call(&w, &call, &err);
+  if (dl_spy) spy_hears(dl_spy, err.message);
+  if (limits->driven && CHECK_RC(code, E2B_PENDING)) code = dl_drive(&w, op, &err);
+  took = w.clock - from;
+  got_there = w.stalled;
+  if (got_there) {
+    e2b_phase phase = row->flags & DL_WAITS ? E2B_PHASE_QUEUE : dl_phases[where];
+    if (row->flags & DL_LARGE && limits->http_version == 2 && phase == E2B_PHASE_HEADERS) phase = E2B_PHASE_SEND;
+    if (row->flags & DL_REFRESH && limits->timeout_ms < 0) most = 60100;
+    CHECK(!w.hung && !w.spun && w.turns < 60);
+    CHECK(took >= limits->least && took <= most);
+    CHECK_RC(code, limits->want == E2B_OK || (row->flags & DL_REFRESH && code < 0) ? code : limits->want);
+    CHECK(code < 0);
+    if (limits->want != E2B_OK && answers == 0 && code == limits->want) CHECK_INT(err.phase, phase);
+  }
+  dl_clear();
+  dl_end(&w);
+  if (row->flags & DL_TREE) dl_dir_remove(&w);
+  if (check_failures != failures)
+    printf("  %s, %s after %d answers: %s after %lu ms, %u turns%s: %s\n", row->name, dl_names[where], answers, e2b_err_name(code),
+           (unsigned long)took, w.turns, w.hung ? ", hung" : "", err.message);
+  return got_there;
+}
+
+/* Every call, stopped at every one of its requests in all these ways. */
+static void dl_all(const dl_where *wheres, size_t count, const dl_limits *limits) {
+  size_t i, k;
+  int answers, reached = 0;
+  for (i = 0; i < E2B__COUNT(dl_rows); i++) {
+    const dl_row *row = &dl_rows[i];
+    bool later = false;
+    for (k = 0; k < count; k++) {
+      dl_where where = wheres[k];
+      bool first = where == DL_RESOLVE || where == DL_TUNNEL || where == DL_TLS || where == DL_QUEUE || limits->http_version == 2;
+      if ((row->flags & DL_COMMAND) && (where != DL_QUEUE || limits->http_version == 2) && first) continue;
+      if (row->flags & DL_OWN && (where == DL_QUEUE || limits->timeout_ms < 0)) continue;
+      if (row->flags & DL_HEAD_IS && (where == DL_BODY || where == DL_LOST)) continue;
+      for (answers = 0; answers < (first ? 1 : 5) && dl_one(row, where, answers, limits); answers++, reached++)
+        later = true;
+    }
+    if (count > 1 && !(row->flags & (DL_COMMAND | DL_OWN)) && !CHECK(later)) printf("  %s is never stopped\n", row->name);
+  }
+  if (verbose) printf("  %d places\n", reached);
+}
+
+/* The limit of the call, wherever it stands. */
+static void test_deadline_of_calls(void) {
+  static const dl_where wheres[] = { DL_RESOLVE, DL_OPEN, DL_TUNNEL, DL_TLS, DL_QUEUE, DL_SEND, DL_MUTE, DL_HEAD, DL_BODY };
+  static const dl_limits limits = { 1000, E2B_TIMEOUT_NONE, 0, E2B_ERR_TIMEOUT, 1000, 1100, 0, false };
+  dl_all(wheres, E2B__COUNT(wheres), &limits);
+}
+
+/* The same for those who drive the client themselves. */
+static void test_deadline_driven(void) {
+  static const dl_where wheres[] = { DL_OPEN, DL_TLS, DL_QUEUE, DL_MUTE, DL_BODY };
+  static const dl_limits limits = { 1000, E2B_TIMEOUT_NONE, 0, E2B_ERR_TIMEOUT, 1000, 1100, 0, true };
+  dl_all(wheres, E2B__COUNT(wheres), &limits);
+}
+
+/* Without one: that of connecting, that of idling, that of the look at what became of the sandbox. A call that waits for a
+ * refresh has the refresh's. */
+static void test_deadline_of_steps(void) {
+  static const dl_where opening[] = { DL_RESOLVE, DL_OPEN, DL_TUNNEL, DL_TLS };
+  static const dl_where under_way[] = { DL_SEND, DL_MUTE, DL_HEAD, DL_BODY };
+  static const dl_where lost[] = { DL_LOST };
+  static const dl_limits connect = { E2B_TIMEOUT_NONE, E2B_TIMEOUT_NONE, 900, E2B_ERR_TIMEOUT, 900, 1000, 0, false };
+  static const dl_limits idle = { E2B_TIMEOUT_NONE, 700, 900, E2B_ERR_IDLE_TIMEOUT, 700, 700 + E2B__PROBE_MS + 1500, 0, false };
+  static const dl_limits early = { 1000, E2B_TIMEOUT_NONE, 900, E2B_OK, 0, 1100, 0, false };
+  static const dl_limits late = { E2B_TIMEOUT_NONE, 700, 900, E2B_OK, 0, 2 * E2B__PROBE_MS + 1500, 0, false };
+  dl_all(opening, E2B__COUNT(opening), &connect);
+  dl_all(under_way, E2B__COUNT(under_way), &idle);
+  dl_all(lost, 1, &early);
+  dl_all(lost, 1, &late);
+}
+
+#if !defined(E2B_NO_HTTP2)
+static void test_deadline_http2(void) {
+  static const dl_where wheres[] = { DL_OPEN, DL_QUEUE, DL_SEND, DL_MUTE, DL_HEAD, DL_BODY };
+  static const dl_where under_way[] = { DL_SEND, DL_MUTE, DL_HEAD, DL_BODY };
+  static const dl_limits limits = { 1000, E2B_TIMEOUT_NONE, 0, E2B_ERR_TIMEOUT, 1000, 1100, 2, false };
+  static const dl_limits idle = { E2B_TIMEOUT_NONE, 700, 900, E2B_ERR_IDLE_TIMEOUT, 700, 700 + E2B__PROBE_MS + 1500, 2, false };
+  dl_all(wheres, E2B__COUNT(wheres), &limits);
+  dl_all(under_way, E2B__COUNT(under_way), &idle);
+}
+#endif
+
+/* Whatever was said of them, and whatever memory held them: nothing is left when it is given back. */
+static void test_secrets_in_memory(void) {
+  static const dl_where wheres[] = { DL_OPEN, DL_SEND, DL_MUTE, DL_BODY, DL_LOST };
+  static const dl_where http2[] = { DL_SEND, DL_MUTE, DL_BODY };
+  static const dl_where tunnel[] = { DL_TUNNEL };
+  static const dl_limits limits = { 1000, E2B_TIMEOUT_NONE, 0, E2B_OK, 0, 1100, 0, false };
+#if !defined(E2B_NO_HTTP2)
+  static const dl_limits limits2 = { 1000, E2B_TIMEOUT_NONE, 0, E2B_OK, 0, 1100, 2, false };
+#endif
+  static const char *const secrets[] = { "SECRET-", "dXNlcjpTRUNSRVQtNi1wcm94eQ" /* in base64 */ };
+  static spy s;
+  size_t i;
+  memset(&s, 0, sizeof s);
+  for (i = 0; i < E2B__COUNT(secrets); i++) spy_on(&s, secrets[i]);
+  dl_spy = &s;
+  dl_all(wheres, E2B__COUNT(wheres), &limits);
+  spy_search(&s, "HTTP/1.1");
+  dl_all(tunnel, E2B__COUNT(tunnel), &limits);
+  spy_search(&s, "CONNECT");
+#if !defined(E2B_NO_HTTP2)
+  dl_all(http2, E2B__COUNT(http2), &limits2);
+  spy_search(&s, "HTTP/2");
+#endif
+  dl_spy = NULL;
+}
+
+/* What is pulled has a limit for each call; behind it stands the one given when it was opened. */
+static void test_deadline_of_streams(void) {
+  static const dl_row none = { "", NULL, 0 };
+  static const dl_limits limits = { 0, 0, 900, E2B_OK, 0, 0, 0, false };
+  static uint8_t bytes[200000];
+  static dl_world w;
+  e2b_command_event event;
+  e2b_run_opts run = { 0 };
+  e2b_files_opts files = { 0 };
+  e2b_error err;
+  uint64_t from;
+  size_t got;
+#ifndef E2B_NO_WATCH
+  e2b_watch_opts watching;
+  e2b_fs_event change;
+#endif
+#define DL_TOOK(call, want, least, most)                                                                               \
+  do {                                                                                                                 \
+    from = w.clock;                                                                                                    \
+    CHECK_RC(call, want);                                                                                              \
+    CHECK(w.clock - from + 1 > (least) && w.clock - from <= (most) && !w.hung && !w.spun);                               \
+    w.hung_at = w.clock + 600000;                                                                                      \
+  } while (0)
+  if (!dl_setup(&w, &none, DL_NOWHERE, 0, &limits)) return;
+  run.call.idle_ms = 2000;
+  CHECK_OK(e2b_commands_start(w.sandbox, "true", &run, &w.command, &err));
+  DL_TOOK(e2b_client_drain(w.client, 300), E2B_OK, 0, 0); /* a stream is no operation */
+  w.where = DL_MUTE;
+  DL_TOOK(e2b_command_handle_next(w.command, 0, &event, &err), E2B_PENDING, 0, 0);
+  DL_TOOK(e2b_command_handle_next(w.command, 300, &event, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_command_handle_next(w.command, -1, &event, &err), E2B_ERR_IDLE_TIMEOUT, 1700, 1800 + E2B__PROBE_MS);
+  DL_TOOK(e2b_command_handle_next(w.command, -1, &event, &err), E2B_ERR_IDLE_TIMEOUT, 0, 0);
+
+  w.where = DL_BODY; /* reading */
+  files.call.idle_ms = 2000;
+  CHECK_OK(e2b_files_read_stream(w.sandbox, "/a", &files, &w.stream, &err));
+  DL_TOOK(e2b_file_stream_read(w.stream, 300, bytes, sizeof bytes, &got, &err), E2B_OK, 0, 0);
+  DL_TOOK(e2b_file_stream_read(w.stream, 0, bytes, sizeof bytes, &got, &err), E2B_PENDING, 0, 0);
+  DL_TOOK(e2b_file_stream_read(w.stream, 300, bytes, sizeof bytes, &got, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_file_stream_read(w.stream, -1, bytes, sizeof bytes, &got, &err), E2B_ERR_IDLE_TIMEOUT, 1700, 1800 + E2B__PROBE_MS);
+  CHECK_INT(err.phase, E2B_PHASE_BODY);
+  e2b_file_stream_free(w.stream);
+  files.call.idle_ms = E2B_TIMEOUT_NONE;
+  files.call.timeout_ms = 1000;
+  CHECK_OK(e2b_files_read_stream(w.sandbox, "/a", &files, &w.stream, &err));
+  DL_TOOK(e2b_file_stream_read(w.stream, -1, bytes, sizeof bytes, &got, &err), E2B_OK, 0, 0);
+  DL_TOOK(e2b_file_stream_read(w.stream, -1, bytes, sizeof bytes, &got, &err), E2B_ERR_TIMEOUT, 1000, 1100);
+  e2b_file_stream_free(w.stream);
+
+  w.where = DL_SEND; /* writing */
+  files.call.idle_ms = 2000;
+  files.call.timeout_ms = 0;
+  CHECK_OK(e2b_files_write_stream(w.sandbox, "/a", -1, &files, &w.stream, &err));
+  DL_TOOK(e2b_file_stream_write(w.stream, 300, bytes, sizeof bytes, &got, &err), E2B_OK, 0, 0);
+  while (e2b_file_stream_write(w.stream, 0, bytes, sizeof bytes, &got, &err) == E2B_OK) CHECK(got > 0);
+  DL_TOOK(e2b_file_stream_write(w.stream, 300, bytes, sizeof bytes, &got, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_file_stream_finish(w.stream, 300, NULL, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_file_stream_finish(w.stream, -1, NULL, &err), E2B_ERR_IDLE_TIMEOUT, 0, 2100 + E2B__PROBE_MS);
+  CHECK_INT(err.phase, E2B_PHASE_SEND);
+  e2b_file_stream_free(w.stream);
+  w.where = DL_MUTE;
+  files.call.timeout_ms = 1000;
+  files.call.idle_ms = E2B_TIMEOUT_NONE;
+  CHECK_OK(e2b_files_write_stream(w.sandbox, "/a", 1, &files, &w.stream, &err));
+  DL_TOOK(e2b_file_stream_write(w.stream, -1, bytes, 1, NULL, &err), E2B_OK, 0, 0);
+  DL_TOOK(e2b_file_stream_finish(w.stream, -1, NULL, &err), E2B_ERR_TIMEOUT, 1000, 1100);
+  CHECK_INT(err.phase, E2B_PHASE_HEADERS);
+  e2b_file_stream_free(w.stream);
+
+#ifndef E2B_NO_WATCH
+  memset(&watching, 0, sizeof watching); /* the stream of a watch is begun anew when it is lost */
+  watching.call.idle_ms = 2000;
+  w.where = DL_NOWHERE;
+  CHECK_OK(e2b_files_watch_dir(w.sandbox, "/d", &watching, &w.watch, &err));
+  w.where = DL_MUTE;
+  DL_TOOK(e2b_watch_handle_next(w.watch, 300, &change, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_watch_handle_next(w.watch, -1, &change, &err), E2B_ERR_IDLE_TIMEOUT, 3700, 6000 + E2B__PROBE_MS);
+  DL_TOOK((e2b_watch_handle_stop(w.watch), E2B_OK), E2B_OK, 0, 0);
+  watching.polling = true;
+  w.where = DL_NOWHERE;
+  CHECK_OK(e2b_files_watch_dir(w.sandbox, "/d", &watching, &w.watch, &err));
+  w.where = DL_MUTE;
+  DL_TOOK(e2b_watch_handle_next(w.watch, 300, &change, &err), E2B_PENDING, 300, 400);
+  DL_TOOK(e2b_watch_handle_next(w.watch, -1, &change, &err), E2B_ERR_IDLE_TIMEOUT, 3700, 9000 + 2 * E2B__PROBE_MS);
+  DL_TOOK((e2b_watch_handle_stop(w.watch), E2B_OK), E2B_OK, 0, 5100); /* asks for its removal */
+#endif
+  dl_end(&w);
+#undef DL_TOOK
+}
+
+/* Many requests wait for the first connection to a server, as it may turn out to be HTTP/2. When it does not come about they
+ * all end with it, and do not try one after the other; when its request is given up, the next one tries. */
+static void test_deadline_shared_opening(void) {
+  static const dl_row none = { "", NULL, 0 };
+  static const dl_limits limits = { 0, 0, 900, E2B_OK, 0, 0, 0, false };
+  static dl_world w;
+  static e2b_command_result results[20];
+  e2b_run_opts run = { 0 };
+  e2b_client_stats stats;
+  e2b_error err;
+  done ends[20];
+  e2b_op ops[20];
+  uint64_t from;
+  int round, i;
+  for (round = 0; round < 3; round++) { /* silence; a refusal of the handshake; a first request that is canceled */
+    memset(ends, 0, sizeof ends);
+    memset(results, 0, sizeof results);
+    if (!dl_setup(&w, &none, DL_TLS, 0, &limits)) return;
+    from = w.clock;
+    for (i = 0; i < 20; i++) {
+      run.call.on_done = on_done;
+      run.call.user = &ends[i];
+      run.call.op = &ops[i];
+      run.call.timeout_ms = run.call.idle_ms = E2B_TIMEOUT_NONE;
+      CHECK_RC(e2b_commands_run(w.sandbox, "true", &run, &results[i], &err), E2B_PENDING);
+    }
+    (void)e2b_client_poll(w.client, 0);
+    (void)e2b_client_poll(w.client, 0);
+    CHECK(w.stalled && w.conns && !w.conns->next);
+    if (round == 1 && w.conns) e2b__buf_text(&w.conns->out, "HTTP/1.1 400 Bad Request\r\n\r\n");
+    if (round == 2) e2b_op_cancel(w.client, ops[0]);
+    while (ends[19].count == 0 && !w.hung) (void)e2b_client_poll(w.client, -1);
+    for (i = round == 2; i < 20; i++) {
+      CHECK_INT(ends[i].err.code, round == 1 ? E2B_ERR_TLS : E2B_ERR_TIMEOUT);
+      CHECK_INT(ends[i].err.phase, E2B_PHASE_TLS);
+      CHECK(!ends[i].err.maybe_done);
+    }
+    CHECK(w.clock - from <= (round == 1 ? 0 : 1000));
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.connections_made, round == 2 ? 2 : 1);
+    for (i = 0; i < 20; i++) e2b_mem_free(&results[i].mem);
+    dl_end(&w);
+  }
+}
+
+#if !defined(E2B_NO_HTTP2)
+/* A server that answers but never acknowledges what we asked of it. */
+static void test_settings_timeout(void) {
+  static pool_world w;
+  pool_call calls[2];
+  pool_new(&w);
+  w.settings = NULL;
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  pool_begin(&w);
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 1);
+  pool_settings(&w, 0, "");
+  POOL_UNTIL(&w, w.sides[0].acks == 1);
+  w.clock += 15000;
+  pool_turns(&w, 3);
+  w.clock += 14999;
+  pool_turns(&w, 3); /* it answers to our PING, so it lives */
+  CHECK(calls[0].done == E2B_PENDING && w.sides[0].pings > 0 && w.sides[0].ends == 0);
+  w.clock += 1;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING && w.sides[0].ends == 1);
+  CHECK_INT(calls[0].done, E2B_ERR_PROTOCOL);
+  CHECK_HAS(calls[0].err.message, "SETTINGS");
+  w.settings = ""; /* the next connection is a new one */
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].side == 1);
+  pool_answer(&w, 1, ":status=200\n", "x");
+  POOL_UNTIL(&w, calls[1].done == E2B_OK);
+  w.clock += 40000; /* and in time */
+  pool_read(&w, &calls[0], 0);
+  POOL_UNTIL(&w, w.asked_count == 3 && w.asked[2].side == 1);
+  pool_answer(&w, 2, ":status=200\n", "y");
+  POOL_UNTIL(&w, calls[0].done == E2B_OK);
+  pool_call_free(&calls[0]);
+  pool_call_free(&calls[1]);
+  pool_end(&w);
+}
+#endif
+
+#define MISDIRECTED "HTTP/1.1 421 Misdirected Request\r\nContent-Length: 5\r\n\r\nwrong"
+
+/* 421: once more, whatever it is, on another connection; but only once, and not what was taken from a source. */
+static void test_misdirected(void) {
+  e2b_client_config config;
+  e2b_sandbox *sandbox = NULL;
+  e2b_request_opts raw;
+  e2b_response response;
+  e2b_client *client;
+  e2b_error err;
+  peer p;
+  int left = 100000;
+  char good[500];
+  memset(&response, 0, sizeof response);
+  memset(&raw, 0, sizeof raw);
+  peer_start(&p);
+  peer_say(&p, MISDIRECTED, 0);
+  (void)snprintf(good, sizeof good, "HTTP/1.1 201 Created\r\nContent-Length: %u\r\n\r\n" DL_SANDBOX, (unsigned)sizeof DL_SANDBOX - 1);
+  peer_say(&p, good, 0);
+  peer_say(&p, MISDIRECTED, 0);
+  peer_say(&p, MISDIRECTED, 0);
+  peer_say(&p, MISDIRECTED, 0);
+  config = peer_config(&p);
+  client = e2b_client_create(&config, &err);
+  CHECK_OK(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err));
+  CHECK_INT(p.accepted, 2);
+  CHECK_INT(peer_asked_count(&p), 2);
+  CHECK(strncmp(peer_asked(&p, 1), "POST /sandboxes ", 16) == 0 && strcmp(peer_asked(&p, 0), peer_asked(&p, 1)) == 0);
+  CHECK_RC(e2b_sandbox_kill(sandbox, NULL, NULL, &err), E2B_ERR_SERVICE); /* on the connection that is there; on another */
+  CHECK_INT(err.http_status, 421);
+  CHECK_INT(p.accepted, 3);
+  CHECK_INT(peer_asked_count(&p), 4);
+  CHECK(!err.maybe_done);
+  raw.source = dl_source;
+  raw.io_user = &left;
+  raw.source_size = left;
+  CHECK_RC(e2b_api_request(client, "POST", "/x", &raw, &response, &err), E2B_ERR_SERVICE);
+  CHECK_INT(response.status, 421);
+  CHECK_INT(peer_asked_count(&p), 5);
+  e2b_mem_free(&response.mem);
+  e2b_client_free(client);
+  peer_stop(&p);
+}
+
+#if !defined(E2B_NO_HTTP2)
+static void test_misdirected_http2(void) {
+  static pool_world w;
+  pool_call calls[2];
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_move(&w, &calls[0]);
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  pool_answer(&w, 1, ":status=421\n", "wrong");
+  POOL_UNTIL(&w, w.asked_count == 4);
+  CHECK_INT(w.asked[3].side, 1);
+  CHECK(strstr(w.asked[3].fields, ":method=POST\n") != NULL);
+  pool_answer(&w, 2, ":status=200\n", "x"); /* its neighbour does not notice */
+  POOL_UNTIL(&w, calls[1].done == E2B_OK);
+  pool_answer(&w, 3, ":status=421\n", "");
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_ERR_SERVICE);
+  CHECK_INT(calls[0].err.http_status, 421);
+  CHECK_INT(w.asked_count, 4);
+  pool_call_free(&calls[1]);
+  pool_end(&w);
+}
+#endif
+
+/* No call follows a redirect: what it carries stays with the origin it was meant for. */
+static void test_redirects_refused(void) {
+  static const int statuses[] = { 301, 302, 303, 307, 308 };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static dl_world w;
+  e2b_call call;
+  e2b_error err;
+  size_t i, k;
+  memset(&call, 0, sizeof call);
+  for (i = 0; i < E2B__COUNT(dl_rows); i++) {
+    for (k = 0; k < E2B__COUNT(statuses); k++) {
+      const dl_row *row = &dl_rows[i];
+      int failures = check_failures;
+      e2b_err code;
+      if (row->flags & DL_OWN) continue; /* it sends nothing */
+      if (!dl_setup(&w, row, DL_NOWHERE, 0, &limits)) return;
+      if (row->flags & DL_TREE) dl_dir_make(&w);
+      w.where = DL_REDIRECT;
+      w.redirect = statuses[k];
+      memset(&err, 0, sizeof err);
+      code = row->call(&w, &call, &err);
+      if (row->call == dl_sandbox_request)
+        CHECK(code == E2B_OK && dl_got.response.status == statuses[k]); /* any status is an answer */
+      else if (CHECK(code < 0) && !(row->flags & DL_REFRESH))
+        CHECK_INT(err.http_status, statuses[k]);
+      CHECK(w.stalled && !w.elsewhere && !w.hung);
+      if (check_failures != failures) printf("  %s, %d: %s\n", row->name, statuses[k], err.message);
+      dl_clear();
+      dl_end(&w);
+      if (row->flags & DL_TREE) dl_dir_remove(&w);
+    }
+  }
+}
+
+/* ---- what a server must not get to hear ---- */
+
+typedef struct tls_refusal {
+  const char *what;
+  net_names names;
+  e2b_err want;
+  bool stranger, pinned, old;
+} tls_refusal;
+
+/* A server that is not who it says it is, at the end of its handshake: it was sent no byte of a request, the call was not
+ * tried again, and the error tells no secret. */
+static void test_tls_refusals_are_silent(void) {
+  static const tls_refusal rows[] = {
+    { "fine", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, false }, E2B_OK, false, false, false },
+    { "expired", { "CN=localhost", "localhost", NULL, 0, "20200101000000", "20210101000000", false }, E2B_ERR_TLS_CERTIFICATE, false, false, false },
+    { "not valid yet", { "CN=localhost", "localhost", NULL, 0, "20490101000000", "20500101000000", false }, E2B_ERR_TLS_CERTIFICATE, false, false, false },
+    { "other host", { "CN=other.test", "other.test", NULL, 0, NULL, NULL, false }, E2B_ERR_TLS_CERTIFICATE, false, false, false },
+    { "self-signed", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, true }, E2B_ERR_TLS_CERTIFICATE, false, false, false },
+    { "unknown CA", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, false }, E2B_ERR_TLS_CERTIFICATE, true, false, false },
+    { "other key", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, false }, E2B_ERR_TLS_CERTIFICATE, false, true, false },
+#if E2B__TLS13
+    { "TLS 1.2 only", { "CN=localhost", "localhost", NULL, 0, NULL, NULL, false }, E2B_ERR_TLS, false, false, true },
+#endif
+  };
+  uint8_t pin[32];
+  size_t i, v;
+  memset(pin, 7, sizeof pin);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    for (v = 0; v < 2; v++) {
+      const tls_refusal *row = &rows[i];
+      mbedtls_pk_context ours = net_the_pki->ca_key;
+      e2b_sandbox *sandbox = NULL;
+      e2b_client_config config;
+      e2b_client *client;
+      e2b_error err;
+      net_server s;
+      spy heard;
+      char url[64];
+      int failures = check_failures;
+      memset(&heard, 0, sizeof heard);
+      spy_on(&heard, "SECRET");
+      if (row->stranger) net_key_make(&net_the_pki->ca_key);
+      net_tls_server_start(&s, NET_ECHO, &row->names, v ? "h2" : "http/1.1");
+#if E2B__TLS13
+      if (row->old) mbedtls_ssl_conf_max_tls_version(&s.conf, MBEDTLS_SSL_VERSION_TLS1_2);
+#endif
+      if (row->stranger) {
+        mbedtls_pk_free(&net_the_pki->ca_key);
+        net_the_pki->ca_key = ours;
+      }
+      (void)snprintf(url, sizeof url, "https://localhost:%u", (unsigned)s.port);
+      memset(&config, 0, sizeof config);
+      spy_config(&heard, &config);
+      config.no_env = true;
+      config.api_key = "SECRET-key";
+      config.api_url = url;
+      config.tls.ca_pem = net_the_pki->ca_pem;
+      config.tls.pin_sha256 = row->pinned ? pin : NULL;
+      config.tls.pin_count = row->pinned ? 1 : 0;
+      config.tls.min_tls13 = row->old;
+      client = e2b_client_create(&config, &err);
+      if (!CHECK(client != NULL)) return;
+      if (row->want) {
+        CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), row->want);
+        CHECK_INT(err.phase, E2B_PHASE_TLS);
+        CHECK(!err.maybe_done);
+      } else {
+        CHECK(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err) < 0); /* an echo is no answer; but it was asked */
+        CHECK(err.maybe_done);
+      }
+      spy_hears(&heard, err.message);
+      e2b_client_free(client);
+      net_tls_server_stop(&s);
+      CHECK_INT(s.heard_len > 0, row->want == E2B_OK);
+      CHECK_INT(s.accepted, 1);
+      spy_search(&heard, row->what);
+      if (check_failures != failures) printf("  %s, %s\n", row->what, v ? "h2" : "http/1.1");
+    }
+  }
+}
+
+/* A server, or somebody on the way, that wants an older TLS, or no TLS, or has a certificate without an end: only handshake and
+ * alerts are sent. */
+static void test_tls_downgrades_are_silent(void) {
+  static const char hello[] = "\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02" "01234567890123456789012345678901" "\x00\xc0\x13\x00";
+  static const char plain[] = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+  static const char alert[] = "\x15\x03\x02\x00\x02\x02\x46";
+  static const char huge[] = "\x16\x03\x03\x00\x2a\x02\x00\x00\x26\x03\x03" "01234567890123456789012345678901" "\x00\xc0\x2b\x00"
+                             "\x16\x03\x03\x00\x10\x0b\xff\xff\xff" "012345678901";
+  static const dl_limits limits = { 0, 0, 900, E2B_OK, 0, 0, 0, false };
+  static const dl_row none = { "", NULL, 0 };
+  static dl_world w;
+  static spy s;
+  int round;
+  for (round = 0; round < 4; round++) {
+    static const char *const answers[] = { hello, plain, alert, huge };
+    static const size_t lens[] = { sizeof hello - 1, sizeof plain - 1, sizeof alert - 1, sizeof huge - 1 };
+    e2b_sandbox_opts opts = { 0 };
+    e2b_error err;
+    done end;
+    size_t at;
+    memset(&s, 0, sizeof s);
+    memset(&end, 0, sizeof end);
+    spy_on(&s, "SECRET-");
+    dl_spy = &s;
+    if (!dl_setup(&w, &none, DL_TLS, 0, &limits)) return;
+    opts.call.on_done = on_done;
+    opts.call.user = &end;
+    CHECK_RC(e2b_sandbox_create(w.client, NULL, &opts, &dl_got.sandbox, &err), E2B_PENDING);
+    (void)e2b_client_poll(w.client, 0);
+    (void)e2b_client_poll(w.client, 0);
+    if (!CHECK(w.conns != NULL)) return;
+    e2b__buf_put(&w.conns->out, answers[round], lens[round]);
+    while (!end.count && !w.hung) (void)e2b_client_poll(w.client, -1);
+    CHECK_INT(end.err.code, E2B_ERR_TLS);
+    CHECK_INT(end.err.phase, E2B_PHASE_TLS);
+    CHECK(!end.err.maybe_done && end.err.tls_code < 0);
+    if (verbose) printf("  %s\n", end.err.message);
+    for (at = 0; at + 5 <= w.wire_len; at += 5 + ((size_t)(uint8_t)w.wire[at + 3] << 8 | (uint8_t)w.wire[at + 4]))
+      CHECK(w.wire[at] == 0x16 || w.wire[at] == 0x15);
+    CHECK(at > 50 && at == w.wire_len);
+    spy_hears(&s, end.err.message);
+    dl_end(&w);
+    spy_search(&s, "downgrade");
+    dl_spy = NULL;
+  }
+}
+
+/* ---- what must not get into a request ---- */
+
+/* Nothing that ends a line, nor any other control character, in the headers of any call, in their names and values alike. */
+static void test_injection_headers(void) {
+  static const e2b_kv evil[] = { { "x-header", "a\r\nx-evil: 1" }, { "x-header", "a\nb" }, { "x-header", "a\rb" },
+                                 { "x-header", "\x7f" },           { "x\r\ny", "a" },      { "x y", "a" },
+                                 { "x:y", "a" },                   { "", "a" },            { NULL, "a" },
+                                 { "host", "a" },                  { "content-length", "0" }, { "transfer-encoding", "chunked" } };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static dl_world w;
+  e2b_client_stats stats;
+  e2b_call call;
+  e2b_error err;
+  size_t i, k;
+  memset(&call, 0, sizeof call);
+  call.headers.count = 1;
+  for (i = 0; i < E2B__COUNT(dl_rows); i++) {
+    const dl_row *row = &dl_rows[i];
+    uint32_t made;
+    if (row->flags & DL_OWN) continue; /* it sends nothing */
+    if (!dl_setup(&w, row, DL_NOWHERE, 0, &limits)) return;
+    e2b_client_get_stats(w.client, &stats);
+    made = stats.connections_made;
+    w.where = DL_MUTE;
+    for (k = 0; k < E2B__COUNT(evil); k++) {
+      call.headers.items = &evil[k];
+      if (!CHECK_RC(row->call(&w, &call, &err), E2B_ERR_INVALID_ARGUMENT)) printf("  %s\n", row->name);
+      if (row->call == dl_sandbox_close) break; /* the handle is gone all the same */
+      CHECK_HAS(err.message, "headers");
+    }
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.connections_made, made);
+    CHECK(!w.stalled);
+    dl_clear();
+    dl_end(&w);
+  }
+}
+
+/* One text that may hold no control character, in each place that takes one; test_injection has the others. */
+static void injection_in_options(dl_world *w, const char *evil) {
+  const char *strings[1];
+  e2b_attach_opts attach, no_attach;
+  e2b_sandbox_opts opts = { 0 };
+  e2b_list_opts list = { 0 };
+  e2b_run_opts run = { 0 };
+  e2b_files_opts files = { 0 };
+  e2b_network network;
+  e2b_error err;
+  e2b_kv pair;
+  e2b_strs texts;
+  strings[0] = evil;
+  texts.items = strings;
+  texts.count = 1;
+  memset(&no_attach, 0, sizeof no_attach);
+#define ATTACH_REFUSED(member)                                                                                         \
+  (attach = no_attach, attach.member = evil, REFUSED(e2b_sandbox_attach(w->client, "id", &attach, &dl_got.sandbox, &err)))
+  ATTACH_REFUSED(access_token);
+  ATTACH_REFUSED(base_url);
+  ATTACH_REFUSED(code_interpreter_base_url);
+  ATTACH_REFUSED(domain);
+  ATTACH_REFUSED(scheme);
+  ATTACH_REFUSED(traffic_access_token);
+  ATTACH_REFUSED(auth_header);
+#undef ATTACH_REFUSED
+  attach = no_attach;
+  pair.key = "x-header";
+  pair.value = evil;
+  attach.headers.items = &pair;
+  attach.headers.count = 1;
+  REFUSED(e2b_sandbox_attach(w->client, "id", &attach, &dl_got.sandbox, &err));
+  opts.traffic_access_token = evil;
+  REFUSED(e2b_sandbox_create(w->client, NULL, &opts, &dl_got.sandbox, &err));
+  REFUSED(e2b_sandbox_connect(w->client, "id", &opts, &dl_got.sandbox, &err));
+  opts.traffic_access_token = NULL;
+  memset(&network, 0, sizeof network);
+  network.allow_out = texts;
+  opts.network = &network;
+  REFUSED(e2b_sandbox_create(w->client, NULL, &opts, &dl_got.sandbox, &err));
+  REFUSED(e2b_api_update_network(w->client, "id", &network, E2B_UNSET, NULL, &err));
+  list.next_token = evil;
+  REFUSED(e2b_api_list(w->client, &list, &dl_got.list, &err));
+  REFUSED(e2b_api_list_all(w->client, &list, dl_on_sandbox, NULL, &err));
+  list.next_token = NULL;
+  list.template_id = evil;
+  REFUSED(e2b_api_list(w->client, &list, &dl_got.list, &err));
+  run.cwd = evil;
+  REFUSED(e2b_commands_run(w->sandbox, "true", &run, &dl_got.result, &err));
+  REFUSED(e2b_commands_start(w->sandbox, "true", &run, &dl_got.handle, &err));
+  REFUSED(e2b_commands_start_detached(w->sandbox, "true", &run, &dl_got.pid, &err));
+  run.cwd = NULL;
+  run.tag = evil;
+  REFUSED(e2b_commands_run(w->sandbox, "true", &run, &dl_got.result, &err));
+  run.tag = NULL;
+  run.user = evil;
+  REFUSED(e2b_commands_start_detached(w->sandbox, "true", &run, &dl_got.pid, &err));
+  REFUSED(e2b_commands_connect_to_process(w->sandbox, 7, &run, &dl_got.handle, &err));
+  REFUSED(e2b_commands_connect_to_tag(w->sandbox, "tag", &run, &dl_got.handle, &err));
+  run.user = NULL;
+  pair.key = evil; /* the name of a variable */
+  pair.value = "x";
+  run.envs.items = &pair;
+  run.envs.count = 1;
+  REFUSED(e2b_commands_run(w->sandbox, "true", &run, &dl_got.result, &err));
+  files.metadata.items = &pair;
+  files.metadata.count = 1;
+  REFUSED(e2b_files_write(w->sandbox, "/a", "x", 1, &files, NULL, &err));
+}
+
+static void injection_in_arguments(dl_world *w, const char *evil) {
+  e2b_write_item write_item;
+  e2b_read_item read_item;
+  e2b_files_opts files = { 0 };
+  e2b_bulk_opts bulk;
+  e2b_request_opts raw;
+  e2b_strs texts;
+  e2b_error err;
+  const char *sources[1];
+  sources[0] = "/a";
+  texts.items = sources;
+  texts.count = 1;
+  memset(&write_item, 0, sizeof write_item);
+  memset(&read_item, 0, sizeof read_item);
+  memset(&bulk, 0, sizeof bulk);
+  memset(&raw, 0, sizeof raw);
+  REFUSED(e2b_api_find_by_nonce(w->client, evil, NULL, &dl_got.info, &err));
+  REFUSED(e2b_api_update_network(w->client, evil, NULL, E2B_UNSET, NULL, &err));
+  REFUSED(e2b_api_request(w->client, evil, "/x", NULL, &dl_got.response, &err));
+  REFUSED(e2b_api_request(w->client, "GET", evil, NULL, &dl_got.response, &err));
+  REFUSED(e2b_sandbox_request(w->sandbox, 80, evil, "/x", NULL, &dl_got.response, &err));
+  REFUSED(e2b_sandbox_request(w->sandbox, 80, "GET", evil, NULL, &dl_got.response, &err));
+  raw.content_type = evil;
+  REFUSED(e2b_api_request(w->client, "POST", "/x", &raw, &dl_got.response, &err));
+  REFUSED(e2b_sandbox_request(w->sandbox, 80, "POST", "/x", &raw, &dl_got.response, &err));
+#ifndef E2B_NO_TRAFFIC_TOKEN
+  REFUSED(e2b_api_refresh_traffic_access_token(w->client, evil, NULL, &dl_got.token, &err));
+#endif
+#ifndef E2B_NO_METRICS
+  REFUSED(e2b_api_get_metrics(w->client, evil, 0, 0, NULL, &dl_got.metrics, &err));
+  REFUSED(e2b_api_get_logs(w->client, evil, NULL, &dl_got.logs, &err));
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+  REFUSED(e2b_api_create_snapshot(w->client, evil, NULL, NULL, &dl_got.snapshot, &err));
+  REFUSED(e2b_api_create_snapshot(w->client, "id", evil, NULL, &dl_got.snapshot, &err));
+  REFUSED(e2b_api_delete_snapshot(w->client, evil, NULL, NULL, &err));
+#endif
+  REFUSED(e2b_files_list(w->sandbox, evil, NULL, &dl_got.entries, &err));
+  REFUSED(e2b_files_exists(w->sandbox, evil, NULL, &dl_got.flag, &err));
+  REFUSED(e2b_files_get_info(w->sandbox, evil, NULL, &dl_got.entry, &err));
+  REFUSED(e2b_files_make_dir(w->sandbox, evil, NULL, NULL, &err));
+  REFUSED(e2b_files_rename(w->sandbox, evil, "/b", NULL, NULL, &err));
+  REFUSED(e2b_files_rename(w->sandbox, "/a", evil, NULL, NULL, &err));
+  REFUSED(e2b_files_remove(w->sandbox, evil, NULL, &err));
+  REFUSED(e2b_files_read(w->sandbox, evil, NULL, &dl_got.buf, &err));
+  REFUSED(e2b_files_read_text(w->sandbox, evil, NULL, &dl_got.buf, &err));
+  REFUSED(e2b_files_write(w->sandbox, evil, "x", 1, NULL, NULL, &err));
+  REFUSED(e2b_files_write_text(w->sandbox, evil, "x", NULL, NULL, &err));
+  REFUSED(e2b_files_download(w->sandbox, evil, dl_sink, NULL, NULL, &err));
+  REFUSED(e2b_files_upload(w->sandbox, evil, dl_source, NULL, 1, NULL, NULL, &err));
+  REFUSED(e2b_files_read_stream(w->sandbox, evil, NULL, &dl_got.stream, &err));
+  REFUSED(e2b_files_write_stream(w->sandbox, evil, 1, NULL, &dl_got.stream, &err));
+  REFUSED(e2b_files_compose(w->sandbox, texts, evil, NULL, NULL, &err));
+  files.user = evil;
+  REFUSED(e2b_files_exists(w->sandbox, "/a", &files, &dl_got.flag, &err));
+  REFUSED(e2b_files_make_dir(w->sandbox, "/a", &files, NULL, &err));
+  REFUSED(e2b_files_rename(w->sandbox, "/a", "/b", &files, NULL, &err));
+  REFUSED(e2b_files_remove(w->sandbox, "/a", &files, &err));
+  REFUSED(e2b_files_download(w->sandbox, "/a", dl_sink, NULL, &files, &err));
+  REFUSED(e2b_files_upload(w->sandbox, "/a", dl_source, NULL, 1, &files, NULL, &err));
+  REFUSED(e2b_files_compose(w->sandbox, texts, "/b", &files, NULL, &err));
+  bulk.user = evil;
+  write_item.path = read_item.path = "/a";
+  write_item.data = "x";
+  write_item.len = 1;
+  REFUSED(e2b_files_write_many(w->sandbox, &write_item, 1, &bulk, &err));
+  REFUSED(e2b_files_read_many(w->sandbox, &read_item, 1, &bulk, &err));
+  bulk.user = NULL;
+  write_item.path = read_item.path = evil;
+  CHECK(e2b_files_write_many(w->sandbox, &write_item, 1, &bulk, &err) == E2B_ERR_INVALID_ARGUMENT);
+  CHECK(e2b_files_read_many(w->sandbox, &read_item, 1, &bulk, &err) == E2B_ERR_INVALID_ARGUMENT);
+#ifndef E2B_NO_LOCAL_FILES
+  REFUSED(e2b_files_upload_tree(w->sandbox, work_dir, evil, NULL, NULL, &err));
+  REFUSED(e2b_files_download_tree(w->sandbox, evil, work_dir, NULL, NULL, &err));
+#endif
+}
+
+#if !defined(E2B_NO_CODE_INTERPRETER)
+static void injection_in_code(dl_world *w, const char *evil) {
+  e2b_run_code_opts code;
+  e2b_error err;
+  memset(&code, 0, sizeof code);
+  REFUSED(e2b_code_remove_context(w->sandbox, evil, NULL, &err));
+  REFUSED(e2b_code_restart_context(w->sandbox, evil, NULL, &err));
+  code.context_id = evil;
+  REFUSED(e2b_code_run(w->sandbox, "1", &code, &dl_got.execution, &err));
+  code.context_id = NULL;
+  code.language = evil;
+  REFUSED(e2b_code_run(w->sandbox, "1", &code, &dl_got.execution, &err));
+  code.language = NULL;
+  code.cwd = evil;
+  REFUSED(e2b_code_run(w->sandbox, "1", &code, &dl_got.execution, &err));
+}
+#endif
+
+static void test_injection_strings(void) {
+  static const char *const evil[] = { "a\r\nX-Evil: 1", "/a\nb", "/a\rb", "/a\x01", "/a\x7f" };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static const dl_row none = { "", NULL, 0 };
+  static dl_world w;
+  e2b_client_stats stats;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(evil); i++) {
+    int failures = check_failures;
+    if (!dl_setup(&w, &none, DL_MUTE, 0, &limits)) return;
+    injection_in_options(&w, evil[i]);
+    injection_in_arguments(&w, evil[i]);
+#if !defined(E2B_NO_CODE_INTERPRETER)
+    injection_in_code(&w, evil[i]);
+#endif
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.connections_made, 0);
+    dl_clear();
+    dl_end(&w);
+    if (check_failures != failures) printf("  text %d\n", (int)i);
+  }
+}
+
+/* What is no control character but means something in a URL stays one segment, or one value, of it. */
+static void test_injection_urls(void) {
+  static const char *const ids[] = { "../admin", "a/b", "a?b=c", "a#b", "a%2fb", "..", ".", "a b", "a&b=c", "\xc3\xa9" };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static const dl_row none = { "", NULL, 0 };
+  static dl_world w;
+  e2b_files_opts files = { 0 };
+  e2b_list_opts list = { 0 };
+  e2b_call call;
+  e2b_error err;
+  size_t i, k;
+  memset(&call, 0, sizeof call);
+  call.timeout_ms = list.call.timeout_ms = files.call.timeout_ms = 100;
+  for (i = 0; i < E2B__COUNT(ids); i++) {
+    for (k = 0; k < 8; k++) {
+      char line[300], want[100];
+      e2b_err code = E2B_OK;
+      if (!dl_setup(&w, &none, DL_MUTE, 0, &limits)) return;
+      w.keep = line;
+      line[0] = 0;
+      files.user = list.next_token = ids[i];
+      switch (k) {
+        case 0: code = e2b_api_get_info(w.client, ids[i], &call, &dl_got.info, &err); break;
+        case 1: code = e2b_api_kill(w.client, ids[i], &call, NULL, &err); break;
+        case 2: code = e2b_sandbox_connect(w.client, ids[i], NULL, &dl_got.sandbox, &err); break;
+        case 3: code = e2b_api_list(w.client, &list, &dl_got.list, &err); break;
+        case 4: code = e2b_files_read(w.sandbox, ids[i], &files, &dl_got.buf, &err); break;
+        case 5: code = e2b_files_write(w.sandbox, ids[i], "x", 1, &files, NULL, &err); break;
+        case 6: code = e2b_api_pause(w.client, ids[i], &call, &err); break;
+        default:
+#ifndef E2B_NO_SNAPSHOTS
+          code = e2b_api_delete_snapshot(w.client, ids[i], &call, NULL, &err);
+#else
+          code = E2B_ERR_INVALID_ARGUMENT;
+#endif
+      }
+      if (code != E2B_ERR_INVALID_ARGUMENT) {
+        size_t slashes = 0, at, len = strcspn(line, "\r");
+        CHECK_INT(code, E2B_ERR_TIMEOUT);
+        (void)snprintf(want, sizeof want, "%s", ids[i]);
+        for (at = 0; at < len - 9; at++) slashes += line[at] == '/';
+        CHECK_INT(slashes, k == 2 ? 3 : k == 6 ? 3 : k == 3 ? 2 : k == 4 || k == 5 ? 1 : k == 7 ? 2 : 2);
+        CHECK(!memchr(line, '#', len) && !strstr(line, "%%"));
+        CHECK_INT(strchr(line, '?') != NULL, k == 3 || k == 4 || k == 5);
+        CHECK(!strstr(line, "/../") && !strstr(line, "/.. ") && !strstr(line, "/./") && !strstr(line, "/. "));
+        if (strcmp(ids[i], "a&b=c") == 0 && strchr(line, '?')) CHECK(strstr(line, "%26b") != NULL);
+        if (strcmp(ids[i], "a%2fb") == 0) CHECK(strstr(line, "%252fb") != NULL || strstr(line, "%252Fb") != NULL);
+        if (verbose) printf("  %.*s\n", (int)len, line);
+      } else if (verbose)
+        printf("  \"%s\" in call %d: %s\n", ids[i], (int)k, err.message);
+      dl_clear();
+      dl_end(&w);
+    }
+  }
+}
+
+/* A parser that is given nothing now and then, between all bytes, is where it was. */
+static void test_http1_nothing(void) {
+  size_t i;
+  for (i = 0; i < E2B__COUNT(h1_good); i++) {
+    const h1_case *c = &h1_good[i];
+    h1_result plain, spaced;
+    size_t at, used;
+    e2b__mem mem;
+    e2b__h1 h1;
+    e2b__mem_init(&mem, NULL);
+    h1_parse(c->input, c->len, c->flags, 65536, &plain);
+    memset(&spaced, 0, sizeof spaced);
+    e2b__h1_init(&h1, &mem, 65536, &h1_events, &spaced);
+    e2b__h1_begin(&h1, (c->flags & H1_HEAD) != 0, (c->flags & H1_CONNECT) != 0);
+    for (at = 0; at < c->len && !spaced.err && !h1.complete; at++) {
+      spaced.err = h1_feed_piece(&h1, "", 0, &used);
+      CHECK(used == 0 && !h1.complete);
+      if (!spaced.err) spaced.err = h1_feed_piece(&h1, c->input + at, 1, &used);
+    }
+    if ((c->flags & H1_EOF) && !spaced.err && !h1.complete) spaced.err = e2b__h1_finish(&h1);
+    CHECK_INT(spaced.err, plain.err);
+    CHECK_INT(h1.complete, plain.complete);
+    CHECK(spaced.body_len == plain.body_len && memcmp(spaced.body, plain.body, sizeof plain.body) == 0);
+    e2b__h1_free(&h1);
+  }
+}
+
+/* ---- connections ---- */
+
+/* One connection for calls of all kinds, as long as it is not left alone for too long; then it is closed without being asked. */
+static void test_idle_connections(void) {
+  static const dl_row none = { "", NULL, 0 };
+  static const dl_limits limits = { 0, 0, 900, E2B_OK, 0, 0, 0, false };
+  static dl_world w;
+  e2b_client_stats stats;
+  e2b_call call;
+  e2b_error err;
+  bool exists;
+  int i;
+  if (!dl_setup(&w, &none, DL_NOWHERE, 0, &limits)) return;
+  memset(&call, 0, sizeof call);
+  for (i = 0; i < 20; i++) { /* how a call is made does not matter */
+    static const e2b_kv headers[] = { { "x-a", "1" }, { "x-b", "2" } };
+    e2b_files_opts files = { 0 };
+    files.call.timeout_ms = 1000 + i;
+    files.call.idle_ms = 500 + i;
+    files.call.headers.items = headers;
+    files.call.headers.count = (size_t)(i % 3);
+    files.user = i % 2 ? "a" : "b";
+    CHECK_OK(e2b_files_exists(w.sandbox, "/a", &files, &exists, &err));
+    CHECK_OK(e2b_sandbox_pause(w.sandbox, &files.call, &err));
+    w.clock += 59999;
+    (void)e2b_client_poll(w.client, 0);
+  }
+  e2b_client_get_stats(w.client, &stats);
+  CHECK(stats.connections_made == 1 && w.open_now == 1);
+  CHECK_INT(e2b_client_next_timeout(w.client), 1);
+  w.clock += 1;
+  (void)e2b_client_poll(w.client, 0);
+  CHECK_INT(w.open_now, 0);
+  CHECK_OK(e2b_files_exists(w.sandbox, "/a", NULL, &exists, &err));
+  e2b_client_get_stats(w.client, &stats);
+  CHECK_INT(stats.connections_made, 2);
+  if (w.conns) w.conns->eof = true; /* closed by the server while it lay idle: a create is not lost on it */
+  w.clock += 100;
+  CHECK_OK(e2b_sandbox_create(w.client, NULL, NULL, &dl_got.sandbox, &err));
+  e2b_client_get_stats(w.client, &stats);
+  CHECK_INT(stats.connections_made, 3);
+  if (w.conns) e2b__buf_text(&w.conns->out, "HTTP/1.1 408 Request Timeout\r\n\r\n"); /* unasked */
+  w.clock += 100;
+  CHECK_OK(e2b_sandbox_create(w.client, NULL, NULL, &dl_got.sandbox, &err));
+  e2b_client_get_stats(w.client, &stats);
+  CHECK_INT(stats.connections_made, 4);
+  dl_clear();
+  dl_end(&w);
+}
+
+/* More calls at once than connections are allowed: they take their turns, and none fails. Hosts by the thousand leave no more
+ * than the idle ones that are kept. */
+static void test_connection_limits(void) {
+  enum { COUNT = 663 };
+  static const dl_row none = { "", NULL, 0 };
+  static const dl_limits limits = { 0, 0, 900, E2B_OK, 0, 0, 0, false };
+  static const e2b_host_entry all = { "*", "10.0.0.1" };
+  static dl_world w;
+  static done ends[COUNT];
+  static bool exists[COUNT];
+  e2b_files_opts files = { 0 };
+  e2b_client_stats stats;
+  e2b_error err;
+  size_t memory = 0;
+  int i;
+  if (!dl_setup(&w, &none, DL_NOWHERE, 0, &limits)) return;
+  w.client->config.max_connections = 8;
+  memset(ends, 0, sizeof ends);
+  files.call.on_done = on_done;
+  for (i = 0; i < COUNT; i++) {
+    files.call.user = &ends[i];
+    CHECK_RC(e2b_files_exists(w.sandbox, "/a", &files, &exists[i], &err), E2B_PENDING);
+  }
+  CHECK_OK(e2b_client_drain(w.client, 60000));
+  for (i = 0; i < COUNT; i++) CHECK(ends[i].count == 1 && ends[i].err.code == E2B_OK && exists[i]);
+  CHECK_INT(w.open_most, 8);
+  dl_end(&w);
+
+  memset(&w, 0, sizeof w); /* each sandbox with a host of its own */
+  w.config.domain = "many.test";
+  w.config.scheme = "http";
+  w.config.hosts = &all;
+  w.config.host_count = 1;
+  w.config.api_url = "http://10.0.0.1";
+  if (!dl_begin(&w)) return;
+  for (i = 0; i < 1000; i++) {
+    e2b_attach_opts opts;
+    e2b_sandbox *sandbox = NULL;
+    char id[20];
+    memset(&opts, 0, sizeof opts);
+    (void)snprintf(id, sizeof id, "sbx%d", i);
+    CHECK_OK(e2b_sandbox_attach(w.client, id, &opts, &sandbox, &err));
+    CHECK_OK(e2b_files_exists(sandbox, "/a", NULL, &exists[0], &err));
+    e2b_sandbox_free(sandbox);
+    e2b_client_get_stats(w.client, &stats);
+    if (i == 200) memory = stats.mem_now;
+  }
+  CHECK_INT(stats.connections_made, 1000);
+  CHECK(w.open_most <= 65 && stats.connections_open <= 64);
+  CHECK(stats.mem_now < memory + 2000);
+  dl_end(&w);
+
+  if (!dl_setup(&w, &none, DL_NOWHERE, 0, &limits)) return; /* a thousand on one host */
+  for (i = 0; i < 1000; i++) {
+    e2b_sandbox *sandbox = NULL;
+    char id[20];
+    (void)snprintf(id, sizeof id, "sbx%d", i);
+    CHECK_OK(e2b_sandbox_attach(w.client, id, NULL, &sandbox, &err));
+    CHECK_OK(e2b_files_exists(sandbox, "/a", NULL, &exists[0], &err));
+  }
+  e2b_client_get_stats(w.client, &stats);
+  CHECK(stats.connections_made == 1 && w.open_most == 1);
+  dl_end(&w);
+}
+
+/* A client for each of many threads: nothing is shared. (Its worth is under a thread sanitizer.) */
+typedef struct threads_job {
+  pthread_t thread;
+  const peer *p;
+  test_heap heap;
+  e2b_client *client; /* by __atomic */
+  int good;
+  int end;            /* by __atomic */
+} threads_job;
+
+static void *threads_main(void *arg) {
+  threads_job *job = (threads_job *)arg;
+  e2b_client_config config = peer_config(job->p);
+  char url[64];
+  e2b_client *client;
+  int i;
+  (void)snprintf(url, sizeof url, "http://localhost:%u", (unsigned)job->p->port);
+  config.api_url = url;
+  config.allocator = heap_allocator(&job->heap);
+  client = e2b_client_create(&config, NULL);
+  __atomic_store_n(&job->client, client, __ATOMIC_SEQ_CST);
+  for (i = 0; i < 30 && client; i++) {
+    e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+    if (e2b_api_list(client, NULL, &list, NULL) == E2B_OK) job->good++;
+    e2b_mem_free(&list.mem);
+  }
+  while (client && !__atomic_load_n(&job->end, __ATOMIC_SEQ_CST)) (void)e2b_client_poll(client, 1);
+  e2b_client_free(client);
+  return NULL;
+}
+
+static void test_threads(void) {
+  enum { COUNT = 16 };
+  static threads_job jobs[COUNT];
+  peer p;
+  int i, k;
+  memset(jobs, 0, sizeof jobs);
+  peer_start(&p);
+  peer_say(&p, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]", PEER_REPEAT);
+  for (i = 0; i < COUNT; i++) {
+    jobs[i].p = &p;
+    CHECK_INT(pthread_create(&jobs[i].thread, NULL, threads_main, &jobs[i]), 0);
+  }
+  for (k = 0; k < 200; k++) { /* what may be called from any thread */
+    e2b_client *client = __atomic_load_n(&jobs[k % COUNT].client, __ATOMIC_SEQ_CST);
+    if (client) e2b_client_wake(client);
+  }
+  for (i = 0; i < COUNT; i++) __atomic_store_n(&jobs[i].end, 1, __ATOMIC_SEQ_CST);
+  for (i = 0; i < COUNT; i++) {
+    pthread_join(jobs[i].thread, NULL);
+    CHECK_INT(jobs[i].good, 30);
+    HEAP_CHECK_EMPTY(&jobs[i].heap);
+  }
+  peer_stop(&p);
+}
+
+/* The CA is read by the first connection that succeeds to, and only by that; a failure is not remembered. Many handshakes leave
+ * nothing behind. */
+static void test_tls_setup_again(void) {
+  e2b_client_config config;
+  e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+  e2b_client_stats stats;
+  e2b_client *client;
+  e2b_error err;
+  test_heap heap;
+  net_server s;
+  char url[64], path[] = "/tmp/e2b-test-ca-XXXXXX";
+  size_t before = 0, len = strlen(net_the_pki->ca_pem);
+  int fd, i;
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, "http/1.1");
+  (void)snprintf(url, sizeof url, "https://localhost:%u", (unsigned)s.port);
+  fd = mkstemp(path);
+  CHECK(fd >= 0 && unlink(path) == 0);
+  close(fd);
+  memset(&config, 0, sizeof config);
+  config.allocator = heap_allocator(&heap);
+  config.no_env = true;
+  config.api_key = "key";
+  config.api_url = url;
+  config.tls.ca_file = path;
+  config.tls.no_session_resumption = true;
+  client = e2b_client_create(&config, &err);
+  if (!CHECK(client != NULL)) return;
+  CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_TLS);
+  CHECK_HAS(err.message, path);
+  CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_TLS);
+  fd = open(path, O_WRONLY | O_CREAT, 0600);
+  CHECK(fd >= 0 && write(fd, net_the_pki->ca_pem, len) == (ssize_t)len);
+  close(fd);
+  CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_PROTOCOL); /* an echo is no answer, but it came */
+  (void)unlink(path);
+  for (i = 0; i < 20; i++) {
+    CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_PROTOCOL);
+    (void)e2b_client_poll(client, 0);
+    e2b_client_get_stats(client, &stats);
+    if (i == 5) before = stats.mem_now;
+  }
+  CHECK_INT(stats.mem_now, before);
+  CHECK_INT(stats.connections_made, 23);
+  e2b_client_free(client);
+  net_tls_server_stop(&s);
+  CHECK_INT(s.accepted, 23);
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+#if !defined(E2B_NO_HTTP2)
+/* A server that keeps no table for us: the second request must not refer to the first one. */
+static void test_pool_no_table(void) {
+  static pool_world w;
+  pool_call calls[3];
+  int i;
+  pool_new(&w);
+  w.settings = "000100000000";
+  pool_begin(&w);
+  for (i = 0; i < 3; i++) {
+    pool_read(&w, &calls[i], 0);
+    POOL_UNTIL(&w, w.asked_count == i + 1);
+    POOL_UNTIL(&w, w.sides[0].acks == 1);
+    w.sides[0].decoder.table.count = w.sides[0].decoder.table.text_len = w.sides[0].decoder.table.limit = 0;
+    pool_answer(&w, i, ":status=200\n", "x");
+    POOL_UNTIL(&w, calls[i].done != E2B_PENDING);
+    CHECK_INT(calls[i].done, E2B_OK);
+    CHECK(strstr(w.asked[i].fields, "x-access-token=envd-secret\n") && strstr(w.asked[i].fields, "user-agent="));
+    pool_call_free(&calls[i]);
+  }
+  pool_end(&w);
+}
+#endif
+
+/* ---- the same end to end ---- */
+
+static void secrets_watch_download(spy *s, e2b_sandbox *sandbox) {
+  char url[2000];
+  const char *signature;
+  e2b_error err;
+  if (e2b_sandbox_download_url(sandbox, "/tmp/x", NULL, 60, url, sizeof url, &err) == 0) return; /* no token: nothing is signed */
+  signature = strstr(url, "signature=");
+  if (!signature) return;
+  url[strcspn(signature, "&") + (size_t)(signature - url)] = 0;
+  spy_on(s, signature + 10);
+}
+
+/* A life: create, run, stream, write, read, kill, with the keys of a real client and the tokens of a real server. */
+static void e2e_secrets_wiped(fixture *f) {
+  static spy s;
+  e2b_client_config config = host_config(the_host);
+  e2b_kv header;
+  e2b_client *client;
+  e2b_sandbox *sandbox = NULL;
+  e2b_command_handle *handle = NULL;
+  e2b_command_result result = { 0 };
+  e2b_create_response created;
+  e2b_buf content = { { 0 }, NULL, 0 };
+  e2b_bulk_opts bulk;
+  e2b_write_item item;
+  e2b_sandbox_opts opts = { 0 };
+  e2b_error err;
+  char path[200];
+  memset(&s, 0, sizeof s);
+  memset(&created, 0, sizeof created);
+  memset(&bulk, 0, sizeof bulk);
+  memset(&item, 0, sizeof item);
+  E2B__UNUSED(f);
+  spy_config(&s, &config);
+  spy_on(&s, config.api_key);
+  header.key = "x-private";
+  header.value = "SECRET-of-every-request";
+  config.headers.items = &header;
+  config.headers.count = 1;
+  spy_on(&s, header.value);
+  client = e2b_client_create(&config, &err);
+  if (!CHECK_OK(client ? E2B_OK : err.code)) return;
+  opts.secure = E2B_YES;
+  CHECK_OK(e2b_sandbox_create(client, NULL, &opts, &sandbox, &err));
+  if (*e2b_sandbox_access_token(sandbox)) spy_on(&s, e2b_sandbox_access_token(sandbox));
+  if (*e2b_sandbox_traffic_access_token(sandbox)) spy_on(&s, e2b_sandbox_traffic_access_token(sandbox));
+  secrets_watch_download(&s, sandbox);
+  snprintf(path, sizeof path, "/tmp/e2b-secrets-%ld", (long)getpid());
+  CHECK_OK(e2b_commands_run(sandbox, "echo hello", NULL, &result, &err));
+  CHECK_OK(e2b_commands_start(sandbox, "cat", NULL, &handle, &err));
+  CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
+  CHECK_OK(e2b_files_write(sandbox, path, "x", 1, NULL, NULL, &err));
+  item.path = path;
+  item.data = "y";
+  item.len = 1;
+  CHECK_OK(e2b_files_write_many(sandbox, &item, 1, &bulk, &err));
+  CHECK_OK(e2b_files_read(sandbox, path, NULL, &content, &err));
+  e2b_mem_free(&content.mem);
+  CHECK_RC(e2b_files_read(sandbox, "/no/such/file", NULL, &content, &err), E2B_ERR_NOT_FOUND);
+  spy_hears(&s, err.message);
+  CHECK_OK(e2b_files_remove(sandbox, path, NULL, &err));
+  CHECK_OK(e2b_api_create_sandbox(client, NULL, &opts, &created, &err));
+  if (*created.envd_access_token) spy_on(&s, created.envd_access_token);
+  CHECK_OK(e2b_api_kill(client, created.sandbox_id, NULL, NULL, &err));
+  e2b_mem_free(&created.mem);
+  e2b_mem_free(&result.mem);
+  e2b_mem_free(&content.mem);
+  CHECK_OK(e2b_sandbox_close(sandbox, NULL, &err));
+  e2b_client_free(client);
+  CHECK(s.count > 2 && s.blocks > 50);
+  spy_search(&s, the_host->name);
+}
+
+/* With buffers smaller than what arrives at once, of TLS above all: what lies in the layers below is read without the socket
+ * saying so. And a command leaves its connection ready for the next. */
+static void e2e_small_buffers(fixture *f) {
+  enum { SIZE = 300000 };
+  static char data[SIZE];
+  e2b_client_config config = host_config(the_host);
+  e2b_attach_opts attach;
+  e2b_run_opts run = { 0 };
+  e2b_client *client;
+  e2b_sandbox *sandbox = NULL;
+  e2b_command_result result = { 0 };
+  e2b_client_stats before, after;
+  e2b_buf content = { { 0 }, NULL, 0 };
+  e2b_error err;
+  char command[300];
+  const char *path = in_dir(f, "small");
+  int i;
+  for (i = 0; i < SIZE; i++) data[i] = (char)('a' + i % 23);
+  config.io_buffer_size = 512;
+  config.idle_ms = 20000;
+  client = e2b_client_create(&config, &err);
+  if (!CHECK_OK(client ? E2B_OK : err.code)) return;
+  memset(&attach, 0, sizeof attach);
+  attach.access_token = e2b_sandbox_access_token(f->sandbox);
+  attach.traffic_access_token = e2b_sandbox_traffic_access_token(f->sandbox);
+  attach.envd_version = e2b_sandbox_envd_version(f->sandbox);
+  attach.base_url = e2b_sandbox_runtime_url(f->sandbox);
+  CHECK_OK(e2b_sandbox_attach(client, e2b_sandbox_id(f->sandbox), &attach, &sandbox, &err));
+  CHECK_OK(e2b_files_write(sandbox, path, data, SIZE, NULL, NULL, &err));
+  CHECK_OK(e2b_files_read(sandbox, path, NULL, &content, &err));
+  CHECK(content.len == SIZE && memcmp(content.data, data, SIZE) == 0);
+  (void)snprintf(command, sizeof command, "cat %s", path);
+  for (i = 0; i < 4; i++) {
+    run.call.idle_ms = 20000;
+    CHECK_OK(e2b_commands_run(sandbox, command, &run, &result, &err));
+    CHECK(result.stdout_data.len == SIZE && memcmp(result.stdout_data.ptr, data, SIZE) == 0);
+    e2b_mem_free(&result.mem);
+    e2b_client_get_stats(client, i == 0 ? &before : &after);
+  }
+  CHECK_INT(after.connections_made, before.connections_made);
+  e2b_mem_free(&content.mem);
+  e2b_client_free(client);
+}
+
+/* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
 
@@ -27071,6 +29107,17 @@ static const test tests[] = {
   UNIT(stream_large_http2), UNIT(stream_resets_http2),
 #endif
   HOST(streams_abandoned), HOST(streams_background), HOST(streams_time_limit),
+  UNIT(deadline_of_calls), UNIT(deadline_driven), UNIT(deadline_of_steps),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(deadline_http2), UNIT(settings_timeout), UNIT(misdirected_http2),
+#endif
+  UNIT(deadline_of_streams), UNIT(deadline_shared_opening), UNIT(misdirected), UNIT(secrets_in_memory),
+  UNIT(redirects_refused), UNIT(tls_refusals_are_silent), UNIT(tls_downgrades_are_silent), UNIT(injection_headers), UNIT(injection_strings),
+  UNIT(injection_urls), UNIT(http1_nothing), UNIT(idle_connections), UNIT(connection_limits), UNIT(threads), UNIT(tls_setup_again),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(pool_no_table),
+#endif
+  SERVER(secrets_wiped), HOST(small_buffers),
 };
 
 static int passed, failed, skipped;

@@ -283,7 +283,14 @@ windows() {
   # shellcheck disable=SC2086
   "$1" $2 -I. $cflags -isystem "$out/include" -c "$out/all.c" -o "$out/windows.o"
 }
+beside_windows_h() {
+  local use='int one(void); int one(void) { return (int)sizeof(e2b_client_config); }'
+  # shellcheck disable=SC2086
+  printf '#include <windows.h>\n#include "e2b.h"\n%s\n' "$use" | "$1" $2 -I. -x c -c - -o "$out/windows.o" &&
+    printf '#include "e2b.h"\n#include <windows.h>\n%s\n' "$use" | "$1" $2 -I. -x c -c - -o "$out/windows.o"
+}
 for mingw in x86_64-w64-mingw32-gcc i686-w64-mingw32-gcc; do
+  have $mingw && check "declarations before and after windows.h, $mingw" beside_windows_h $mingw "-std=c99 -O2 -Wall -Wextra -Werror"
   if have $mingw; then check "compiles for Windows, $mingw" windows $mingw "-std=c99 -O2 -Wall -Wextra -Werror"
   elif [ $mingw = x86_64-w64-mingw32-gcc ]; then skip "compiles for Windows" "no $mingw"; fi
 done
