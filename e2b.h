@@ -14536,12 +14536,13 @@ static void e2b__command_op_finish(e2b__command_op *op) {
 /* When run_timeout_ms has passed, the server kills the process and ends the stream, in whichever way comes first: with
  * deadline_exceeded, with the process' end by a signal, or with the end of the connection. All of them are the same to
  * the caller. (The server's clock started later than ours, so ours has always passed it.) */
-static void e2b__command_judge(const e2b_command_handle *handle, e2b_error *err) {
-  bool killed = !err->code && handle->ended && !handle->exited;
+static void e2b__command_judge(e2b_command_handle *handle, e2b_error *err) {
+  const char *status = handle->run_by == (uint64_t)E2B__NEVER ? NULL : e2b__buf_cstr(&handle->status);
+  bool killed = !err->code && handle->ended && !handle->exited && status && strstr(status, "killed");
   bool lost = err->code == E2B_ERR_TRUNCATED || err->code == E2B_ERR_CLOSED || err->code == E2B_ERR_IO;
   bool said = err->code == E2B_ERR_TIMEOUT && err->connect_code == E2B_CONNECT_DEADLINE_EXCEEDED;
   char was[64];
-  if (handle->sandbox->client->now < handle->run_by || !(killed || lost || said)) return;
+  if (!(killed || lost || said) || e2b__now_ms(handle->sandbox->client) < handle->run_by) return;
   (void)snprintf(was, sizeof was, "%s", killed ? "the end of the process by a signal" : e2b_err_name(err->code));
   if (said) (void)snprintf(was, sizeof was, "deadline_exceeded");
   err->maybe_done = true;

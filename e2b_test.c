@@ -24940,14 +24940,14 @@ static void st_keepalive(st_bytes *s) {
   st_event(s, &event);
 }
 
-/* exit_code < 0: by a signal. */
+/* exit_code < 0: by a signal, -1: SIGKILL. */
 static void st_exit(st_bytes *s, int32_t exit_code) {
   e2b__event_response event;
   memset(&event, 0, sizeof event);
   event.has_event = event.event.has_end = true;
   event.event.end.exit_code = exit_code;
   event.event.end.exited = exit_code >= 0;
-  event.event.end.status = e2b__str(exit_code < 0 ? "signal: killed" : exit_code ? "exit status X" : "exit status 0");
+  event.event.end.status = e2b__str(exit_code == -1 ? "signal: killed" : exit_code < 0 ? "signal: aborted" : exit_code ? "exit status X" : "exit status 0");
   if (exit_code) event.event.end.has_error = true;
   event.event.end.error = event.event.end.status;
   st_event(s, &event);
@@ -25339,6 +25339,7 @@ static const struct st_cause {
   { 1001, 0, false, NULL, VT_BYTES, E2B_ERR_TIMEOUT }, /* the body just ends */
   { 1001, 0, true, "{}", VT_BYTES, E2B_OK },           /* it was done by then */
   { 1001, 3, true, "{}", VT_BYTES, E2B_COMMAND_EXIT },
+  { 1001, -2, true, "{}", VT_BYTES, E2B_COMMAND_EXIT }, /* it did that itself */
   { 999, -1, true, "{}", VT_BYTES, E2B_COMMAND_EXIT }, /* somebody else killed it */
   { 900, 0, false, NULL, VT_EOF, E2B_ERR_TRUNCATED },
   { 900, 0, false, NULL, VT_RESET, E2B_ERR_TRUNCATED },
