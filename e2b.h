@@ -8589,7 +8589,7 @@ static void e2b__req_set_state(e2b__req *req, e2b__req_state state) {
 static void e2b__req_clear_answer(e2b__req *req) {
   req->status = 0;
   req->answer_len = 0;
-  req->rx.len = 0;
+  req->rx.len = req->rx_need = 0;
   req->body_done = 0;
   req->body_ended = req->source_waits = req->sent = false;
   e2b__headers_free(&req->answer_headers);
@@ -14688,7 +14688,7 @@ static void e2b__command_blame(const e2b_command_handle *handle, e2b_error *err)
 static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t len, size_t *taken) {
   e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)req - offsetof(e2b_command_handle, req));
   if (req->status != 200) { /* stays in rx for the error, however long: nobody makes room there */
-    req->rx_limit = 0;
+    req->rx_need = SIZE_MAX;
     return E2B_OK;
   }
   while (!req->paused && !req->pulled) {
@@ -20636,7 +20636,7 @@ static e2b_err e2b__watch_on_body(e2b__req *req, const uint8_t *bytes, size_t le
   e2b_error err;
   e2b_err code;
   if (req->status != 200) { /* stays in rx for the error, however long: nobody makes room there */
-    req->rx_limit = 0;
+    req->rx_need = SIZE_MAX;
     return E2B_OK;
   }
   while (!req->pulled) {
