@@ -26825,7 +26825,8 @@ static int st_server_files(fixture *f) {
 
 /* Streams that are opened and dropped, hundreds of times, cost the server nothing in the end. */
 static void e2e_streams_abandoned(fixture *f) {
-  int i, before, after = 0, count = !the_host->control_plane ? 500 : quick ? 30 : 90;
+  int i, before, after = 0, spare = front_url ? 20 : 3; /* a proxy keeps some connections */
+  int count = !the_host->control_plane ? 500 : quick ? 30 : 90;
   const char *big = in_dir(f, "big");
   e2b_run_opts opts = { 0 };
   e2b_command_handle *handle, *again;
@@ -26854,10 +26855,10 @@ static void e2e_streams_abandoned(fixture *f) {
   }
   for (i = 0; i < 300; i++) { /* it learns of it when it writes, or from the network: soon */
     after = st_server_files(f);
-    if (after <= before + 3) break;
+    if (after <= before + spare) break;
     sleep_ms(20);
   }
-  CHECK(after <= before + 3);
+  CHECK(after <= before + spare);
   CHECK_OK(e2b_command_handle_kill(handle, NULL, NULL, &err));
   e2b_command_handle_free(handle);
 }
