@@ -27854,11 +27854,11 @@ static void test_deadline_http2(void) {
 /* Whatever was said of them, and whatever memory held them: nothing is left when it is given back. */
 static void test_secrets_in_memory(void) {
   static const dl_where wheres[] = { DL_OPEN, DL_SEND, DL_MUTE, DL_BODY, DL_LOST };
-  static const dl_where http2[] = { DL_SEND, DL_MUTE, DL_BODY };
   static const dl_where tunnel[] = { DL_TUNNEL };
   static const dl_limits limits = { 1000, E2B_TIMEOUT_NONE, 0, E2B_OK, 0, 1100, 0, false };
 #if !defined(E2B_NO_HTTP2)
   static const dl_limits limits2 = { 1000, E2B_TIMEOUT_NONE, 0, E2B_OK, 0, 1100, 2, false };
+  static const dl_where http2[] = { DL_SEND, DL_MUTE, DL_BODY };
 #endif
   static const char *const secrets[] = { "SECRET-", "dXNlcjpTRUNSRVQtNi1wcm94eQ" /* in base64 */ };
   static spy s;
