@@ -28949,7 +28949,7 @@ static void e2e_small_buffers(fixture *f) {
     e2b_mem_free(&result.mem);
     e2b_client_get_stats(client, i == 0 ? &before : &after);
   }
-  CHECK_INT(after.connections_made, before.connections_made);
+  if (!front_url) CHECK_INT(after.connections_made, before.connections_made); /* somebody else's proxy closes when it likes */
   e2b_mem_free(&content.mem);
   e2b_client_free(client);
 }
