@@ -8583,6 +8583,7 @@ static void e2b__req_unlink(e2b__req *req) {
 static void e2b__req_set_state(e2b__req *req, e2b__req_state state) {
   if (req->state == E2B__REQ_QUEUED) req->client->queued_count--;
   if (state == E2B__REQ_QUEUED) req->client->queued_count++;
+  req->opening = NULL;
   req->state = state;
 }
 
