@@ -4,6 +4,7 @@
 #              make test T="http1 http/"                  only the tests whose names begin so
 #              make test E2B_ENVD_URL=http://HOST:PORT    the end-to-end tests against a running envd
 # make bench-http2                                     the same of HTTP/2, through nghttpx; a minute
+# make coverage                                        what of e2b.h the tests reach; wants gcc and python3; a minute
 # make corpus                                          replays what the fuzzers of tests/fuzz_*.c found
 # make examples, make bench, make check (warnings, names, linking; needs gcc and clang), make clean
 #
@@ -35,7 +36,7 @@ else
   DEMO_SERVER = $(BUILD)/local_server
 endif
 
-.PHONY: all demo test examples bench bench-http2 check corpus clean FORCE
+.PHONY: all demo test examples bench bench-http2 check corpus coverage clean FORCE
 all: examples $(BUILD)/e2b_test
 
 demo: $(BUILD)/quickstart $(DEMO_SERVER)
@@ -55,6 +56,15 @@ bench-http2: $(BUILD)/bench_http2 $(SERVER)
 corpus: $(BUILD)/fuzz_hpack $(BUILD)/fuzz_http2
 	@$(BUILD)/fuzz_hpack tests/corpus/hpack/*
 	@$(BUILD)/fuzz_http2 tests/corpus/http2/*
+
+# The tests, and over HTTP/2 as well where nghttpx is there. COVERAGE=--lines 92 --branches 80: fails below that.
+coverage: $(SERVER)
+	@$(MAKE) -s CC=gcc BUILD=$(BUILD)/coverage CFLAGS="-O0 -g --coverage -fprofile-update=atomic" $(BUILD)/coverage/e2b_test
+	@cp $(SERVER) $(BUILD)/coverage/
+	@rm -f $(BUILD)/coverage/*.gcda
+	@$(BUILD)/coverage/e2b_test -q $(T)
+	@[ -n "$(T)" ] || ! command -v nghttpx >/dev/null || bash tests/http2.sh $(BUILD)/coverage nghttpx-clear -- -q
+	@python3 tests/coverage.py $(BUILD)/coverage -o $(BUILD)/coverage/missing.txt $(COVERAGE)
 
 check: $(DEPS)
 	@bash tests/warnings.sh $(BUILD)
