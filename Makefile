@@ -4,6 +4,7 @@
 #              make test T="http1 http/"                  only the tests whose names begin so
 #              make test E2B_ENVD_URL=http://HOST:PORT    the end-to-end tests against a running envd
 # make bench-http2                                     the same of HTTP/2, through nghttpx; a minute
+# make soak SECONDS=600                                everything at once over a network that fails; SEED= to repeat
 # make coverage                                        what of e2b.h the tests reach; wants gcc and python3; a minute
 # make corpus                                          replays what the fuzzers of tests/fuzz_*.c found
 # make examples, make bench, make check (warnings, names, linking; needs gcc and clang), make clean
@@ -14,6 +15,8 @@ BUILD = build
 CFLAGS = -O2 -g
 WARNINGS = -Wall -Wextra
 T =
+SECONDS = 600
+SEED =
 
 DEPS = $(BUILD)/deps.libs
 COMPILE = $(CC) -std=c99 $(CFLAGS) $(WARNINGS) -I. $$(cat $(BUILD)/deps.cflags)
@@ -36,7 +39,7 @@ else
   DEMO_SERVER = $(BUILD)/local_server
 endif
 
-.PHONY: all demo test examples bench bench-http2 check corpus coverage clean FORCE
+.PHONY: all demo test examples bench bench-http2 check corpus coverage soak clean FORCE
 all: examples $(BUILD)/e2b_test
 
 demo: $(BUILD)/quickstart $(DEMO_SERVER)
@@ -56,6 +59,10 @@ bench-http2: $(BUILD)/bench_http2 $(SERVER)
 corpus: $(BUILD)/fuzz_hpack $(BUILD)/fuzz_http2
 	@$(BUILD)/fuzz_hpack tests/corpus/hpack/*
 	@$(BUILD)/fuzz_http2 tests/corpus/http2/*
+
+# Against two servers, http and https, and nghttpx in the clear before the first where it is there.
+soak: $(BUILD)/soak $(SERVER)
+	@sh tests/with_server.sh $(BUILD)/local_server --tls -- sh tests/soak.sh $(BUILD) $(SECONDS) $(SEED)
 
 # The tests, and over HTTP/2 as well where nghttpx is there. COVERAGE=--lines 92 --branches 80: fails below that.
 coverage: $(SERVER)
@@ -79,6 +86,9 @@ $(BUILD)/e2b_test: e2b_test.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
 $(BUILD)/bench_%: tests/bench_%.c e2b.h $(DEPS)
+	$(COMPILE) $< $(LINK) -o $@
+
+$(BUILD)/soak: tests/soak.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
 $(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz_main.h e2b.h $(DEPS)

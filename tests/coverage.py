@@ -7,7 +7,7 @@ DIR holds e2b_test-e2b_test.gcno and .gcda. Prints the total, the sections and t
 every function that lacks something, with its lines. Exit code 1 when the total is below a percentage asked for.
 
 A line is one that has code. A branch is one way out of a condition of the C source: `if (a || b)` has four. Not counted:
-what a branch of E2B_ASSERT would be, which no test can take, and branches of lines that the compiler made up.
+the branches of E2B_ASSERT, which no test can take.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import sys
 import tempfile
 
 SOURCE = "e2b.h"
-BRANCHES = re.compile(r"\?|&&|\|\||\b(if|for|while|switch|case|default|do)\b|E2B__(MIN|MAX)")
 
 
 def gcov(directory):
@@ -78,7 +77,7 @@ def count(entry, source):
         c.lines_run += line["count"] > 0
         if line["count"] == 0:
             c.missing.append((number, "-", text))
-        if "E2B_ASSERT(" in text or not BRANCHES.search(text):
+        if "E2B_ASSERT(" in text:
             continue
         ways = [b for b in line["branches"] if not b["throw"]]
         run = sum(b["count"] > 0 for b in ways)
