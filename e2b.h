@@ -8530,6 +8530,12 @@ static bool e2b__req_held(const e2b__req *req) {
   return req->paused || (req->rx_limit && req->rx.len >= E2B__MAX(req->rx_limit, req->rx_need));
 }
 
+/* What came stays in rx, all of it, whatever rx_limit says. */
+static e2b_err e2b__req_keep_all(e2b__req *req) {
+  req->rx_need = SIZE_MAX;
+  return E2B_OK;
+}
+
 static void e2b__req_link(e2b__req *req, bool first) {
   e2b_client *client = req->client;
   req->prev = first ? NULL : client->reqs_tail;
@@ -14482,13 +14488,12 @@ static void e2b__command_break(e2b_command_handle *handle, const e2b_error *err)
 /* Pushed output: takes whole messages off the front of what came. */
 static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t len, size_t *taken) {
   e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)req - offsetof(e2b_command_handle, req));
-  size_t need;
-  if (req->status != 200) return E2B_OK; /* stays in rx for the error */
+  if (req->status != 200) return e2b__req_keep_all(req); /* for the error */
   while (!req->paused && !req->pulled) {
     e2b__envelope envelope;
     e2b__data_event data;
     e2b_error err = req->end;
-    e2b_err code = e2b__envelope_get(bytes + *taken, len - *taken, req->client->config.max_message_bytes, &envelope, &need);
+    e2b_err code = e2b__envelope_get(bytes + *taken, len - *taken, req->client->config.max_message_bytes, &envelope, &req->rx_need);
     if (code == E2B_PENDING) return E2B_OK;
     memset(&data, 0, sizeof data);
     memset(&err, 0, sizeof err);
@@ -20392,7 +20397,7 @@ static e2b_err e2b__watch_on_body(e2b__req *req, const uint8_t *bytes, size_t le
   size_t size = 0;
   e2b_error err;
   e2b_err code;
-  if (req->status != 200) return E2B_OK; /* stays in rx for the error */
+  if (req->status != 200) return e2b__req_keep_all(req); /* for the error */
   while (!req->pulled) {
     code = e2b__watch_get(handle, bytes + *taken, len - *taken, &size, &req->rx_need, &err);
     if (code == E2B_PENDING) return E2B_OK;

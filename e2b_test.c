@@ -17,7 +17,7 @@
      | >>>> watch           | >>>> rpc             | >>>> openkruise      | >>>> pool
      | >>>> hosts           | >>>> end to end      | >>>> processes
      | >>>> code interpreter                       | >>>> trees           | >>>> bad input
-     | >>>> network edges   | >>>> threads         | >>>> table
+     | >>>> network edges   | >>>> threads         | >>>> covered          | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -23341,6 +23341,70 @@ static void test_threads_wake(void) {
 #endif
 
 /* ================================================================================================================== */
+/* >>>> covered */
+/* ================================================================================================================== */
+
+/* What the tests above did not reach; found by `make coverage` and `make soak`. */
+
+/* A message of a stream that is larger than stream_buffer_size, and so is the body of an error: both are read to their end. */
+static void test_covered_big_messages(void) {
+  size_t size = 100000, i;
+  char *text = (char *)malloc(size + 1);
+  e2b__event_response start, data, end;
+  e2b__mem mem;
+  e2b__rpc rpc;
+  int json;
+  memset(text, 'x', size);
+  text[size] = 0;
+  memset(&start, 0, sizeof start);
+  memset(&data, 0, sizeof data);
+  memset(&end, 0, sizeof end);
+  memset(&rpc, 0, sizeof rpc);
+  start.event.has_start = data.event.has_data = data.event.data.has_stdout_data = end.event.has_end = true;
+  start.has_event = data.has_event = end.has_event = true;
+  start.event.start.pid = 7;
+  data.event.data.stdout_data = e2b__str_n(text, size);
+  end.event.end.exited = true;
+  end.event.end.status = e2b__str("exit status 0");
+  rpc.stream = true;
+  e2b__mem_init(&mem, NULL);
+  for (json = 0; json < 2; json++) {
+    e2b_command_result result = { 0 };
+    e2b_watch_handle *watch = NULL;
+    e2b_run_opts opts = { 0 };
+    e2b_watch_opts watching = { 0 };
+    files_bench b;
+    e2b__buf all;
+    files_begin(&b);
+    b.config.codec = json ? E2B_CODEC_JSON : E2B_CODEC_PROTOBUF;
+    b.config.stream_buffer_size = 1000;
+    b.config.io_buffer_size = 4096;
+    files_open(&b, NULL, NULL);
+    e2b__buf_init(&all, &mem, SIZE_MAX);
+    rpc.json = json != 0;
+    e2b__rpc_encode(&rpc, &e2b__msg_event_response, &start, &all);
+    for (i = 0; i < 3; i++) e2b__rpc_encode(&rpc, &e2b__msg_event_response, &data, &all);
+    e2b__rpc_encode(&rpc, &e2b__msg_event_response, &end, &all);
+    e2b__buf_put(&all, "\2\0\0\0\2{}", 7);
+    files_say_body(&b.peer, json ? "200 OK\r\ncontent-type: application/connect+json" : "200 OK\r\ncontent-type: application/connect+proto",
+                   all.data, all.len, 0);
+    opts.call.timeout_ms = watching.call.timeout_ms = 30000;
+    CHECK_INT(e2b_commands_run(b.sandbox, "any", &opts, &result, &b.err), E2B_OK);
+    CHECK_INT(result.stdout_data.len, 3 * size);
+    e2b_mem_free(&result.mem);
+    files_say_text(&b.peer, "404 Not Found\r\ncontent-type: text/html", text, 0);
+    CHECK_INT(e2b_commands_run(b.sandbox, "any", &opts, NULL, &b.err), E2B_ERR_SERVICE);
+    CHECK_INT(b.err.http_status, 404);
+    files_say_text(&b.peer, "400 Bad Request\r\ncontent-type: text/html", text, 0);
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &watching, &watch, &b.err), E2B_ERR_INVALID_ARGUMENT);
+    CHECK(watch == NULL);
+    e2b__buf_free(&all);
+    files_end(&b);
+  }
+  free(text);
+}
+
+/* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
 
@@ -23480,6 +23544,7 @@ static const test tests[] = {
 #if E2B__THREADS
   UNIT(threads_look_ups), UNIT(threads_wake),
 #endif
+  UNIT(covered_big_messages),
   NATIVE(threads_sandboxes), NATIVE(threads_interrupted),
 };
 

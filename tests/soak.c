@@ -250,7 +250,7 @@ static bool tunnel_strike(tunnel *t) {
       return true;
     case PLAN_HALF:
       (void)shutdown(t->fd[0], SHUT_WR);
-      t->shut[0] = t->ended[1] = true;
+      t->shut[0] = true;
       return true;
     default: return true;
   }
@@ -268,10 +268,8 @@ static bool tunnel_move(tunnel *t, int from) {
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) t->ended[from] = true;
   }
   if (t->left >= 0 && (size_t)t->left <= t->len[from] - t->off[from]) {
-    t->len[from] = t->off[from] + (size_t)t->left;
-    if (t->len[from] > t->off[from] && !t->shut[to])
-      (void)send(t->fd[to], t->data[from] + t->off[from], t->len[from] - t->off[from], MSG_NOSIGNAL);
-    t->off[from] = t->len[from];
+    n = t->left > 0 && !t->shut[to] ? send(t->fd[to], t->data[from] + t->off[from], (size_t)t->left, MSG_NOSIGNAL) : 0;
+    if (n > 0) t->off[from] += (size_t)n;
     return tunnel_strike(t);
   }
   if (t->len[from] > t->off[from]) {
@@ -344,6 +342,7 @@ typedef struct member {
   e2b_client *client; /* NULL = none */
   target *at;
   bool relayed;
+  bool limited;       /* to few connections, which what streams may hold for ever */
   box boxes[BOXES];
   char config[100];   /* what is special about it */
   uint64_t until;     /* freed then, whatever is under way */
@@ -378,7 +377,8 @@ static void member_make(member *m) {
   config.stream_buffer_size = windows[chance(4)];
   config.io_buffer_size = buffers[chance(4)];
   if (chance(3) == 0) config.codec = E2B_CODEC_JSON;
-  if (chance(4) == 0) config.max_connections = 2 + chance(6);
+  m->limited = chance(4) == 0;
+  if (m->limited) config.max_connections = 2 + chance(6);
   if (chance(4) == 0) config.max_idle_connections = 1;
   (void)snprintf(m->config, sizeof m->config, "stream %lu, io %lu, %s, connections %lu, idle %lu", (unsigned long)config.stream_buffer_size,
                  (unsigned long)config.io_buffer_size, config.codec ? "json" : "protobuf", (unsigned long)config.max_connections,
@@ -437,7 +437,7 @@ static const target *nonce_targets[4096];
 static unsigned nonce_numbers[4096], nonce_count;
 
 static bool job_fair(const job *j) {
-  return !j->disturbed && !j->m->relayed && !(j->b && j->b->disturbed) && !j->dropped;
+  return !j->disturbed && !j->m->relayed && !j->m->limited && !(j->b && j->b->disturbed) && !j->dropped;
 }
 
 static void job_wrong(const job *j, const char *what, const char *more) {
@@ -523,7 +523,7 @@ static e2b_call job_call(job *j, bool short_one) {
   if (j->by_callback) call.on_done = on_job;
   call.user = j;
   call.timeout_ms = call.idle_ms = fair_ms;
-  if (j->m->relayed) {
+  if (j->m->relayed || j->m->limited) {
     call.timeout_ms = 4000 + (int)chance(8000);
     call.idle_ms = 500 + (int)chance(4000);
   }
