@@ -4,6 +4,7 @@
 #              make test T="http1 http/"                  only the tests whose names begin so
 #              make test E2B_ENVD_URL=http://HOST:PORT    the end-to-end tests against a running envd
 # make bench-http2                                     the same of HTTP/2, through nghttpx; a minute
+# make memory                                          measures again what README.md says of memory (Linux with glibc, nghttpx)
 # make soak SECONDS=600                                everything at once over a network that fails; SEED= to repeat
 # make coverage                                        what of e2b.h the tests reach; wants gcc and python3; a minute
 # make corpus                                          replays what the fuzzers of tests/fuzz_*.c found
@@ -39,7 +40,7 @@ else
   DEMO_SERVER = $(BUILD)/local_server
 endif
 
-.PHONY: all demo test examples bench bench-http2 check corpus coverage soak clean FORCE
+.PHONY: all demo test examples bench bench-http2 check corpus coverage soak memory clean FORCE
 all: examples $(BUILD)/e2b_test
 
 demo: $(BUILD)/quickstart $(DEMO_SERVER)
@@ -60,9 +61,11 @@ corpus: $(BUILD)/fuzz_hpack $(BUILD)/fuzz_http2
 	@$(BUILD)/fuzz_hpack tests/corpus/hpack/*
 	@$(BUILD)/fuzz_http2 tests/corpus/http2/*
 
-# Against two servers, http and https, and nghttpx in the clear before the first where it is there.
 soak: $(BUILD)/soak $(SERVER)
-	@sh tests/with_server.sh $(BUILD)/local_server --tls -- sh tests/soak.sh $(BUILD) $(SECONDS) $(SEED)
+	@sh tests/with_servers.sh $(SERVER) $(BUILD)/soak $(SECONDS) $(SEED)
+
+memory: $(BUILD)/memory_table $(SERVER)
+	@sh tests/with_servers.sh $(SERVER) $(BUILD)/memory_table --write README.md
 
 # The tests, and over HTTP/2 as well where nghttpx is there. COVERAGE=--lines 92 --branches 80: fails below that.
 coverage: $(SERVER)
@@ -88,7 +91,7 @@ $(BUILD)/e2b_test: e2b_test.c e2b.h $(DEPS)
 $(BUILD)/bench_%: tests/bench_%.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
-$(BUILD)/soak: tests/soak.c e2b.h $(DEPS)
+$(BUILD)/soak $(BUILD)/memory_table: $(BUILD)/%: tests/%.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
 $(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz_main.h e2b.h $(DEPS)
