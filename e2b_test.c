@@ -278,7 +278,8 @@ static void reset_on_close(int fd) {
   (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
 }
 
-/* Names below held.test and found.test are this machine's; the look-ups of the first wait for a test to let them go on. */
+/* Names below held.test and found.test are this machine's; the look-ups of the first wait for a test to let them go on. Those
+ * below fails.test fail with the code in front. */
 static struct {
   pthread_mutex_t lock;
   pthread_cond_t change;
@@ -297,6 +298,8 @@ int test_getaddrinfo(const char *host, const char *service, const struct addrinf
     host = "127.0.0.1";
   } else if (domain && strcmp(domain, ".found.test") == 0)
     host = "127.0.0.1";
+  else if (domain && strcmp(domain, ".fails.test") == 0)
+    return (int)strtol(host, NULL, 10);
   return getaddrinfo(host, service, hints, out);
 }
 
@@ -23404,6 +23407,71 @@ static void test_covered_big_messages(void) {
   free(text);
 }
 
+/* Why a name was not found is told in words, with the resolver's code. */
+static void test_covered_look_up_fails(void) {
+  static const struct {
+    int code;
+    const char *why;
+  } cases[] = { { EAI_NONAME, "there is no such name" }, { EAI_AGAIN, "no name server answered" }, { EAI_MEMORY, "out of memory" },
+                { EAI_FAIL, "the look-up failed" } };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    e2b_client_config config = { 0 };
+    e2b_client *client;
+    test_heap heap;
+    e2b_error err;
+    char url[80];
+    snprintf(url, sizeof url, "http://%d.fails.test:9", cases[i].code);
+    config.no_env = true;
+    config.api_key = "key";
+    config.api_url = url;
+    config.allocator = heap_allocator(&heap);
+    client = e2b_client_create(&config, &err);
+    if (!CHECK(client != NULL)) return;
+    CHECK_RC(e2b_api_kill(client, "any", NULL, NULL, &err), E2B_ERR_RESOLVE);
+    CHECK_HAS(err.message, cases[i].why);
+    CHECK_INT(err.sys_code, cases[i].code);
+    CHECK_INT(err.phase, E2B_PHASE_RESOLVE);
+    CHECK(!err.maybe_done);
+    e2b_client_free(client);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+}
+
+static int covered_count(void *user, const char *data, size_t len) {
+  (void)data;
+  ((sequence *)user)->total += len;
+  return 0;
+}
+
+/* Output that was pulled is pushed from now on, and the other way round; what waits is not lost. */
+static void test_covered_set_output(void) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_event event;
+  e2b_command_result result = { 0 };
+  files_bench b;
+  rpc_stream s;
+  sequence got;
+  memset(&got, 0, sizeof got);
+  rpc_open(&b, E2B_CODEC_PROTOBUF);
+  rpc_put_command(&s, false);
+  rpc_say_stream(&b.peer, &s, s.len, 0);
+  if (!CHECK_INT(e2b_commands_start(b.sandbox, "any", NULL, &handle, &b.err), E2B_OK)) return;
+  CHECK_INT(e2b_command_handle_next(handle, -1, &event, &b.err), E2B_OK);
+  CHECK(event.kind == E2B_EVENT_STDOUT && event.len == 3);
+  e2b_command_handle_set_output(NULL, NULL, NULL, NULL);
+  e2b_command_handle_set_output(handle, NULL, covered_count, &got);
+  CHECK_INT(e2b_command_handle_next(handle, 0, &event, &b.err), E2B_ERR_BAD_STATE);
+  CHECK_INT(e2b_command_handle_wait(handle, NULL, &result, &b.err), E2B_OK);
+  CHECK_INT(got.total, 4); /* "err\n" */
+  CHECK_INT(result.exit_code, 0);
+  e2b_mem_free(&result.mem);
+  e2b_command_handle_set_output(handle, NULL, NULL, NULL);
+  CHECK_INT(e2b_command_handle_next(handle, 0, &event, &b.err), E2B_EOF);
+  e2b_command_handle_free(handle);
+  files_end(&b);
+}
+
 /* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
@@ -23544,7 +23612,7 @@ static const test tests[] = {
 #if E2B__THREADS
   UNIT(threads_look_ups), UNIT(threads_wake),
 #endif
-  UNIT(covered_big_messages),
+  UNIT(covered_big_messages), UNIT(covered_look_up_fails), UNIT(covered_set_output),
   NATIVE(threads_sandboxes), NATIVE(threads_interrupted),
 };
 
