@@ -4,6 +4,9 @@
 #              make test T="http1 http/"                  only the tests whose names begin so
 #              make test E2B_ENVD_URL=http://HOST:PORT    the end-to-end tests against a running envd
 # make bench-http2                                     the same of HTTP/2, through nghttpx; a minute
+# make memory                                          measures again what README.md says of memory (Linux with glibc, nghttpx)
+# make soak SECONDS=600                                everything at once over a network that fails; SEED= to repeat
+# make coverage                                        what of e2b.h the tests reach; wants gcc and python3; a minute
 # make corpus                                          replays what the fuzzers of tests/fuzz_*.c found
 # make examples, make bench, make check (warnings, names, linking; needs gcc and clang), make clean
 #
@@ -13,6 +16,8 @@ BUILD = build
 CFLAGS = -O2 -g
 WARNINGS = -Wall -Wextra
 T =
+SECONDS = 600
+SEED =
 
 DEPS = $(BUILD)/deps.libs
 COMPILE = $(CC) -std=c99 $(CFLAGS) $(WARNINGS) -I. $$(cat $(BUILD)/deps.cflags)
@@ -35,7 +40,7 @@ else
   DEMO_SERVER = $(BUILD)/local_server
 endif
 
-.PHONY: all demo test examples bench bench-http2 check corpus clean FORCE
+.PHONY: all demo test examples bench bench-http2 check corpus coverage soak memory clean FORCE
 all: examples $(BUILD)/e2b_test
 
 demo: $(BUILD)/quickstart $(DEMO_SERVER)
@@ -56,6 +61,21 @@ corpus: $(BUILD)/fuzz_hpack $(BUILD)/fuzz_http2
 	@$(BUILD)/fuzz_hpack tests/corpus/hpack/*
 	@$(BUILD)/fuzz_http2 tests/corpus/http2/*
 
+soak: $(BUILD)/soak $(SERVER)
+	@sh tests/with_servers.sh $(SERVER) $(BUILD)/soak $(SECONDS) $(SEED)
+
+memory: $(BUILD)/memory_table $(SERVER)
+	@sh tests/with_servers.sh $(SERVER) $(BUILD)/memory_table --write README.md
+
+# The tests, and over HTTP/2 as well where nghttpx is there. COVERAGE=--lines 92 --branches 80: fails below that.
+coverage: $(SERVER)
+	@$(MAKE) -s CC=gcc BUILD=$(BUILD)/coverage CFLAGS="-O0 -g --coverage -fprofile-update=atomic" $(BUILD)/coverage/e2b_test
+	@cp $(SERVER) $(BUILD)/coverage/
+	@rm -f $(BUILD)/coverage/*.gcda
+	@$(BUILD)/coverage/e2b_test -q $(T)
+	@[ -n "$(T)" ] || ! command -v nghttpx >/dev/null || bash tests/http2.sh $(BUILD)/coverage nghttpx-clear -- -q
+	@python3 tests/coverage.py $(BUILD)/coverage -o $(BUILD)/coverage/missing.txt $(COVERAGE)
+
 check: $(DEPS)
 	@bash tests/warnings.sh $(BUILD)
 
@@ -69,6 +89,9 @@ $(BUILD)/e2b_test: e2b_test.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
 $(BUILD)/bench_%: tests/bench_%.c e2b.h $(DEPS)
+	$(COMPILE) $< $(LINK) -o $@
+
+$(BUILD)/soak $(BUILD)/memory_table: $(BUILD)/%: tests/%.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
 $(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz_main.h e2b.h $(DEPS)

@@ -8565,6 +8565,12 @@ static bool e2b__req_held(const e2b__req *req) {
   return req->paused || (req->rx_limit && req->rx.len >= E2B__MAX(req->rx_limit, req->rx_need));
 }
 
+/* What came stays in rx, all of it, whatever rx_limit says. */
+static e2b_err e2b__req_keep_all(e2b__req *req) {
+  req->rx_need = SIZE_MAX;
+  return E2B_OK;
+}
+
 static void e2b__req_link(e2b__req *req, bool first) {
   e2b_client *client = req->client;
   req->prev = first ? NULL : client->reqs_tail;
@@ -14688,10 +14694,7 @@ static void e2b__command_blame(const e2b_command_handle *handle, e2b_error *err)
 /* Pushed output: takes whole messages off the front of what came. */
 static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t len, size_t *taken) {
   e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)req - offsetof(e2b_command_handle, req));
-  if (req->status != 200) { /* stays in rx for the error, however long: nobody makes room there */
-    req->rx_need = SIZE_MAX;
-    return E2B_OK;
-  }
+  if (req->status != 200) return e2b__req_keep_all(req); /* for the error */
   while (!req->paused && !req->pulled) {
     e2b__envelope envelope;
     e2b__data_event data;
@@ -20636,10 +20639,7 @@ static e2b_err e2b__watch_on_body(e2b__req *req, const uint8_t *bytes, size_t le
   size_t size = 0;
   e2b_error err;
   e2b_err code;
-  if (req->status != 200) { /* stays in rx for the error, however long: nobody makes room there */
-    req->rx_need = SIZE_MAX;
-    return E2B_OK;
-  }
+  if (req->status != 200) return e2b__req_keep_all(req); /* for the error */
   while (!req->pulled) {
     code = e2b__watch_get(handle, bytes + *taken, len - *taken, &size, &req->rx_need, &err);
     if (code == E2B_PENDING) return E2B_OK;

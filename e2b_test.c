@@ -18,7 +18,8 @@
      | >>>> hosts           | >>>> end to end      | >>>> processes
      | >>>> code interpreter                       | >>>> trees           | >>>> bad input
      | >>>> network edges   | >>>> outcomes        | >>>> streams
-     | >>>> deadlines and secrets                  | >>>> table
+     | >>>> deadlines and secrets                  | >>>> threads         | >>>> covered
+     | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #include <stddef.h>
@@ -28,8 +29,11 @@ static void test_free(void *ptr);
 #define E2B_MALLOC(size) test_malloc(size)
 #define E2B_REALLOC(ptr, size) test_realloc(ptr, size)
 #define E2B_FREE(ptr) test_free(ptr)
+#define getaddrinfo test_getaddrinfo /* <netdb.h> declares this one then */
 #define E2B_IMPLEMENTATION
 #include "e2b.h"
+#undef getaddrinfo
+int getaddrinfo(const char *host, const char *service, const struct addrinfo *hints, struct addrinfo **out);
 
 #include <dirent.h>
 #include <errno.h>
@@ -37,6 +41,7 @@ static void test_free(void *ptr);
 #include <poll.h>
 #include <pthread.h>
 #include <pwd.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -196,11 +201,14 @@ static void heap_mem(test_heap *h, e2b__mem *mem) {
   e2b__mem_init(mem, &a);
 }
 
-/* E2B_MALLOC: what does not come from a client's allocator. */
+/* E2B_MALLOC: what does not come from a client's allocator. From any thread. */
 static size_t malloc_calls, malloc_fail_at;
+static long malloc_live; /* blocks */
 
 static void *test_malloc(size_t size) {
-  return __atomic_add_fetch(&malloc_calls, 1, __ATOMIC_RELAXED) == malloc_fail_at ? NULL : malloc(size);
+  if (__atomic_add_fetch(&malloc_calls, 1, __ATOMIC_RELAXED) == malloc_fail_at) return NULL;
+  __atomic_add_fetch(&malloc_live, 1, __ATOMIC_SEQ_CST);
+  return malloc(size);
 }
 
 static void *test_realloc(void *ptr, size_t size) {
@@ -209,6 +217,7 @@ static void *test_realloc(void *ptr, size_t size) {
 
 static void test_free(void *ptr) {
   free(ptr);
+  __atomic_sub_fetch(&malloc_live, 1, __ATOMIC_SEQ_CST);
 }
 
 static void heap_check_empty_at(const test_heap *h, int line) {
@@ -269,6 +278,31 @@ static ssize_t recv_some(int fd, void *buf, size_t cap) {
 static void reset_on_close(int fd) {
   struct linger now = { 1, 0 };
   (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+}
+
+/* Names below held.test and found.test are this machine's; the look-ups of the first wait for a test to let them go on. Those
+ * below fails.test fail with the code in front. */
+static struct {
+  pthread_mutex_t lock;
+  pthread_cond_t change;
+  bool open;
+  int waiting;
+} held = { PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, 0 };
+
+int test_getaddrinfo(const char *host, const char *service, const struct addrinfo *hints, struct addrinfo **out) {
+  const char *domain = strchr(host, '.');
+  if (domain && strcmp(domain, ".held.test") == 0) {
+    pthread_mutex_lock(&held.lock);
+    held.waiting++;
+    while (!held.open) pthread_cond_wait(&held.change, &held.lock);
+    held.waiting--;
+    pthread_mutex_unlock(&held.lock);
+    host = "127.0.0.1";
+  } else if (domain && strcmp(domain, ".found.test") == 0)
+    host = "127.0.0.1";
+  else if (domain && strcmp(domain, ".fails.test") == 0)
+    return (int)strtol(host, NULL, 10);
+  return getaddrinfo(host, service, hints, out);
 }
 
 /* ================================================================================================================== */
@@ -28959,6 +28993,505 @@ static void e2e_small_buffers(fixture *f) {
 }
 
 /* ================================================================================================================== */
+/* >>>> threads */
+/* ================================================================================================================== */
+
+/* What the top of e2b.h promises under THREADS, for ThreadSanitizer as much as for the checks: clients on threads of their
+ * own, e2b_client_wake and e2b_client_interrupt from everywhere, look-ups that outlive the client that asked. Checks count in
+ * plain variables, so only the thread of the tests makes them: the others keep what they have to say. */
+
+#define CROWD_SIZE 16
+
+typedef struct crowd_thread {
+  pthread_t thread;
+  int number;
+  e2b_client_config config; /* what its clients are made from */
+  e2b_client *client;       /* that of the others, who wake it; NULL = they may not */
+  pthread_rwlock_t lock;    /* of client */
+  test_heap heap;
+  uint64_t seed;
+  const char *sandbox_id, *token; /* of a sandbox they share */
+  uint16_t port;                  /* of a server they share */
+  int interrupt; /* set: one is wanted */
+  int rounds, calls, wrong;
+  char why[300];
+} crowd_thread;
+
+typedef struct crowd {
+  crowd_thread members[CROWD_SIZE];
+  pthread_t pesterers[2];
+  int stop;
+} crowd;
+
+static bool crowd_at(crowd_thread *t, bool ok, int line, const char *what, const char *message) {
+  t->calls++;
+  if (!ok && !t->wrong++) snprintf(t->why, sizeof t->why, "line %d: %.120s: %.150s", line, what, message);
+  return ok;
+}
+#define CROWD_CHECK(t, condition) crowd_at(t, (condition) ? true : false, __LINE__, #condition, "")
+#define CROWD_OK(t, call) crowd_at(t, (call) == E2B_OK, __LINE__, #call, err.message)
+
+static void crowd_show(crowd_thread *t, e2b_client *client) {
+  pthread_rwlock_wrlock(&t->lock);
+  t->client = client;
+  pthread_rwlock_unlock(&t->lock);
+}
+
+static e2b_client *crowd_client(crowd_thread *t, e2b_error *err) {
+  e2b_client *client;
+  t->config.allocator = heap_allocator(&t->heap);
+  client = e2b_client_create(&t->config, err);
+  if (crowd_at(t, client != NULL, __LINE__, "e2b_client_create", err->message)) crowd_show(t, client);
+  return client;
+}
+
+/* Nobody may touch a client that is being freed: that much the program has to see to. */
+static void crowd_client_free(crowd_thread *t, e2b_client *client) {
+  crowd_show(t, NULL);
+  e2b_client_free(client);
+  CROWD_CHECK(t, t->heap.live == 0 && !t->heap.wrong_size);
+}
+
+/* Wakes every client there is, again and again, and interrupts those that ask for it, all from two threads at once. */
+static void *crowd_pester(void *arg) {
+  crowd *c = (crowd *)arg;
+  unsigned i;
+  for (i = 0; !__atomic_load_n(&c->stop, __ATOMIC_SEQ_CST); i++) {
+    crowd_thread *t = &c->members[i % CROWD_SIZE];
+    pthread_rwlock_rdlock(&t->lock);
+    if (t->client) e2b_client_wake(t->client);
+    if (t->client && __atomic_exchange_n(&t->interrupt, 0, __ATOMIC_SEQ_CST)) e2b_client_interrupt(t->client);
+    pthread_rwlock_unlock(&t->lock);
+    if (i % CROWD_SIZE == 0) sleep_ms(1);
+  }
+  return NULL;
+}
+
+static void crowd_make(crowd *c, const e2b_client_config *config, int rounds) {
+  int i;
+  memset(c, 0, sizeof *c);
+  for (i = 0; i < CROWD_SIZE; i++) {
+    c->members[i].number = i;
+    c->members[i].config = *config;
+    c->members[i].rounds = rounds;
+    c->members[i].seed = 0x9e3779b97f4a7c15u * (uint64_t)(i + 1);
+    pthread_rwlock_init(&c->members[i].lock, NULL);
+  }
+}
+
+static void crowd_run(crowd *c, void *(*body)(void *)) {
+  int i, started = 0, pesterers = 0;
+  while (started < CROWD_SIZE && CHECK(pthread_create(&c->members[started].thread, NULL, body, &c->members[started]) == 0))
+    started++;
+  while (pesterers < 2 && CHECK(pthread_create(&c->pesterers[pesterers], NULL, crowd_pester, c) == 0)) pesterers++;
+  for (i = 0; i < started; i++) pthread_join(c->members[i].thread, NULL);
+  __atomic_store_n(&c->stop, 1, __ATOMIC_SEQ_CST);
+  for (i = 0; i < pesterers; i++) pthread_join(c->pesterers[i], NULL);
+  for (i = 0; i < CROWD_SIZE; i++) {
+    pthread_rwlock_destroy(&c->members[i].lock);
+    if (c->members[i].wrong) printf("  thread %d: %s\n", i, c->members[i].why);
+    CHECK_INT(c->members[i].wrong, 0);
+    CHECK(c->members[i].calls > 0);
+  }
+}
+
+/* What a thread does with one sandbox: the same as its 15 neighbours, and none sees anything of the others. */
+static void crowd_work(crowd_thread *t, e2b_sandbox *sandbox) {
+  e2b_client *client = e2b_sandbox_client(sandbox);
+  char command[100], want[40], path[100];
+  e2b_command_result results[4];
+  done ends[4];
+  e2b_buf back = { 0 };
+  e2b_entry_list list = { 0 };
+  e2b_error err;
+  int i;
+  memset(results, 0, sizeof results);
+  memset(ends, 0, sizeof ends);
+  snprintf(path, sizeof path, "thread-%d", t->number);
+  snprintf(want, sizeof want, "I am %d\n", t->number);
+  CROWD_OK(t, e2b_files_write_text(sandbox, path, want, NULL, NULL, &err));
+  for (i = 0; i < 4; i++) {
+    e2b_run_opts opts = run_with(on_done, &ends[i]);
+    snprintf(command, sizeof command, "cat thread-%d; echo %d", t->number, i);
+    CROWD_CHECK(t, e2b_commands_run(sandbox, command, &opts, &results[i], &err) == E2B_PENDING);
+  }
+  if (CROWD_OK(t, e2b_files_read(sandbox, path, NULL, &back, &err))) CROWD_CHECK(t, strcmp((char *)back.data, want) == 0);
+  if (CROWD_OK(t, e2b_files_list(sandbox, ".", NULL, &list, &err))) CROWD_CHECK(t, list.count >= 1);
+  CROWD_OK(t, e2b_client_drain(client, -1));
+  for (i = 0; i < 4; i++) {
+    snprintf(command, sizeof command, "%s%d\n", want, i);
+    CROWD_CHECK(t, ends[i].count == 1 && ends[i].err.code == E2B_OK && strcmp(results[i].stdout_data.ptr, command) == 0);
+    e2b_mem_free(&results[i].mem);
+  }
+  e2b_mem_free(&back.mem);
+  e2b_mem_free(&list.mem);
+}
+
+static void *crowd_sandboxes(void *arg) {
+  crowd_thread *t = (crowd_thread *)arg;
+  e2b_sandbox *sandbox = NULL;
+  e2b_error err;
+  int i;
+  for (i = 0; i < t->rounds; i++) {
+    e2b_client *client = crowd_client(t, &err);
+    if (!client) break;
+    if (CROWD_OK(t, e2b_sandbox_create(client, NULL, NULL, &sandbox, &err))) {
+      crowd_work(t, sandbox);
+      CROWD_OK(t, e2b_sandbox_close(sandbox, NULL, &err));
+    }
+    crowd_client_free(t, client);
+  }
+  return NULL;
+}
+
+/* 16 clients at once, each on its thread, while all of them are woken all the time. */
+static void e2e_threads_sandboxes(fixture *f) {
+  e2b_client_config config = host_config(the_host);
+  crowd c;
+  crowd_make(&c, &config, quick ? 1 : 2);
+  crowd_run(&c, crowd_sandboxes);
+  CHECK_WORKS(f);
+}
+
+/* Calls that others interrupt: each works, or was canceled. Nothing else ever comes of it, and not for the call after next. */
+static void *crowd_interrupted(void *arg) {
+  crowd_thread *t = (crowd_thread *)arg;
+  e2b_process_list list = { 0 };
+  e2b_attach_opts attach = { 0 };
+  e2b_sandbox *sandbox = NULL;
+  e2b_error err;
+  bool running;
+  int i, worked = 0, canceled = 0;
+  e2b_client *client = crowd_client(t, &err);
+  attach.access_token = t->token;
+  if (!client || !CROWD_OK(t, e2b_sandbox_attach(client, t->sandbox_id, &attach, &sandbox, &err))) return NULL;
+  for (i = 0; i < 3 * t->rounds || canceled == 0; i++) {
+    if (i % 3 == 0) __atomic_store_n(&t->interrupt, 1, __ATOMIC_SEQ_CST);
+    e2b_err rc = i % 2 ? e2b_sandbox_is_running(sandbox, NULL, &running, &err) : e2b_commands_list(sandbox, NULL, &list, &err);
+    e2b_mem_free(&list.mem);
+    if (rc == E2B_OK) worked++;
+    if (rc == E2B_ERR_CANCELED) canceled++;
+    crowd_at(t, rc == E2B_OK || rc == E2B_ERR_CANCELED, __LINE__, e2b_err_name(rc), err.message);
+  }
+  CROWD_CHECK(t, worked > 0 && canceled <= (i + 2) / 3);
+  crowd_show(t, NULL); /* quiet now; one interrupt may be left, for one call */
+  (void)e2b_sandbox_is_running(sandbox, NULL, &running, &err);
+  for (i = 0; i < 5; i++) CROWD_CHECK(t, e2b_sandbox_is_running(sandbox, NULL, &running, &err) == E2B_OK && running);
+  crowd_client_free(t, client);
+  return NULL;
+}
+
+static void e2e_threads_interrupted(fixture *f) {
+  e2b_client_config config = host_config(the_host);
+  crowd c;
+  int i;
+  crowd_make(&c, &config, quick ? 5 : 20);
+  for (i = 0; i < CROWD_SIZE; i++) {
+    c.members[i].sandbox_id = e2b_sandbox_id(f->sandbox);
+    c.members[i].token = e2b_sandbox_access_token(f->sandbox);
+  }
+  crowd_run(&c, crowd_interrupted);
+  CHECK_WORKS(f);
+}
+
+#if E2B__THREADS
+/* ---- look-ups ---------------------------------------------------------------------------------------------------- */
+
+static int held_names(void) {
+  int count;
+  pthread_mutex_lock(&held.lock);
+  count = held.waiting;
+  pthread_mutex_unlock(&held.lock);
+  return count;
+}
+
+/* From now on names below held.test are found; until then their look-ups do not end. */
+static void held_open(bool open) {
+  pthread_mutex_lock(&held.lock);
+  held.open = open;
+  pthread_cond_broadcast(&held.change);
+  pthread_mutex_unlock(&held.lock);
+}
+
+/* Waits until so many look-ups hang. */
+static void held_wait(int count) {
+  int i;
+  for (i = 0; i < 20000 && held_names() != count; i++) sleep_ms(1);
+  CHECK_INT(held_names(), count);
+}
+
+/* Waits until the threads of look-ups have let go of what they held. */
+static void malloc_wait_live(long live) {
+  int i;
+  for (i = 0; i < 20000 && __atomic_load_n(&malloc_live, __ATOMIC_SEQ_CST) != live; i++) sleep_ms(1);
+  CHECK_INT(__atomic_load_n(&malloc_live, __ATOMIC_SEQ_CST), live);
+}
+
+/* Asks for three names that are found at once or not before held_open, and waits for them, cancels them or frees the
+ * client: in the middle of the look-ups, or at whatever they have come to. */
+static void crowd_look_up(crowd_thread *t, int round) {
+  bool hold = round % 2 == 0, running[3] = { false, false, false };
+  done ends[3];
+  e2b_op ops[3];
+  uint8_t pick[8];
+  e2b_error err;
+  int i;
+  e2b_client *client = crowd_client(t, &err);
+  memset(ends, 0, sizeof ends);
+  for (i = 0; client && i < 3; i++) {
+    e2b_attach_opts attach = { 0 };
+    e2b_sandbox *sandbox = NULL;
+    e2b_call call = { 0 };
+    char url[80];
+    snprintf(url, sizeof url, "http://n%d-%d-%d.%s.test:%u", t->number, round, i, hold ? "held" : "found", (unsigned)t->port);
+    attach.base_url = url;
+    call.on_done = on_done;
+    call.op = &ops[i];
+    call.user = &ends[i];
+    CROWD_OK(t, e2b_sandbox_attach(client, "any", &attach, &sandbox, &err));
+    CROWD_CHECK(t, e2b_sandbox_is_running(sandbox, &call, &running[i], &err) == E2B_PENDING);
+  }
+  if (!client) return;
+  for (i = (int)(t->seed >> 8) % 4; i > 0; i--) (void)e2b_client_poll(client, 0);
+  if (hold) (void)e2b_client_poll(client, 0); /* now they are under way */
+  noise(&t->seed, pick, sizeof pick);
+  for (i = 0; !hold && i < 3 && t->seed % 3 == 0; i++) e2b_op_cancel(client, ops[i]);
+  if (!hold && t->seed % 3 == 1) {
+    CROWD_OK(t, e2b_client_drain(client, -1));
+    for (i = 0; i < 3; i++) CROWD_CHECK(t, ends[i].count == 1 && ends[i].err.code == E2B_OK && running[i]);
+  }
+  crowd_client_free(t, client);
+  for (i = 0; i < 3; i++) CROWD_CHECK(t, ends[i].count <= 1);
+  for (i = 0; hold && i < 3; i++) CROWD_CHECK(t, ends[i].count == 1 && ends[i].err.code == E2B_ERR_CANCELED);
+}
+
+static void *crowd_look_ups(void *arg) {
+  crowd_thread *t = (crowd_thread *)arg;
+  int i;
+  for (i = 0; i < t->rounds; i++) crowd_look_up(t, i);
+  return NULL;
+}
+
+static void test_threads_look_ups(void) {
+  e2b_client_config config = { 0 };
+  int i, rounds = quick ? 8 : 16, fds = open_fds();
+  long live = __atomic_load_n(&malloc_live, __ATOMIC_SEQ_CST);
+  crowd c;
+  peer p;
+  peer_start(&p);
+  p.health = "HTTP/1.1 204 No Content\r\n\r\n";
+  config.no_env = true;
+  config.api_key = "key";
+  config.api_url = p.url;
+  held_open(false);
+  crowd_make(&c, &config, rounds);
+  for (i = 0; i < CROWD_SIZE; i++) c.members[i].port = p.port;
+  crowd_run(&c, crowd_look_ups);
+  held_wait(CROWD_SIZE * rounds / 2 * 3); /* the clients are gone, the look-ups are not */
+  CHECK(__atomic_load_n(&malloc_live, __ATOMIC_SEQ_CST) > live);
+  held_open(true);
+  malloc_wait_live(live);
+  CHECK_INT(held_names(), 0);
+  peer_stop(&p);
+  CHECK_INT(open_fds(), fds);
+}
+
+typedef struct prodder {
+  e2b_client *client;
+  int turn, rounds;
+} prodder;
+
+/* One wake for each turn that has begun. */
+static void *prod_each_turn(void *arg) {
+  prodder *p = (prodder *)arg;
+  int i;
+  for (i = 1; i <= p->rounds; i++) {
+    while (__atomic_load_n(&p->turn, __ATOMIC_SEQ_CST) < i) sched_yield();
+    e2b_client_wake(p->client);
+  }
+  return NULL;
+}
+
+static void *interrupt_when_held(void *arg) {
+  prodder *p = (prodder *)arg;
+  while (held_names() == 0) sched_yield();
+  e2b_client_interrupt(p->client);
+  return NULL;
+}
+
+/* One wake ends one wait, however the two meet; an interrupt ends a call that waits for a look-up, which stays behind. */
+static void test_threads_wake(void) {
+  e2b_client_config config = { 0 };
+  e2b_call call = { 0 };
+  long live = __atomic_load_n(&malloc_live, __ATOMIC_SEQ_CST);
+  test_heap heap;
+  prodder p = { NULL, 0, 1000 };
+  pthread_t thread;
+  e2b_error err;
+  done d = { 0 };
+  int i;
+  config.no_env = true;
+  config.api_key = "key";
+  config.api_url = "http://one.held.test:9";
+  config.allocator = heap_allocator(&heap);
+  held_open(false);
+  p.client = e2b_client_create(&config, &err);
+  if (!CHECK(p.client != NULL)) return;
+  call.on_done = on_done;
+  call.user = &d;
+  call.timeout_ms = config.connect_timeout_ms = E2B_TIMEOUT_NONE;
+  CHECK_RC(e2b_api_kill(p.client, "any", &call, NULL, &err), E2B_PENDING);
+  CHECK(pthread_create(&thread, NULL, prod_each_turn, &p) == 0);
+  for (i = 1; i <= p.rounds; i++) {
+    __atomic_store_n(&p.turn, i, __ATOMIC_SEQ_CST);
+    CHECK_INT(e2b_client_poll(p.client, -1), 0);
+  }
+  pthread_join(thread, NULL);
+  CHECK_INT(d.count, 0);
+  held_wait(1);
+  CHECK(pthread_create(&thread, NULL, interrupt_when_held, &p) == 0);
+  CHECK_RC(e2b_api_kill(p.client, "any", NULL, NULL, &err), E2B_ERR_CANCELED);
+  CHECK_INT(err.phase, E2B_PHASE_RESOLVE);
+  CHECK(!err.maybe_done);
+  pthread_join(thread, NULL);
+  e2b_client_free(p.client);
+  CHECK_INT(d.err.code, E2B_ERR_CANCELED);
+  HEAP_CHECK_EMPTY(&heap);
+  held_open(true);
+  malloc_wait_live(live);
+}
+#endif
+
+/* ================================================================================================================== */
+/* >>>> covered */
+/* ================================================================================================================== */
+
+/* What the tests above did not reach; found by `make coverage` and `make soak`. */
+
+/* A message of a stream that is larger than stream_buffer_size, and so is the body of an error: both are read to their end. */
+static void test_covered_big_messages(void) {
+  size_t size = 100000, i;
+  char *text = (char *)malloc(size + 1);
+  e2b__event_response start, data, end;
+  e2b__mem mem;
+  e2b__rpc rpc;
+  int json;
+  memset(text, 'x', size);
+  text[size] = 0;
+  memset(&start, 0, sizeof start);
+  memset(&data, 0, sizeof data);
+  memset(&end, 0, sizeof end);
+  memset(&rpc, 0, sizeof rpc);
+  start.event.has_start = data.event.has_data = data.event.data.has_stdout_data = end.event.has_end = true;
+  start.has_event = data.has_event = end.has_event = true;
+  start.event.start.pid = 7;
+  data.event.data.stdout_data = e2b__str_n(text, size);
+  end.event.end.exited = true;
+  end.event.end.status = e2b__str("exit status 0");
+  rpc.stream = true;
+  e2b__mem_init(&mem, NULL);
+  for (json = 0; json < 2; json++) {
+    e2b_command_result result = { 0 };
+    e2b_watch_handle *watch = NULL;
+    e2b_run_opts opts = { 0 };
+    e2b_watch_opts watching = { 0 };
+    files_bench b;
+    e2b__buf all;
+    files_begin(&b);
+    b.config.codec = json ? E2B_CODEC_JSON : E2B_CODEC_PROTOBUF;
+    b.config.stream_buffer_size = 1000;
+    b.config.io_buffer_size = 4096;
+    files_open(&b, NULL, NULL);
+    e2b__buf_init(&all, &mem, SIZE_MAX);
+    rpc.json = json != 0;
+    e2b__rpc_encode(&rpc, &e2b__msg_event_response, &start, &all);
+    for (i = 0; i < 3; i++) e2b__rpc_encode(&rpc, &e2b__msg_event_response, &data, &all);
+    e2b__rpc_encode(&rpc, &e2b__msg_event_response, &end, &all);
+    e2b__buf_put(&all, "\2\0\0\0\2{}", 7);
+    files_say_body(&b.peer, json ? "200 OK\r\ncontent-type: application/connect+json" : "200 OK\r\ncontent-type: application/connect+proto",
+                   all.data, all.len, 0);
+    opts.call.timeout_ms = watching.call.timeout_ms = 30000;
+    CHECK_INT(e2b_commands_run(b.sandbox, "any", &opts, &result, &b.err), E2B_OK);
+    CHECK_INT(result.stdout_data.len, 3 * size);
+    e2b_mem_free(&result.mem);
+    files_say_text(&b.peer, "404 Not Found\r\ncontent-type: text/html", text, 0);
+    CHECK_INT(e2b_commands_run(b.sandbox, "any", &opts, NULL, &b.err), E2B_ERR_SERVICE);
+    CHECK_INT(b.err.http_status, 404);
+    files_say_text(&b.peer, "400 Bad Request\r\ncontent-type: text/html", text, 0);
+    CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &watching, &watch, &b.err), E2B_ERR_INVALID_ARGUMENT);
+    CHECK(watch == NULL);
+    e2b__buf_free(&all);
+    files_end(&b);
+  }
+  free(text);
+}
+
+/* Why a name was not found is told in words, with the resolver's code. */
+static void test_covered_look_up_fails(void) {
+  static const struct {
+    int code;
+    const char *why;
+  } cases[] = { { EAI_NONAME, "there is no such name" }, { EAI_AGAIN, "no name server answered" }, { EAI_MEMORY, "out of memory" },
+                { EAI_FAIL, "the look-up failed" } };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    e2b_client_config config = { 0 };
+    e2b_client *client;
+    test_heap heap;
+    e2b_error err;
+    char url[80];
+    snprintf(url, sizeof url, "http://%d.fails.test:9", cases[i].code);
+    config.no_env = true;
+    config.api_key = "key";
+    config.api_url = url;
+    config.allocator = heap_allocator(&heap);
+    client = e2b_client_create(&config, &err);
+    if (!CHECK(client != NULL)) return;
+    CHECK_RC(e2b_api_kill(client, "any", NULL, NULL, &err), E2B_ERR_RESOLVE);
+    CHECK_HAS(err.message, cases[i].why);
+    CHECK_INT(err.sys_code, cases[i].code);
+    CHECK_INT(err.phase, E2B_PHASE_RESOLVE);
+    CHECK(!err.maybe_done);
+    e2b_client_free(client);
+    HEAP_CHECK_EMPTY(&heap);
+  }
+}
+
+static int covered_count(void *user, const char *data, size_t len) {
+  (void)data;
+  ((sequence *)user)->total += len;
+  return 0;
+}
+
+/* Output that was pulled is pushed from now on, and the other way round; what waits is not lost. */
+static void test_covered_set_output(void) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_event event;
+  e2b_command_result result = { 0 };
+  files_bench b;
+  rpc_stream s;
+  sequence got;
+  memset(&got, 0, sizeof got);
+  rpc_open(&b, E2B_CODEC_PROTOBUF);
+  rpc_put_command(&s, false);
+  rpc_say_stream(&b.peer, &s, s.len, 0);
+  if (!CHECK_INT(e2b_commands_start(b.sandbox, "any", NULL, &handle, &b.err), E2B_OK)) return;
+  CHECK_INT(e2b_command_handle_next(handle, -1, &event, &b.err), E2B_OK);
+  CHECK(event.kind == E2B_EVENT_STDOUT && event.len == 3);
+  e2b_command_handle_set_output(NULL, NULL, NULL, NULL);
+  e2b_command_handle_set_output(handle, NULL, covered_count, &got);
+  CHECK_INT(e2b_command_handle_next(handle, 0, &event, &b.err), E2B_ERR_BAD_STATE);
+  CHECK_INT(e2b_command_handle_wait(handle, NULL, &result, &b.err), E2B_OK);
+  CHECK_INT(got.total, 4); /* "err\n" */
+  CHECK_INT(result.exit_code, 0);
+  e2b_mem_free(&result.mem);
+  e2b_command_handle_set_output(handle, NULL, NULL, NULL);
+  CHECK_INT(e2b_command_handle_next(handle, 0, &event, &b.err), E2B_EOF);
+  e2b_command_handle_free(handle);
+  files_end(&b);
+}
+
+/* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
 
@@ -29122,6 +29655,11 @@ static const test tests[] = {
   UNIT(pool_no_table),
 #endif
   SERVER(secrets_wiped), HOST(small_buffers),
+#if E2B__THREADS
+  UNIT(threads_look_ups), UNIT(threads_wake),
+#endif
+  UNIT(covered_big_messages), UNIT(covered_look_up_fails), UNIT(covered_set_output),
+  NATIVE(threads_sandboxes), NATIVE(threads_interrupted),
 };
 
 static int passed, failed, skipped;
