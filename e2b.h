@@ -9177,6 +9177,10 @@ static bool e2b__conn_receive_once(e2b__conn *conn) {
   if (conn->req && e2b__req_held(conn->req)) return false;
   memset(&err, 0, sizeof err);
   n = e2b__link_read(&conn->link, client->io, cap, &err);
+  if (n == E2B_IO_AGAIN && conn->tx_error.code && conn->req) { /* what it had to say was read: no more will come */
+    err = conn->tx_error;
+    n = (int)err.code;
+  }
   if (n == E2B_IO_AGAIN) return false;
   if (n == E2B_IO_EOF) {
     e2b__conn_eof(conn);
@@ -9407,6 +9411,7 @@ static bool e2b__conn_h2_receive(e2b__conn *conn) {
   int n;
   memset(&err, 0, sizeof err);
   n = e2b__link_read(&conn->link, client->io, cap, &err);
+  if (n == E2B_IO_AGAIN && conn->tx_error.code) n = E2B_IO_EOF; /* what it had to say was read */
   if (n == E2B_IO_AGAIN) return false;
   if (n == E2B_IO_EOF) {
     if (conn->tx_error.code) err = conn->tx_error;
@@ -9425,7 +9430,7 @@ static bool e2b__conn_h2_receive(e2b__conn *conn) {
 }
 
 static void e2b__conn_h2_step(e2b__conn *conn) {
-  const e2b_client *client = conn->client;
+  e2b_client *client = conn->client;
   uint64_t fair = client->stats.bytes_rx + e2b__conn_fair_share(client);
   int rounds;
   if (e2b__conn_h2_broken(conn)) return; /* while requests were put on it, or taken off */
@@ -9436,6 +9441,7 @@ static void e2b__conn_h2_step(e2b__conn *conn) {
   }
   if (conn->state != E2B__CONN_OPEN) return;
   if (conn->h2->out.len || conn->h2->senders) e2b__conn_h2_send(conn);
+  if (conn->tx_error.code) conn->kick = client->work = true; /* the reader has to end it */
   if (e2b__conn_h2_broken(conn)) return;
   if (conn->idle && conn->out_done == conn->out.len) e2b__buf_free(&conn->out), conn->out_done = 0;
   if (conn->h2->stream_count == 0 &&
@@ -14523,7 +14529,10 @@ static void e2b__command_op_finish(e2b__command_op *op) {
   e2b_err code = err.code;
   if (op->out && (handle->ended || handle->started)) {
     code = e2b__result_fill(op->op.client, e2b__command_result_fill, handle, op->out, &failed);
-    if (code && !err.code) err = failed;
+    if (code && !err.code) {
+      err = failed;
+      err.maybe_done = true; /* the command ran, only its result cannot be kept */
+    }
   }
   if (!err.code && op->to_file) { /* the shell that opens the file says why it could not: "output_file: line 1: ..." */
     char why[160];
@@ -17598,7 +17607,9 @@ E2B_API e2b_err e2b_file_stream_finish(e2b_file_stream *stream, int timeout_ms, 
   }
   *err = stream->mourner.err;
   if (err->code) return err->code;
-  return e2b__result_fill(stream->req.client, e2b__fill_write_info, &stream->info, out, err);
+  code = e2b__result_fill(stream->req.client, e2b__fill_write_info, &stream->info, out, err);
+  if (code) err->maybe_done = true; /* the file is written */
+  return code;
 }
 
 E2B_API void e2b_file_stream_free(e2b_file_stream *stream) {

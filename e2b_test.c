@@ -19,37 +19,102 @@
      | >>>> code interpreter                       | >>>> trees           | >>>> bad input
      | >>>> network edges   | >>>> outcomes        | >>>> streams
      | >>>> deadlines and secrets                  | >>>> threads         | >>>> covered
-     | >>>> table
+     | >>>> cuts and faults | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
+#if defined(__STRICT_ANSI__) && defined(__linux__) && !defined(_GNU_SOURCE) && !defined(_POSIX_C_SOURCE)
+  #define _POSIX_C_SOURCE 200809L /* e2b.h asks for it too, but the headers below come first */
+#endif
 #include <stddef.h>
+#include <stdio.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <poll.h>
+#include <pthread.h>
+#include <unistd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+/* The system calls of e2b.h, each of which can be told to fail: see `cuts and faults`. */
+static int fault_socket(int family, int type, int protocol);
+static int fault_connect(int fd, const struct sockaddr *addr, socklen_t len);
+static ssize_t fault_send(int fd, const void *buf, size_t len, int flags);
+static ssize_t fault_recv(int fd, void *buf, size_t cap, int flags);
+static int fault_poll(struct pollfd *fds, nfds_t count, int timeout_ms);
+static int fault_getsockopt(int fd, int level, int option, void *value, socklen_t *len);
+static int fault_setsockopt(int fd, int level, int option, const void *value, socklen_t len);
+static int fault_pipe(int fds[2]);
+static int fault_fcntl(int fd, int command, ...);
+static ssize_t fault_read(int fd, void *buf, size_t cap);
+static ssize_t fault_write(int fd, const void *buf, size_t len);
+static int fault_close(int fd);
+static int fault_open(const char *path, int flags);
+static int fault_openat(int dir, const char *path, int flags, ...);
+static int fault_mkdir(const char *path, mode_t mode);
+static int fault_mkdirat(int dir, const char *path, mode_t mode);
+static int fault_renameat(int from_dir, const char *from, int to_dir, const char *to);
+static int fault_fstat(int fd, struct stat *st);
+static int fault_getaddrinfo(const char *host, const struct addrinfo *hints, struct addrinfo **list);
+static int fault_thread(pthread_t *thread, void *(*run)(void *arg), void *arg);
+#define socket(family, type, protocol) fault_socket(family, type, protocol)
+#define connect(fd, addr, len) fault_connect(fd, addr, len)
+#define send(fd, buf, len, flags) fault_send(fd, buf, len, flags)
+#define recv(fd, buf, cap, flags) fault_recv(fd, buf, cap, flags)
+#define poll(fds, count, timeout_ms) fault_poll(fds, count, timeout_ms)
+#define getsockopt(fd, level, option, value, len) fault_getsockopt(fd, level, option, value, len)
+#define setsockopt(fd, level, option, value, len) fault_setsockopt(fd, level, option, value, len)
+#define pipe(fds) fault_pipe(fds)
+#define fcntl(...) fault_fcntl(__VA_ARGS__)
+#define read(fd, buf, cap) fault_read(fd, buf, cap)
+#define write(fd, buf, len) fault_write(fd, buf, len)
+#define close(fd) fault_close(fd)
+#define open(path, flags) fault_open(path, flags)
+#define openat(...) fault_openat(__VA_ARGS__)
+#define mkdir(path, mode) fault_mkdir(path, mode)
+#define mkdirat(dir, path, mode) fault_mkdirat(dir, path, mode)
+#define renameat(from_dir, from, to_dir, to) fault_renameat(from_dir, from, to_dir, to)
+#define fstat(fd, st) fault_fstat(fd, st)
+#define getaddrinfo(host, service, hints, list) fault_getaddrinfo(host, hints, list)
+#define pthread_create(thread, attr, run, arg) fault_thread(thread, run, arg)
+
 static void *test_malloc(size_t size);
 static void *test_realloc(void *ptr, size_t size);
 static void test_free(void *ptr);
 #define E2B_MALLOC(size) test_malloc(size)
 #define E2B_REALLOC(ptr, size) test_realloc(ptr, size)
 #define E2B_FREE(ptr) test_free(ptr)
-#define getaddrinfo test_getaddrinfo /* <netdb.h> declares this one then */
 #define E2B_IMPLEMENTATION
 #include "e2b.h"
+#undef socket
+#undef connect
+#undef send
+#undef recv
+#undef poll
+#undef getsockopt
+#undef setsockopt
+#undef pipe
+#undef fcntl
+#undef read
+#undef write
+#undef close
+#undef open
+#undef openat
+#undef mkdir
+#undef mkdirat
+#undef renameat
+#undef fstat
 #undef getaddrinfo
-int getaddrinfo(const char *host, const char *service, const struct addrinfo *hints, struct addrinfo **out);
+#undef pthread_create
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <pthread.h>
 #include <pwd.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -289,7 +354,7 @@ static struct {
   int waiting;
 } held = { PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, 0 };
 
-int test_getaddrinfo(const char *host, const char *service, const struct addrinfo *hints, struct addrinfo **out) {
+static int test_getaddrinfo(const char *host, const char *service, const struct addrinfo *hints, struct addrinfo **out) {
   const char *domain = strchr(host, '.');
   if (domain && strcmp(domain, ".held.test") == 0) {
     pthread_mutex_lock(&held.lock);
@@ -29492,6 +29557,2166 @@ static void test_covered_set_output(void) {
 }
 
 /* ================================================================================================================== */
+/* >>>> cuts and faults */
+/* ================================================================================================================== */
+
+/* Whatever is cut, whichever allocation or system call fails: no false success, no hang, no leak, nothing done twice, and
+ * the same client does the same call right afterwards.
+ *
+ * Most of it runs over a transport in memory with a clock of its own: behind it a small sandbox service that speaks
+ * HTTP/1.1 or HTTP/2 and answers from a table, so that each byte is at the same place in each run. */
+
+typedef enum cut_route {
+  CUT_ELSE = 0, CUT_CREATE, CUT_INFO, CUT_KILL, CUT_PAGE, CUT_START, CUT_INPUT, CUT_CLOSE_STDIN, CUT_READ, CUT_WRITE,
+  CUT_LIST, CUT_MAKE_DIR, CUT_WATCH, CUT_CODE, CUT_ROUTES
+} cut_route;
+
+static const struct {
+  const char *method, *path; /* its beginning */
+  cut_route route;
+  bool once;                 /* must not be done twice */
+} cut_routes[] = {
+  { "POST", "/sandboxes/", CUT_ELSE, false },
+  { "POST", "/sandboxes", CUT_CREATE, true },
+  { "GET", "/sandboxes/", CUT_INFO, false },
+  { "DELETE", "/sandboxes/", CUT_KILL, false },
+  { "GET", "/v2/sandboxes", CUT_PAGE, false },
+  { "POST", "/process.Process/Start", CUT_START, true },
+  { "POST", "/process.Process/SendInput", CUT_INPUT, true },
+  { "POST", "/process.Process/CloseStdin", CUT_CLOSE_STDIN, false },
+  { "GET", "/files?", CUT_READ, false },
+  { "POST", "/filesystem.Filesystem/ListDir", CUT_LIST, false },
+  { "POST", "/filesystem.Filesystem/MakeDir", CUT_MAKE_DIR, true },
+  { "POST", "/filesystem.Filesystem/WatchDir", CUT_WATCH, false },
+  { "POST", "/files", CUT_WRITE, true },
+  { "POST", "/execute", CUT_CODE, true },
+};
+
+/* How a connection ends, once as many bytes went over all of them as the test wants. */
+typedef enum cut_mode {
+  CUT_NEVER = 0,
+  CUT_FIN,      /* when it would say more */
+  CUT_RST,      /* the same; what it has not read of the client is lost too */
+  CUT_FIN_NOW,  /* with the last byte, even if that was all it had to say */
+  CUT_RST_NOW,
+  CUT_SILENCE,  /* neither says nor hears anything any more */
+  CUT_DOWN,     /* FIN, and nothing connects until the call has ended */
+  CUT_DEAF,     /* sending fails, what was said before can still be read, and then nothing says that it is over */
+  CUT_MODES
+} cut_mode;
+
+static const char *const cut_mode_names[] = { "no cut", "FIN", "RST", "FIN at once", "RST at once", "silence", "down", "deaf" };
+
+#define CUT_WIRES 3
+static const char *const cut_wire_names[] = { "HTTP/1.1", "HTTP/1.1 with JSON", "HTTP/2" };
+
+typedef struct cut_conn cut_conn;
+typedef struct cut_world cut_world;
+
+typedef struct cut_request {
+  struct cut_request *next;
+  cut_conn *conn;
+  uint32_t id;           /* of the HTTP/2 stream */
+  char method[8], path[300], type[100];
+  e2b__buf body;
+  cut_route route;
+  bool json, answered;
+} cut_request;
+
+struct cut_conn {
+  cut_world *w;
+  cut_conn *next;
+  e2b__buf in, out;      /* what came and is not yet understood; all that was ever said */
+  size_t out_at;         /* so much of it went to the client */
+  struct { size_t end; cut_route route; } marks[64]; /* where answers end */
+  size_t mark_count, mark_at;
+  cut_mode cut;          /* what became of it */
+  bool greeted;
+  cut_request *requests; /* those not yet answered in full */
+  e2b__hpack_decoder decoder;
+  e2b__hpack_encoder encoder;
+};
+
+struct cut_world {
+  /* the service */
+  test_heap peer_heap;
+  e2b__mem mem;
+  cut_conn *conns;
+  int open;
+  int full[CUT_ROUTES];  /* answers that reached the client to their last byte */
+  int acted[CUT_ROUTES]; /* requests that came in whole */
+  int acted_once, acted_seen;
+  size_t rx, tx;         /* bytes to and from the client */
+  size_t size;           /* of what is read, written or printed */
+  bool holds;            /* processes wait for their input */
+  cut_request *held;
+  bool again;            /* uploads may come twice: whole contents, which are idempotent */
+  /* the cut */
+  cut_mode mode;
+  bool cut_tx;           /* of the client's bytes instead of the server's */
+  size_t cut_at;
+  bool fired;
+  /* the client */
+  int wire;
+  uint64_t now, began;
+  long looks;            /* turns since something moved */
+  bool moved, hung;
+  int allowed;           /* failures other than of a cut are expected */
+  test_heap heap;
+  e2b_transport transport;
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  const char *wrong;     /* what must not be */
+  char wrong_text[400];
+};
+
+static const uint8_t *cut_truth(void) {
+  static uint8_t truth[100000];
+  size_t i;
+  if (!truth[1])
+    for (i = 0; i < sizeof truth; i++) truth[i] = (uint8_t)("0123456789abcdefghijklmnopqrstu\n"[i * 7 / 5 % 32]);
+  return truth;
+}
+
+static bool cut_wrong(cut_world *w, const char *format, ...) {
+  va_list args;
+  if (w->wrong) return false;
+  va_start(args, format);
+  (void)vsnprintf(w->wrong_text, sizeof w->wrong_text, format, args);
+  va_end(args);
+  w->wrong = w->wrong_text;
+  return false;
+}
+
+/* ---- the service: answers ---- */
+
+static void cut_mark(cut_request *r) {
+  cut_conn *c = r->conn;
+  if (!CHECK(c->mark_count < E2B__COUNT(c->marks))) return;
+  c->marks[c->mark_count].end = c->out.len;
+  c->marks[c->mark_count++].route = r->route;
+  r->answered = true;
+}
+
+/* fields: "name=value\n". body_len < 0: data follows. */
+static void cut_head(cut_request *r, int status, const char *fields, long body_len) {
+  cut_conn *c = r->conn;
+  bool h2 = c->w->wire == 2;
+  char text[100];
+  e2b__buf block;
+  e2b__buf_init(&block, &c->w->mem, SIZE_MAX);
+  (void)snprintf(text, sizeof text, h2 ? "%d" : "HTTP/1.1 %d It is so\r\n", status);
+  if (h2) e2b__hpack_encode(&c->encoder, &block, e2b__str(":status"), e2b__str(text));
+  else e2b__buf_text(&block, text);
+  for (; fields && *fields; fields = strchr(fields, '\n') + 1) {
+    const char *equals = strchr(fields, '=');
+    e2b_str name = e2b__str_n(fields, (size_t)(equals - fields)),
+            value = e2b__str_n(equals + 1, (size_t)(strchr(fields, '\n') - equals - 1));
+    if (h2) e2b__hpack_encode(&c->encoder, &block, name, value);
+    else {
+      e2b__buf_str(&block, name);
+      e2b__buf_text(&block, ": ");
+      e2b__buf_str(&block, value);
+      e2b__buf_text(&block, "\r\n");
+    }
+  }
+  if (!h2) {
+    (void)snprintf(text, sizeof text, body_len < 0 ? "transfer-encoding: chunked\r\n\r\n" : "content-length: %ld\r\n\r\n", body_len);
+    e2b__buf_text(&block, status == 204 ? "\r\n" : text);
+    e2b__buf_put(&c->out, block.data, block.len);
+  } else
+    e2b__h2_put_frame(&c->out, E2B__H2_HEADERS, E2B__H2_END_HEADERS | (body_len == 0 ? E2B__H2_END_STREAM : 0), r->id,
+                      block.data, block.len);
+  e2b__buf_free(&block);
+  if (body_len == 0) cut_mark(r);
+}
+
+/* A piece of an answer of unknown length. The last message of a Connect stream says that it is complete, which is proof
+ * enough: then what HTTP has to say behind it may be missing. */
+static void cut_data(cut_request *r, const void *data, size_t len, bool end) {
+  cut_conn *c = r->conn;
+  bool proof = end && strstr(r->type, "connect");
+  char text[20];
+  if (c->w->wire == 2) {
+    e2b__h2_put_frame(&c->out, E2B__H2_DATA, end && !proof ? E2B__H2_END_STREAM : 0, r->id, data, len);
+    if (proof) cut_mark(r);
+    if (proof) e2b__h2_put_frame(&c->out, E2B__H2_DATA, E2B__H2_END_STREAM, r->id, NULL, 0);
+  } else {
+    (void)snprintf(text, sizeof text, "%lx\r\n", (unsigned long)len);
+    if (len) {
+      e2b__buf_text(&c->out, text);
+      e2b__buf_put(&c->out, data, len);
+      if (proof) cut_mark(r);
+      e2b__buf_text(&c->out, "\r\n");
+    }
+    if (end) e2b__buf_text(&c->out, "0\r\n\r\n");
+  }
+  if (end && !proof) cut_mark(r);
+}
+
+static void cut_say(cut_request *r, int status, const char *fields, const void *body, size_t len) {
+  cut_conn *c = r->conn;
+  const uint8_t *at = (const uint8_t *)body;
+  cut_head(r, status, fields, (long)len);
+  if (!len) return;
+  if (c->w->wire != 2) e2b__buf_put(&c->out, at, len);
+  else
+    while (len > 0) {
+      size_t n = E2B__MIN(len, (size_t)E2B__H2_FRAME_MAX);
+      e2b__h2_put_frame(&c->out, E2B__H2_DATA, n == len ? E2B__H2_END_STREAM : 0, r->id, at, n);
+      at += n;
+      len -= n;
+    }
+  cut_mark(r);
+}
+
+static void cut_say_text(cut_request *r, int status, const char *fields, const char *body) {
+  cut_say(r, status, fields, body, strlen(body));
+}
+
+static void cut_say_message(cut_request *r, const e2b__message *type, const void *message) {
+  e2b__buf buf;
+  e2b__buf_init(&buf, &r->conn->w->mem, SIZE_MAX);
+  if (r->json) e2b__json_encode(type, message, &buf);
+  else e2b__pb_encode(type, message, &buf);
+  cut_say(r, 200, r->json ? "content-type=application/json\n" : "content-type=application/proto\n", buf.data, buf.len);
+  e2b__buf_free(&buf);
+}
+
+/* ---- the service: streams ---- */
+
+/* One message of a stream; type NULL = its end. */
+static void cut_put(cut_request *r, e2b__buf *out, const e2b__message *type, const void *message) {
+  size_t at = out->len;
+  uint8_t head[5] = { 0, 0, 0, 0, 0 };
+  e2b__buf_put(out, head, 5);
+  if (!type) e2b__buf_text(out, "{}");
+  else if (r->json) e2b__json_encode(type, message, out);
+  else e2b__pb_encode(type, message, out);
+  out->data[at] = type ? 0 : 2;
+  e2b__h2_put_u32(out->data + at + 1, (uint32_t)(out->len - at - 5));
+}
+
+static void cut_put_start(cut_request *r, e2b__buf *out) {
+  e2b__event_response event;
+  memset(&event, 0, sizeof event);
+  event.has_event = event.event.has_start = true;
+  event.event.start.pid = 4242;
+  cut_put(r, out, &e2b__msg_event_response, &event);
+}
+
+/* stream: 1, 2; 3 = of a terminal */
+static void cut_put_output(cut_request *r, e2b__buf *out, int stream, const void *data, size_t len) {
+  e2b__event_response event;
+  e2b__data_event *d = &event.event.data;
+  memset(&event, 0, sizeof event);
+  event.has_event = event.event.has_data = true;
+  d->has_stdout_data = stream == 1;
+  d->has_stderr_data = stream == 2;
+  d->has_pty = stream == 3;
+  d->stdout_data = d->stderr_data = d->pty = e2b__str_n((const char *)data, len);
+  cut_put(r, out, &e2b__msg_event_response, &event);
+}
+
+static void cut_put_end(cut_request *r, e2b__buf *out) {
+  e2b__event_response event;
+  memset(&event, 0, sizeof event);
+  event.has_event = event.event.has_end = event.event.end.exited = true;
+  event.event.end.status = e2b__str("exit status 0");
+  cut_put(r, out, &e2b__msg_event_response, &event);
+  cut_put(r, out, NULL, NULL);
+}
+
+static void cut_stream_head(cut_request *r) {
+  cut_head(r, 200, r->json ? "content-type=application/connect+json\n" : "content-type=application/connect+proto\n", -1);
+}
+
+/* Output in messages of many sizes, several in one piece of the body now and then. */
+static void cut_put_all(cut_request *r, e2b__buf *out, int stream) {
+  static const size_t sizes[] = { 1, 17, 2, 64, 300, 1, 4000 };
+  size_t at = 0, i;
+  for (i = 0; at < r->conn->w->size; i++) {
+    size_t n = E2B__MIN(sizes[i % E2B__COUNT(sizes)], r->conn->w->size - at);
+    cut_put_output(r, out, stream, cut_truth() + at, n);
+    at += n;
+    if (i % 2) {
+      cut_data(r, out->data, out->len, false);
+      out->len = 0;
+    }
+  }
+}
+
+static void cut_do_start(cut_request *r) {
+  cut_world *w = r->conn->w;
+  e2b__buf out;
+  e2b__buf_init(&out, &w->mem, SIZE_MAX);
+  cut_stream_head(r);
+  cut_put_start(r, &out);
+  cut_data(r, out.data, out.len, false);
+  out.len = 0;
+  if (w->holds)
+    w->held = r;
+  else {
+    cut_put_output(r, &out, 2, "err\n", 4);
+    cut_put_all(r, &out, 1);
+    cut_put_end(r, &out);
+    cut_data(r, out.data, out.len, true);
+  }
+  e2b__buf_free(&out);
+}
+
+/* What a held process does: prints something for each input, a terminal ends with it, others with the end of theirs. */
+static void cut_do_input(cut_request *r) {
+  cut_world *w = r->conn->w;
+  cut_request *held = w->held;
+  bool pty = r->body.len && find_bytes((char *)r->body.data, r->body.len, r->json ? "\"pty\"" : "exit\n") != NULL;
+  e2b__empty none;
+  e2b__buf out;
+  memset(&none, 0, sizeof none);
+  if (held) {
+    e2b__buf_init(&out, &w->mem, SIZE_MAX);
+    if (r->route == CUT_INPUT) cut_put_all(held, &out, pty ? 3 : 1);
+    if (pty || r->route == CUT_CLOSE_STDIN) {
+      cut_put_end(held, &out);
+      w->held = NULL;
+    }
+    cut_data(held, out.data, out.len, !w->held);
+    e2b__buf_free(&out);
+  }
+  cut_say_message(r, &e2b__msg_empty, &none);
+}
+
+static void cut_do_watch(cut_request *r) {
+  static const char *const names[] = { "a", "b", "dir/c" };
+  e2b__watch_dir_response event;
+  e2b__buf out;
+  size_t i;
+  e2b__buf_init(&out, &r->conn->w->mem, SIZE_MAX);
+  cut_stream_head(r);
+  memset(&event, 0, sizeof event);
+  event.has_start = true;
+  cut_put(r, &out, &e2b__msg_watch_dir_response, &event);
+  for (i = 0; i < E2B__COUNT(names); i++) {
+    memset(&event, 0, sizeof event);
+    event.has_filesystem = true;
+    event.filesystem.name = e2b__str(names[i]);
+    event.filesystem.type = E2B__EVENT_TYPE_WRITE;
+    cut_put(r, &out, &e2b__msg_watch_dir_response, &event);
+  }
+  cut_data(r, out.data, out.len, false);
+  e2b__buf_free(&out);
+}
+
+#define CUT_LINES CODE_COUNT CODE_OUT("one\\n") CODE_OUT("two\\n") CODE_RESULT("\"text\":\"42\",\"is_main_result\":true") CODE_FINISH
+
+static void cut_do_code(cut_request *r) {
+  static const char lines[] = CUT_LINES;
+  size_t half = strlen(lines) / 2;
+  cut_head(r, 200, "", -1);
+  cut_data(r, lines, half, false);
+  cut_data(r, lines + half, strlen(lines) - half, true);
+}
+
+/* ---- the service: files ---- */
+
+/* Three files of as many sizes, or what else a directory has. */
+static void cut_do_list(cut_request *r) {
+  static const char *const names[] = { "f0", "f1", "f2" };
+  e2b__entry_info entries[3];
+  e2b__list_dir_response response;
+  char paths[3][20];
+  size_t i;
+  memset(&response, 0, sizeof response);
+  for (i = 0; i < 3; i++) {
+    (void)snprintf(paths[i], sizeof paths[i], "/r/%s", names[i]);
+    files_make_entry(&entries[i], paths[i]);
+    entries[i].name = e2b__str(names[i]);
+    entries[i].size = (int64_t)r->conn->w->size;
+  }
+  response.entries.items = entries;
+  response.entries.count = 3;
+  cut_say_message(r, &e2b__msg_list_dir_response, &response);
+}
+
+/* Confirms each file of a form by its name, or the one of the path. What came is compared: nothing else is a success. */
+static void cut_do_write(cut_request *r) {
+  cut_world *w = r->conn->w;
+  static const char mark[] = "filename=\"";
+  char *at = r->body.len ? find_bytes((char *)r->body.data, r->body.len, mark) : NULL;
+  e2b__buf out;
+  e2b__buf_init(&out, &w->mem, SIZE_MAX);
+  e2b__buf_text(&out, "[");
+  while (at) {
+    const char *name = at + strlen(mark), *end = strchr(name, '"'), *content = strstr(end, "\r\n\r\n") + 4;
+    if (memcmp(content, cut_truth(), w->size) != 0 || memcmp(content + w->size, "\r\n--", 4) != 0)
+      cut_wrong(w, "a file of a form came with other content");
+    e2b__buf_text(&out, out.len > 1 ? ",{\"name\":\"x\",\"type\":\"file\",\"path\":\"" : "{\"name\":\"x\",\"type\":\"file\",\"path\":\"");
+    e2b__buf_put(&out, name, (size_t)(end - name));
+    e2b__buf_text(&out, "\"}");
+    at = find_bytes(at + 1, r->body.len - (size_t)(at + 1 - (char *)r->body.data), mark);
+  }
+  if (out.len == 1) {
+    if (r->body.len != w->size || (w->size && memcmp(r->body.data, cut_truth(), w->size) != 0))
+      cut_wrong(w, "a file came with %lu bytes", (unsigned long)r->body.len);
+    e2b__buf_text(&out, "{\"name\":\"x\",\"type\":\"file\",\"path\":\"/x\"}");
+  }
+  e2b__buf_text(&out, "]");
+  cut_say(r, 200, "content-type=application/json\n", out.data, out.len);
+  e2b__buf_free(&out);
+}
+
+#define CUT_SANDBOX "{\"sandboxID\":\"sbx1\",\"templateID\":\"base\",\"envdVersion\":\"0.6.3\",\"envdAccessToken\":\"t\"," \
+                    "\"state\":\"running\",\"startedAt\":\"2026-01-02T03:04:05Z\",\"metadata\":{\"team\":\"a\"}}"
+
+/* A request is complete. */
+static void cut_do(cut_request *r) {
+  cut_world *w = r->conn->w;
+  e2b__entry_response made;
+  size_t i;
+  r->json = strstr(r->type, "json") != NULL;
+  for (i = 0; i < E2B__COUNT(cut_routes); i++) {
+    if (strcmp(r->method, cut_routes[i].method) || strncmp(r->path, cut_routes[i].path, strlen(cut_routes[i].path))) continue;
+    r->route = cut_routes[i].route;
+    w->acted[r->route]++;
+    if (cut_routes[i].once && !(w->again && r->route == CUT_WRITE)) w->acted_once++;
+    break;
+  }
+  switch (r->route) {
+    case CUT_CREATE: cut_say_text(r, 201, "content-type=application/json\n", CUT_SANDBOX); break;
+    case CUT_INFO: cut_say_text(r, 200, "content-type=application/json\n", CUT_SANDBOX); break;
+    case CUT_KILL: cut_say(r, 204, "", NULL, 0); break;
+    case CUT_PAGE:
+      cut_say_text(r, 200, strstr(r->path, "nextToken=") ? "x-request-id=2\n" : "x-next-token=more\n", "[" CUT_SANDBOX "," CUT_SANDBOX "]");
+      break;
+    case CUT_START: cut_do_start(r); break;
+    case CUT_INPUT:
+    case CUT_CLOSE_STDIN: cut_do_input(r); break;
+    case CUT_READ: cut_say(r, 200, "content-type=application/octet-stream\n", cut_truth(), w->size); break;
+    case CUT_WRITE: cut_do_write(r); break;
+    case CUT_LIST: cut_do_list(r); break;
+    case CUT_MAKE_DIR:
+      files_make_entry(&made.entry, "/r");
+      made.has_entry = true;
+      cut_say_message(r, &e2b__msg_entry_response, &made);
+      break;
+    case CUT_WATCH: cut_do_watch(r); break;
+    case CUT_CODE: cut_do_code(r); break;
+    default:
+      cut_say_text(r, strncmp(r->path, "/health", 7) ? 404 : 204, "", strncmp(r->path, "/health", 7) ? "{\"code\":404,\"message\":\"no\"}" : "");
+  }
+}
+
+/* ---- the service: HTTP ---- */
+
+static cut_request *cut_request_new(cut_conn *c, uint32_t id) {
+  cut_request *r = (cut_request *)calloc(1, sizeof *r);
+  if (!r) abort();
+  r->conn = c;
+  r->id = id;
+  r->next = c->requests;
+  c->requests = r;
+  e2b__buf_init(&r->body, &c->w->mem, SIZE_MAX);
+  return r;
+}
+
+static void cut_request_free(cut_request *r) {
+  cut_request **at = &r->conn->requests;
+  while (*at != r) at = &(*at)->next;
+  *at = r->next;
+  if (r->conn->w->held == r) r->conn->w->held = NULL;
+  e2b__buf_free(&r->body);
+  free(r);
+}
+
+static void cut_sweep(cut_conn *c) {
+  cut_request *r = c->requests, *next;
+  for (; r; r = next) {
+    next = r->next;
+    if (r->answered) cut_request_free(r);
+  }
+}
+
+/* The body of a chunked request; 0 = not yet all there, else how long it is on the wire. */
+static size_t cut_dechunk(cut_request *r, const uint8_t *data, size_t len) {
+  size_t at = 0, n;
+  r->body.len = 0;
+  for (;;) {
+    char *end = at < len ? find_bytes((char *)data + at, len - at, "\r\n") : NULL;
+    if (!end) return 0;
+    n = (size_t)strtoul((const char *)data + at, NULL, 16);
+    at = (size_t)(end - (const char *)data) + 2;
+    if (at + n + 2 > len) return 0;
+    e2b__buf_put(&r->body, data + at, n);
+    at += n + 2;
+    if (n == 0) return at;
+  }
+}
+
+static void cut_hear_h1(cut_conn *c) {
+  cut_sweep(c);
+  for (;;) {
+    char *end = c->in.len ? find_bytes((char *)c->in.data, c->in.len, "\r\n\r\n") : NULL, *field;
+    size_t head, body;
+    cut_request *r;
+    if (!end || c->requests) return; /* one after the other */
+    head = (size_t)(end - (char *)c->in.data) + 4;
+    r = cut_request_new(c, 0);
+    CHECK_INT(sscanf((char *)c->in.data, "%7s %299s HTTP/1.1", r->method, r->path), 2);
+    field = find_bytes((char *)c->in.data, head, "content-type: ");
+    if (field) (void)sscanf(field + 14, "%99[^\r]", r->type);
+    field = find_bytes((char *)c->in.data, head, "content-length: ");
+    body = field ? (size_t)strtoul(field + 16, NULL, 10) : 0;
+    if (find_bytes((char *)c->in.data, head, "transfer-encoding: chunked")) {
+      body = cut_dechunk(r, c->in.data + head, c->in.len - head);
+      if (!body) body = SIZE_MAX / 2;
+    } else if (head + body <= c->in.len && body)
+      e2b__buf_put(&r->body, c->in.data + head, body);
+    if (head + body > c->in.len) {
+      cut_request_free(r);
+      return;
+    }
+    e2b__buf_drop(&c->in, head + body);
+    cut_do(r);
+    cut_sweep(c);
+  }
+}
+
+#if !defined(E2B_NO_HTTP2)
+static void cut_on_field(void *owner, e2b_str name, e2b_str value) {
+  cut_request *r = (cut_request *)owner;
+  struct { const char *name; char *to; size_t cap; } known[3];
+  size_t i;
+  known[0].name = ":method";
+  known[0].to = r->method;
+  known[0].cap = sizeof r->method;
+  known[1].name = ":path";
+  known[1].to = r->path;
+  known[1].cap = sizeof r->path;
+  known[2].name = "content-type";
+  known[2].to = r->type;
+  known[2].cap = sizeof r->type;
+  for (i = 0; i < 3; i++)
+    if (strlen(known[i].name) == name.len && memcmp(name.ptr, known[i].name, name.len) == 0)
+      (void)snprintf(known[i].to, known[i].cap, "%.*s", (int)value.len, value.ptr);
+}
+
+static void cut_on_frame(cut_conn *c, const uint8_t *frame, size_t len) {
+  uint32_t flags = frame[4], id = e2b__h2_get_u32(frame + 5);
+  const uint8_t *payload = frame + E2B__H2_HEAD;
+  cut_request *r = c->requests;
+  while (r && r->id != id) r = r->next;
+  switch (frame[3]) {
+    case E2B__H2_HEADERS:
+      r = cut_request_new(c, id);
+      CHECK_INT(e2b__hpack_decode(&c->decoder, payload, len, cut_on_field, r), E2B_OK);
+      break;
+    case E2B__H2_DATA:
+      if (!r) return;
+      e2b__buf_put(&r->body, payload, len);
+      if (len && !(flags & E2B__H2_END_STREAM)) {
+        e2b__h2_put_word(&c->out, E2B__H2_WINDOW_UPDATE, 0, (uint32_t)len);
+        e2b__h2_put_word(&c->out, E2B__H2_WINDOW_UPDATE, id, (uint32_t)len);
+      }
+      break;
+    case E2B__H2_SETTINGS:
+      if (!(flags & E2B__H2_ACK)) e2b__h2_put_frame(&c->out, E2B__H2_SETTINGS, E2B__H2_ACK, 0, NULL, 0);
+      return;
+    case E2B__H2_PING:
+      if (!(flags & E2B__H2_ACK)) e2b__h2_put_frame(&c->out, E2B__H2_PING, E2B__H2_ACK, 0, payload, 8);
+      return;
+    case E2B__H2_RST_STREAM:
+      if (r) cut_request_free(r);
+      return;
+    default: return;
+  }
+  if (flags & E2B__H2_END_STREAM) cut_do(r);
+  cut_sweep(c);
+}
+
+static void cut_hear_h2(cut_conn *c) {
+  size_t at = 0;
+  if (!c->greeted && c->in.len >= 24) {
+    CHECK(memcmp(c->in.data, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24) == 0);
+    c->greeted = true;
+    at = 24;
+  }
+  while (c->greeted && at + E2B__H2_HEAD <= c->in.len) {
+    size_t len = e2b__h2_get_u32(c->in.data + at) >> 8;
+    if (at + E2B__H2_HEAD + len > c->in.len) break;
+    cut_on_frame(c, c->in.data + at, len);
+    at += E2B__H2_HEAD + len;
+  }
+  if (at) e2b__buf_drop(&c->in, at);
+}
+#endif
+
+/* ---- the transport ---- */
+
+static int cut_open(void *user, const e2b_endpoint *to, void **conn) {
+  cut_world *w = (cut_world *)user;
+  cut_conn *c;
+  E2B__UNUSED(to);
+  w->moved = true;
+  if (w->fired && w->mode == CUT_DOWN) return -111;
+  c = (cut_conn *)calloc(1, sizeof *c);
+  if (!c) abort();
+  c->w = w;
+  c->next = w->conns;
+  w->conns = c;
+  w->open++;
+  e2b__buf_init(&c->in, &w->mem, SIZE_MAX);
+  e2b__buf_init(&c->out, &w->mem, SIZE_MAX);
+#if !defined(E2B_NO_HTTP2)
+  e2b__hpack_decoder_init(&c->decoder, &w->mem);
+  e2b__hpack_encoder_init(&c->encoder);
+  if (w->wire == 2) e2b__h2_put_frame(&c->out, E2B__H2_SETTINGS, 0, 0, NULL, 0);
+#endif
+  *conn = c;
+  return 0;
+}
+
+static int cut_ready(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  return 0;
+}
+
+static int cut_dead(const cut_conn *c) {
+  switch (c->cut) {
+    case CUT_FIN:
+    case CUT_FIN_NOW:
+    case CUT_DOWN: return E2B_IO_EOF;
+    case CUT_SILENCE: return E2B_IO_AGAIN;
+    default: return -104;
+  }
+}
+
+static void cut_fire(cut_conn *c, cut_mode mode) {
+  if (c->w->mode && mode == c->w->mode) c->w->fired = true;
+  c->cut = mode;
+  c->w->moved = true;
+}
+
+static int cut_rx(void *user, void *conn, void *buf, size_t cap) {
+  cut_world *w = (cut_world *)user;
+  cut_conn *c = (cut_conn *)conn;
+  size_t left = c->out.len - c->out_at, n = E2B__MIN(cap, left);
+  bool armed = w->mode && !w->cut_tx && !w->fired, now = w->mode == CUT_FIN_NOW || w->mode == CUT_RST_NOW;
+  if (c->cut && c->cut != CUT_DEAF) return cut_dead(c);
+  if (armed && w->rx == w->cut_at && (left || now)) {
+    cut_fire(c, w->mode);
+    return cut_dead(c);
+  }
+  if (armed) n = E2B__MIN(n, w->cut_at - w->rx);
+  if (!n) return E2B_IO_AGAIN;
+  memcpy(buf, c->out.data + c->out_at, n);
+  c->out_at += n;
+  w->rx += n;
+  w->moved = true;
+  for (; c->mark_at < c->mark_count && c->marks[c->mark_at].end <= c->out_at; c->mark_at++)
+    w->full[c->marks[c->mark_at].route]++;
+  if (armed && now && w->rx == w->cut_at) cut_fire(c, w->mode);
+  return (int)n;
+}
+
+static int cut_tx(void *user, void *conn, const void *buf, size_t len) {
+  cut_world *w = (cut_world *)user;
+  cut_conn *c = (cut_conn *)conn;
+  bool armed = w->mode && w->cut_tx && !w->fired;
+  if (!len) return E2B_IO_AGAIN;
+  if (armed && w->tx == w->cut_at) cut_fire(c, w->mode);
+  if (c->cut) return c->cut == CUT_RST || c->cut == CUT_RST_NOW || c->cut == CUT_DEAF ? -32 : (int)len;
+  if (armed) len = E2B__MIN(len, w->cut_at - w->tx);
+  e2b__buf_put(&c->in, buf, len);
+  w->tx += len;
+  w->moved = true;
+  if (w->wire == 2) {
+#if !defined(E2B_NO_HTTP2)
+    cut_hear_h2(c);
+#endif
+  } else
+    cut_hear_h1(c);
+  if (armed && w->tx == w->cut_at && (w->mode == CUT_FIN_NOW || w->mode == CUT_RST_NOW)) cut_fire(c, w->mode);
+  return (int)len;
+}
+
+static void cut_shut(void *user, void *conn) {
+  cut_world *w = (cut_world *)user;
+  cut_conn *c = (cut_conn *)conn, **at = &w->conns;
+  while (*at != c) at = &(*at)->next;
+  *at = c->next;
+  w->open--;
+  while (c->requests) cut_request_free(c->requests);
+  e2b__buf_free(&c->in);
+  e2b__buf_free(&c->out);
+  e2b__buf_free(&c->decoder.field);
+  free(c);
+}
+
+/* The client has nothing more to do: time passes. When it would wait forever, that is a hang: everything is reset. */
+static void cut_wait(void *user, int timeout_ms) {
+  cut_world *w = (cut_world *)user;
+  cut_conn *c;
+  bool moved = w->moved;
+  w->moved = false;
+  if (moved) return;
+  w->looks = 0;
+  if (timeout_ms >= 0) {
+    w->now += (uint64_t)timeout_ms;
+    if (w->now - w->began < 3600000) return;
+  }
+  if (w->hung) {
+    printf("a hang that no reset ends\n");
+    abort();
+  }
+  w->hung = true;
+  cut_wrong(w, timeout_ms < 0 ? "it hangs" : "it goes on for an hour");
+  for (c = w->conns; c; c = c->next) cut_fire(c, CUT_RST);
+}
+
+/* Asked in every turn. */
+static uint64_t cut_now(void *user) {
+  cut_world *w = (cut_world *)user;
+  if (w->moved) w->looks = 0;
+  if (++w->looks > 100000) {
+    printf("it spins\n");
+    abort();
+  }
+  return w->now;
+}
+
+static void cut_reset(cut_world *w) {
+  memset(w->full, 0, sizeof w->full);
+  memset(w->acted, 0, sizeof w->acted);
+  w->allowed = 0;
+  w->acted_once = w->acted_seen = 0;
+  w->rx = w->tx = 0;
+  w->mode = CUT_NEVER;
+  w->fired = w->hung = w->cut_tx = false;
+  w->wrong = NULL;
+  w->began = w->now;
+  w->looks = 0;
+}
+
+static e2b_client_config cut_config(cut_world *w) {
+  e2b_client_config config;
+  memset(&config, 0, sizeof config);
+  w->transport.open_fn = cut_open;
+  w->transport.ready_fn = cut_ready;
+  w->transport.rx_fn = cut_rx;
+  w->transport.tx_fn = cut_tx;
+  w->transport.shut_fn = cut_shut;
+  w->transport.wait_fn = cut_wait;
+  w->transport.user = w;
+  w->transport.flags = E2B_TRANSPORT_HAS_DNS;
+  config.no_env = true;
+  config.api_key = "key";
+  config.api_url = "http://api.test";
+  config.sandbox_url = "http://sandbox.test";
+  config.http_version = w->wire == 2 ? 2 : 1;
+  config.codec = w->wire == 1 ? E2B_CODEC_JSON : E2B_CODEC_DEFAULT;
+  config.transport = &w->transport;
+  config.now_ms_fn = cut_now;
+  config.platform_user = w;
+  config.allocator = heap_allocator(&w->heap);
+  return config;
+}
+
+static void cut_world_init(cut_world *w, int wire, size_t size) {
+  memset(w, 0, sizeof *w);
+  heap_mem(&w->peer_heap, &w->mem);
+  w->wire = wire;
+  w->size = size;
+  w->now = 1000000;
+}
+
+static e2b_err cut_begin(cut_world *w, size_t fail_at, e2b_error *err) {
+  e2b_client_config config = cut_config(w);
+  e2b_attach_opts attach;
+  e2b_err rc;
+  memset(&attach, 0, sizeof attach);
+  attach.access_token = "t";
+  cut_reset(w);
+  w->sandbox = NULL;
+  w->heap.fail_at = fail_at;
+  w->client = e2b_client_create(&config, err);
+  if (!w->client) return err->code;
+  rc = e2b_sandbox_attach(w->client, "sbx1", &attach, &w->sandbox, err);
+  return rc;
+}
+
+static void cut_end(cut_world *w) {
+  e2b_client_free(w->client);
+  w->client = NULL;
+  if (w->heap.live || w->heap.wrong_size) cut_wrong(w, "%ld bytes leak", (long)w->heap.live);
+  if (w->open || w->conns) cut_wrong(w, "%d connections leak", w->open);
+  if (w->mem.now) cut_wrong(w, "the service of the test leaks %ld bytes", (long)w->mem.now);
+}
+
+/* ---- the scenarios ---- */
+
+/* After each call: a failure may only be one that a cut explains, and has to say when something was done. */
+static bool cut_step(cut_world *w, const char *what, e2b_err rc, const e2b_error *err) {
+  bool acted = w->acted_once > w->acted_seen;
+  w->acted_seen = w->acted_once;
+  if (rc >= 0) return true;
+  if (err->code != rc || strlen(err->message) < 8) cut_wrong(w, "%s: the error does not explain itself", what);
+  if (acted && !err->maybe_done) cut_wrong(w, "%s was done, but maybe_done is not set: %s: %s", what, e2b_err_name(rc), err->message);
+  switch (rc) {
+    case E2B_ERR_NO_MEMORY:
+      if (!w->heap.fail_at && !w->allowed) cut_wrong(w, "%s: %s", what, err->message);
+      return false;
+    case E2B_ERR_CLOSED:
+    case E2B_ERR_TRUNCATED: return false;
+    case E2B_ERR_CONNECT:
+      if (w->mode == CUT_DOWN || w->allowed) return false;
+      break;
+    case E2B_ERR_RESOLVE:
+    case E2B_ERR_IO:
+      if (w->allowed) return false;
+      break;
+    case E2B_ERR_PROTOCOL:
+      if (w->mode == CUT_SILENCE && strstr(err->message, "acknowledge SETTINGS")) return false;
+      break;
+    case E2B_ERR_TIMEOUT:
+    case E2B_ERR_IDLE_TIMEOUT:
+      if (w->mode == CUT_SILENCE) return false;
+      break;
+    default: break;
+  }
+  cut_wrong(w, "%s: %s: %s", what, e2b_err_name(rc), err->message);
+  return false;
+}
+
+/* What arrived is the beginning of the truth; after a success all of it. */
+static void cut_compare(cut_world *w, const char *what, e2b_err rc, const void *data, size_t len, const void *truth, size_t truth_len) {
+  if (len > truth_len || (len && memcmp(data, truth, len) != 0)) cut_wrong(w, "%s: what arrived is not what was sent", what);
+  else if (rc >= 0 && len != truth_len) cut_wrong(w, "%s: success with %lu of %lu bytes", what, (unsigned long)len, (unsigned long)truth_len);
+}
+
+static void cut_empty(cut_world *w, const char *what, const e2b_mem *mem) {
+  if (mem->ptr) cut_wrong(w, "%s failed, but left a result", what);
+}
+
+#define CUT_STEP(what, call) \
+  do { \
+    rc = call; \
+    (void)cut_step(w, what, rc, err); \
+  } while (0)
+
+static e2b_err cut_life(cut_world *w, e2b_error *err) {
+  e2b_sandbox *sandbox = NULL;
+  e2b_sandbox_info info;
+  bool killed = false;
+  e2b_err rc;
+  memset(&info, 0, sizeof info);
+  CUT_STEP("create", e2b_sandbox_create(w->client, "base", NULL, &sandbox, err));
+  if ((rc == E2B_OK) != (sandbox != NULL)) cut_wrong(w, "create: a handle and %s", e2b_err_name(rc));
+  if (rc) return rc;
+  CUT_STEP("get_info", e2b_sandbox_get_info(sandbox, NULL, &info, err));
+  if (rc) cut_empty(w, "get_info", &info.mem);
+  else if (strcmp(info.sandbox_id, "sbx1") || info.metadata.count != 1) cut_wrong(w, "get_info: not what was sent");
+  e2b_mem_free(&info.mem);
+  if (!rc) CUT_STEP("kill", e2b_sandbox_kill(sandbox, NULL, &killed, err));
+  if (!rc && !killed) cut_wrong(w, "kill: not killed");
+  e2b_sandbox_free(sandbox);
+  return rc;
+}
+
+/* Output that is pushed. */
+typedef struct cut_sink {
+  cut_world *w;
+  size_t out, err;
+} cut_sink;
+
+static int cut_on_stdout(void *user, const char *data, size_t len) {
+  cut_sink *s = (cut_sink *)user;
+  if (s->out + len > s->w->size || memcmp(data, cut_truth() + s->out, len) != 0) cut_wrong(s->w, "pushed output is not what was sent");
+  s->out += len;
+  return 0;
+}
+
+static int cut_on_stderr(void *user, const char *data, size_t len) {
+  cut_sink *s = (cut_sink *)user;
+  if (s->err + len > 4 || memcmp(data, &"err\n"[s->err], len) != 0) cut_wrong(s->w, "pushed stderr is not what was sent");
+  s->err += len;
+  return 0;
+}
+
+static e2b_err cut_run(cut_world *w, e2b_error *err) {
+  e2b_command_result r;
+  e2b_err rc;
+  memset(&r, 0, sizeof r);
+  CUT_STEP("run", e2b_commands_run(w->sandbox, "x", NULL, &r, err));
+  cut_compare(w, "stdout", rc, r.stdout_data.ptr, r.stdout_data.len, cut_truth(), w->size);
+  cut_compare(w, "stderr", rc, r.stderr_data.ptr, r.stderr_data.len, "err\n", 4);
+  if (!rc && (!r.exited || r.exit_code || r.truncated)) cut_wrong(w, "run: another end than was sent");
+  e2b_mem_free(&r.mem);
+  return rc;
+}
+
+static e2b_err cut_run_streamed(cut_world *w, e2b_error *err) {
+  e2b_run_opts opts;
+  cut_sink sink;
+  e2b_err rc;
+  memset(&opts, 0, sizeof opts);
+  memset(&sink, 0, sizeof sink);
+  sink.w = w;
+  opts.on_stdout = cut_on_stdout;
+  opts.on_stderr = cut_on_stderr;
+  opts.output_user = &sink;
+  opts.no_collect = true;
+  CUT_STEP("run", e2b_commands_run(w->sandbox, "x", &opts, NULL, err));
+  if (!rc && (sink.out != w->size || sink.err != 4)) cut_wrong(w, "run: success with a part of the output");
+  return rc;
+}
+
+static e2b_err cut_background(cut_world *w, e2b_error *err) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_result r;
+  e2b_run_opts opts;
+  e2b_err rc;
+  memset(&opts, 0, sizeof opts);
+  memset(&r, 0, sizeof r);
+  opts.stdin_open = true;
+  w->holds = true;
+  CUT_STEP("start", e2b_commands_start(w->sandbox, "x", &opts, &handle, err));
+  if ((rc == E2B_OK) != (handle != NULL)) cut_wrong(w, "start: a handle and %s", e2b_err_name(rc));
+  if (!rc) CUT_STEP("send_stdin", e2b_command_handle_send_stdin(handle, "input", 5, NULL, err));
+  if (!rc) CUT_STEP("close_stdin", e2b_command_handle_close_stdin(handle, NULL, err));
+  if (!rc) CUT_STEP("wait", e2b_command_handle_wait(handle, NULL, &r, err));
+  cut_compare(w, "stdout", rc, r.stdout_data.ptr, r.stdout_data.len, cut_truth(), w->size);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  w->holds = false;
+  return rc;
+}
+
+/* The same, pulled event by event. */
+static e2b_err cut_pulled(cut_world *w, e2b_error *err) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_event event;
+  cut_sink sink;
+  bool exited = false;
+  e2b_err rc;
+  memset(&sink, 0, sizeof sink);
+  sink.w = w;
+  CUT_STEP("start", e2b_commands_start(w->sandbox, "x", NULL, &handle, err));
+  if (rc) return rc;
+  while ((rc = e2b_command_handle_next(handle, -1, &event, err)) == E2B_OK) {
+    if (event.kind == E2B_EVENT_STDOUT) (void)cut_on_stdout(&sink, event.data, event.len);
+    if (event.kind == E2B_EVENT_STDERR) (void)cut_on_stderr(&sink, event.data, event.len);
+    if (event.kind == E2B_EVENT_EXIT) exited = true;
+  }
+  (void)cut_step(w, "next", rc, err);
+  if (rc == E2B_EOF && (!exited || sink.out != w->size || sink.err != 4)) cut_wrong(w, "next: the end without all before it");
+  e2b_command_handle_free(handle);
+  return rc == E2B_EOF ? E2B_OK : rc;
+}
+
+#ifndef E2B_NO_PTY
+static e2b_err cut_pty(cut_world *w, e2b_error *err) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_result r;
+  e2b_err rc;
+  memset(&r, 0, sizeof r);
+  w->holds = true;
+  CUT_STEP("pty_create", e2b_pty_create(w->sandbox, NULL, &handle, err));
+  if (!rc) CUT_STEP("send_input", e2b_pty_send_input(w->sandbox, e2b_command_handle_pid(handle), "exit\n", 5, NULL, err));
+  if (!rc) CUT_STEP("wait", e2b_command_handle_wait(handle, NULL, &r, err));
+  cut_compare(w, "output", rc, r.stdout_data.ptr, r.stdout_data.len, cut_truth(), w->size);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  w->holds = false;
+  return rc;
+}
+#endif
+
+static e2b_err cut_read(cut_world *w, e2b_error *err) {
+  e2b_buf buf;
+  e2b_err rc;
+  memset(&buf, 0, sizeof buf);
+  CUT_STEP("read", e2b_files_read(w->sandbox, "/x", NULL, &buf, err));
+  if (rc) cut_empty(w, "read", &buf.mem);
+  else cut_compare(w, "read", rc, buf.data, buf.len, cut_truth(), w->size);
+  e2b_mem_free(&buf.mem);
+  return rc;
+}
+
+static e2b_err cut_download(cut_world *w, e2b_error *err) {
+  cut_sink sink;
+  e2b_err rc;
+  memset(&sink, 0, sizeof sink);
+  sink.w = w;
+  CUT_STEP("download", e2b_files_download(w->sandbox, "/x", cut_on_stdout, &sink, NULL, err));
+  if (!rc && sink.out != w->size) cut_wrong(w, "download: success with a part");
+  return rc;
+}
+
+static e2b_err cut_read_stream(cut_world *w, e2b_error *err) {
+  e2b_file_stream *stream = NULL;
+  uint8_t buf[500];
+  cut_sink sink;
+  size_t got;
+  e2b_err rc;
+  memset(&sink, 0, sizeof sink);
+  sink.w = w;
+  CUT_STEP("read_stream", e2b_files_read_stream(w->sandbox, "/x", NULL, &stream, err));
+  if (rc) return rc;
+  while ((rc = e2b_file_stream_read(stream, -1, buf, sizeof buf, &got, err)) == E2B_OK) (void)cut_on_stdout(&sink, (const char *)buf, got);
+  (void)cut_step(w, "stream_read", rc, err);
+  if (rc == E2B_EOF && sink.out != w->size) cut_wrong(w, "stream_read: the end after a part");
+  e2b_file_stream_free(stream);
+  return rc == E2B_EOF ? E2B_OK : rc;
+}
+
+static e2b_err cut_write(cut_world *w, e2b_error *err) {
+  e2b_write_info info;
+  e2b_err rc;
+  memset(&info, 0, sizeof info);
+  w->again = true;
+  CUT_STEP("write", e2b_files_write(w->sandbox, "/x", cut_truth(), w->size, NULL, &info, err));
+  w->again = false;
+  if (rc) cut_empty(w, "write", &info.mem);
+  else if (strcmp(info.path, "/x")) cut_wrong(w, "write: another answer");
+  e2b_mem_free(&info.mem);
+  return rc;
+}
+
+static int cut_source(void *user, void *buf, size_t cap) {
+  cut_sink *s = (cut_sink *)user;
+  size_t n = E2B__MIN(E2B__MIN(cap, (size_t)700), s->w->size - s->out);
+  memcpy(buf, cut_truth() + s->out, n);
+  s->out += n;
+  return (int)n;
+}
+
+static e2b_err cut_upload(cut_world *w, e2b_error *err) {
+  cut_sink sink;
+  e2b_err rc;
+  memset(&sink, 0, sizeof sink);
+  sink.w = w;
+  CUT_STEP("upload", e2b_files_upload(w->sandbox, "/x", cut_source, &sink, (int64_t)w->size, NULL, NULL, err));
+  return rc;
+}
+
+static e2b_err cut_write_stream(cut_world *w, e2b_error *err) {
+  e2b_file_stream *stream = NULL;
+  e2b_write_info info;
+  size_t at = 0, took;
+  e2b_err rc;
+  memset(&info, 0, sizeof info);
+  CUT_STEP("write_stream", e2b_files_write_stream(w->sandbox, "/x", -1, NULL, &stream, err));
+  if (rc) return rc;
+  while (!rc && at < w->size) {
+    CUT_STEP("stream_write", e2b_file_stream_write(stream, -1, cut_truth() + at, E2B__MIN((size_t)300, w->size - at), &took, err));
+    if (!rc) at += took;
+  }
+  if (!rc) CUT_STEP("finish", e2b_file_stream_finish(stream, -1, &info, err));
+  if (rc) cut_empty(w, "finish", &info.mem);
+  e2b_mem_free(&info.mem);
+  e2b_file_stream_free(stream);
+  return rc;
+}
+
+static e2b_err cut_list(cut_world *w, e2b_error *err) {
+  e2b_entry_list list;
+  e2b_err rc;
+  memset(&list, 0, sizeof list);
+  CUT_STEP("list", e2b_files_list(w->sandbox, "/r", NULL, &list, err));
+  if (rc) cut_empty(w, "list", &list.mem);
+  else if (list.count != 3 || strcmp(list.items[2].path, "/r/f2")) cut_wrong(w, "list: not what was sent");
+  e2b_mem_free(&list.mem);
+  return rc;
+}
+
+static e2b_err cut_make_dir(cut_world *w, e2b_error *err) {
+  e2b_err rc;
+  CUT_STEP("make_dir", e2b_files_make_dir(w->sandbox, "/r", NULL, NULL, err));
+  return rc;
+}
+
+static int cut_on_sandbox(void *user, const e2b_sandbox_info *info) {
+  cut_sink *s = (cut_sink *)user;
+  if (strcmp(info->sandbox_id, "sbx1")) cut_wrong(s->w, "list_all: not what was sent");
+  s->out++;
+  return 0;
+}
+
+static e2b_err cut_list_all(cut_world *w, e2b_error *err) {
+  cut_sink sink;
+  e2b_err rc;
+  memset(&sink, 0, sizeof sink);
+  sink.w = w;
+  CUT_STEP("list_all", e2b_api_list_all(w->client, NULL, cut_on_sandbox, &sink, err));
+  if (sink.out > 4 || (!rc && sink.out != 4)) cut_wrong(w, "list_all: %s with %lu of 4", e2b_err_name(rc), (unsigned long)sink.out);
+  return rc;
+}
+
+#ifndef E2B_NO_CODE_INTERPRETER
+static e2b_err cut_code(cut_world *w, e2b_error *err) {
+  e2b_execution r;
+  e2b_run_code_opts opts;
+  e2b_err rc;
+  memset(&r, 0, sizeof r);
+  memset(&opts, 0, sizeof opts);
+  opts.call.idle_ms = 60000; /* it has none by itself: code may be silent */
+  CUT_STEP("run_code", e2b_code_run(w->sandbox, "42", &opts, &r, err));
+  cut_compare(w, "run_code", rc, r.stdout_data.ptr, r.stdout_data.len, "one\ntwo\n", 8);
+  if (!rc && (r.result_count != 1 || strcmp(e2b_execution_text(&r), "42"))) cut_wrong(w, "run_code: success without its result");
+  e2b_mem_free(&r.mem);
+  return rc;
+}
+#endif
+
+#ifndef E2B_NO_WATCH
+/* A watch that breaks is begun anew, and says so: events may be missing only behind a gap. */
+static e2b_err cut_watch(cut_world *w, e2b_error *err) {
+  static const char *const names[] = { "a", "b", "dir/c" };
+  e2b_watch_handle *handle = NULL;
+  e2b_fs_event event;
+  size_t at = 0;
+  e2b_err rc;
+  CUT_STEP("watch_dir", e2b_files_watch_dir(w->sandbox, "/r", NULL, &handle, err));
+  while (!rc && at < 3) {
+    CUT_STEP("watch_next", e2b_watch_handle_next(handle, -1, &event, err));
+    if (rc) break;
+    if (event.type == E2B_FS_GAP) at = 0;
+    else if (strcmp(event.name, names[at++])) cut_wrong(w, "watch: an event is missing, and no gap");
+  }
+  if (rc > 0) cut_wrong(w, "watch: %s", e2b_err_name(rc));
+  e2b_watch_handle_stop(handle);
+  return rc;
+}
+#endif
+
+#ifndef E2B_NO_LOCAL_FILES
+static char cut_dir[200]; /* on this machine, with f0, f1 and f2 when it is to be uploaded */
+
+static bool cut_file(const char *name, bool make, size_t size) {
+  char path[260];
+  static uint8_t content[sizeof(uint8_t) * 100000];
+  FILE *f;
+  size_t n;
+  (void)snprintf(path, sizeof path, "%s/%s", cut_dir, name);
+  f = fopen(path, make ? "wb" : "rb");
+  if (!f) return false;
+  if (make) n = fwrite(cut_truth(), 1, size, f);
+  else n = fread(content, 1, sizeof content, f);
+  fclose(f);
+  return n == size && (make || memcmp(content, cut_truth(), size) == 0);
+}
+
+/* Files of this machine: whole ones only, and nothing else. Removes them; NULL = whatever they are. */
+static void cut_check_dir(cut_world *w, e2b_err rc) {
+  struct dirent *entry;
+  int count = 0;
+  DIR *dir = opendir(cut_dir);
+  while (dir && (entry = readdir(dir)) != NULL) {
+    char path[500];
+    if (entry->d_name[0] == '.' && (!entry->d_name[1] || entry->d_name[1] == '.')) continue;
+    if (w && !cut_file(entry->d_name, false, w->size)) cut_wrong(w, "download_tree: %s is there in part", entry->d_name);
+    (void)snprintf(path, sizeof path, "%s/%s", cut_dir, entry->d_name);
+    (void)unlink(path);
+    count++;
+  }
+  if (dir) closedir(dir);
+  if (w && !rc && count != 3) cut_wrong(w, "download_tree: success with %d of 3 files", count);
+}
+
+static e2b_err cut_tree_up(cut_world *w, e2b_error *err) {
+  e2b_bulk_opts opts;
+  e2b_bulk_stats stats;
+  e2b_err rc;
+  memset(&opts, 0, sizeof opts);
+  opts.parallel = 1;
+  opts.batch_bytes = w->size > 2000 ? 1 : 0;
+  w->again = true;
+  CUT_STEP("upload_tree", e2b_files_upload_tree(w->sandbox, cut_dir, "/r", &opts, &stats, err));
+  if (!rc && (stats.files_done != 3 || stats.files_failed)) cut_wrong(w, "upload_tree: success with %d of 3 files", (int)stats.files_done);
+  if (stats.files_done > (uint64_t)3 * (uint64_t)w->acted[CUT_WRITE]) cut_wrong(w, "upload_tree: files are done that were not sent");
+  w->again = false;
+  return rc;
+}
+
+static e2b_err cut_tree_down(cut_world *w, e2b_error *err) {
+  e2b_bulk_opts opts;
+  e2b_bulk_stats stats;
+  e2b_err rc;
+  memset(&opts, 0, sizeof opts);
+  opts.parallel = 2;
+  CUT_STEP("download_tree", e2b_files_download_tree(w->sandbox, "/r", cut_dir, &opts, &stats, err));
+  if (!rc && stats.files_done != 3) cut_wrong(w, "download_tree: success with %d of 3 files", (int)stats.files_done);
+  cut_check_dir(w, rc);
+  return rc;
+}
+#endif
+
+typedef struct cut_scenario {
+  const char *name;
+  e2b_err (*run)(cut_world *w, e2b_error *err);
+} cut_scenario;
+
+/* What the scenario finds on this machine. */
+static bool cut_local_files(const cut_scenario *s, size_t size) {
+#ifndef E2B_NO_LOCAL_FILES
+  cut_check_dir(NULL, E2B_OK);
+  return s->run != cut_tree_up || (CHECK(cut_file("f0", true, size)) && CHECK(cut_file("f1", true, size)) && CHECK(cut_file("f2", true, size)));
+#else
+  return s && size;
+#endif
+}
+
+static const cut_scenario cut_scenarios[] = {
+  { "life", cut_life }, { "run", cut_run }, { "run streamed", cut_run_streamed }, { "background", cut_background },
+  { "pulled", cut_pulled },
+#ifndef E2B_NO_PTY
+  { "pty", cut_pty },
+#endif
+  { "read", cut_read }, { "download", cut_download }, { "read_stream", cut_read_stream }, { "write", cut_write },
+  { "upload", cut_upload }, { "write_stream", cut_write_stream }, { "list", cut_list }, { "make_dir", cut_make_dir },
+  { "list_all", cut_list_all },
+#ifndef E2B_NO_CODE_INTERPRETER
+  { "code", cut_code },
+#endif
+#ifndef E2B_NO_WATCH
+  { "watch", cut_watch },
+#endif
+#ifndef E2B_NO_LOCAL_FILES
+  { "tree up", cut_tree_up }, { "tree down", cut_tree_down },
+#endif
+};
+
+/* ---- cuts at every byte ---- */
+
+static bool cut_full_matrix(void) {
+  const char *text = getenv("E2B_TEST_FULL");
+  return text && *text && strcmp(text, "0") != 0;
+}
+
+/* One cut, and the same again without. `good`: how it goes uncut. Returns false when something was wrong. */
+static bool cut_once(cut_world *w, const cut_scenario *s, const cut_world *good, cut_mode mode, bool tx, size_t at) {
+  e2b_error err;
+  e2b_err rc;
+  char wrong[400] = "";
+  cut_conn *c;
+  int i;
+  memset(&err, 0, sizeof err);
+  if (cut_begin(w, 0, &err)) cut_wrong(w, "no client: %s", err.message);
+  w->mode = mode;
+  w->cut_tx = tx;
+  w->cut_at = at;
+  rc = s->run(w, &err);
+  for (i = 0; i < CUT_ROUTES; i++) {
+    if (rc == E2B_OK && i != CUT_ELSE && w->full[i] < good->full[i]) cut_wrong(w, "success before the whole answer was there");
+  }
+  if (rc > 0) cut_wrong(w, "%s", e2b_err_name(rc));
+  if (w->acted_once > good->acted_once) cut_wrong(w, "done twice");
+  if (rc < 0 && !w->fired) cut_wrong(w, "failed without a cut: %s", err.message);
+  if (!tx && at >= good->rx && rc) cut_wrong(w, "all had arrived, but: %s: %s", e2b_err_name(rc), err.message);
+  if (w->wrong) (void)snprintf(wrong, sizeof wrong, "%s", w->wrong);
+  for (c = w->conns; c; c = c->next) /* the way is open again, and nobody there knows of them */
+    if (c->cut == CUT_SILENCE) c->cut = CUT_RST;
+  cut_reset(w);
+  rc = s->run(w, &err);
+  if (rc) cut_wrong(w, "afterwards: %s: %s", e2b_err_name(rc), err.message);
+  cut_end(w);
+  if (w->wrong && !wrong[0]) (void)snprintf(wrong, sizeof wrong, "%s", w->wrong);
+  if (!wrong[0]) return true;
+  printf("%s, %s, %s after %lu of the %s's %lu bytes: %s\n", s->name, cut_wire_names[w->wire], cut_mode_names[mode], (unsigned long)at,
+         tx ? "client" : "server", (unsigned long)(tx ? good->tx : good->rx), wrong);
+  return false;
+}
+
+/* All cuts of one scenario at every stride-th byte. Returns how many. */
+static long cut_all(const cut_scenario *s, int wire, size_t size, size_t stride, unsigned modes, bool tx) {
+  static cut_world w, good;
+  e2b_error err;
+  size_t at, len;
+  int mode, failures = 0;
+  long count = 0;
+  cut_world_init(&good, wire, size);
+  if (!cut_local_files(s, size) || !CHECK_INT(cut_begin(&good, 0, &err), E2B_OK)) return 0;
+  if (!CHECK_RC(s->run(&good, &err), E2B_OK)) printf("%s, %s\n", s->name, cut_wire_names[wire]);
+  len = tx ? good.tx : good.rx;
+  cut_end(&good);
+  if (good.wrong) printf("%s, %s: %s\n", s->name, cut_wire_names[wire], good.wrong);
+  if (!CHECK(!good.wrong && len > 0)) return 0;
+  for (mode = 1; mode < CUT_MODES; mode++)
+    for (at = 0; (modes >> mode & 1u) && at <= len && failures < 4; at += at + stride > len && at < len ? len - at : stride) {
+      cut_world_init(&w, wire, size);
+      count++;
+      if (!CHECK(cut_once(&w, s, &good, (cut_mode)mode, tx, at))) failures++;
+    }
+  return count;
+}
+
+#define CUT_MODE(mode) (1u << (mode))
+
+static bool cut_make_local_dir(void) {
+#ifndef E2B_NO_LOCAL_FILES
+  (void)snprintf(cut_dir, sizeof cut_dir, "%s/cuts-XXXXXX", work_dir);
+  return CHECK(mkdtemp(cut_dir) != NULL);
+#else
+  return true;
+#endif
+}
+
+static void cut_remove_local_dir(void) {
+#ifndef E2B_NO_LOCAL_FILES
+  cut_check_dir(NULL, E2B_OK);
+  CHECK_INT(rmdir(cut_dir), 0);
+#endif
+}
+
+/* It makes files. */
+static bool cut_is_slow(const cut_scenario *s) {
+  return strncmp(s->name, "tree", 4) == 0;
+}
+
+/* Quick: each byte of small exchanges, some of large ones; with -q some of all. E2B_TEST_FULL=1: each of all, in all ways. */
+static void cut_everywhere(int wire, bool tx, unsigned modes) {
+  bool full = cut_full_matrix();
+  long count = 0;
+  size_t i;
+  if (full) modes = ~(tx ? 0 : CUT_MODE(CUT_DEAF));
+  if (!cut_make_local_dir()) return;
+  for (i = 0; i < E2B__COUNT(cut_scenarios); i++) {
+    const cut_scenario *s = &cut_scenarios[i];
+    bool slow = cut_is_slow(s);
+    uint64_t from = now_ms();
+    long n = cut_all(s, wire, 60, full ? 1 : quick ? 13 : slow ? 7 : 1, modes, tx);
+    n += cut_all(s, wire, 30000, full ? slow ? 251 : 61 : 2999, modes, tx);
+    if (verbose) printf("  %s: %ld cuts, %lu ms\n", s->name, n, (unsigned long)(now_ms() - from));
+    count += n;
+  }
+  cut_remove_local_dir();
+  if (verbose) printf("  %ld cuts\n", count);
+}
+
+static void test_cut_http1(void) {
+  cut_everywhere(0, false, CUT_MODE(CUT_FIN) | CUT_MODE(CUT_RST_NOW) | CUT_MODE(CUT_SILENCE));
+}
+
+static void test_cut_http1_json(void) {
+  cut_everywhere(1, false, CUT_MODE(CUT_FIN));
+}
+
+static void test_cut_http1_client(void) {
+  cut_everywhere(0, true, CUT_MODE(CUT_RST) | CUT_MODE(CUT_SILENCE) | CUT_MODE(CUT_DEAF));
+}
+
+#if !defined(E2B_NO_HTTP2)
+static void test_cut_http2(void) {
+  cut_everywhere(2, false, CUT_MODE(CUT_FIN) | CUT_MODE(CUT_RST_NOW) | CUT_MODE(CUT_SILENCE));
+}
+
+static void test_cut_http2_client(void) {
+  cut_everywhere(2, true, CUT_MODE(CUT_RST) | CUT_MODE(CUT_SILENCE) | CUT_MODE(CUT_DEAF));
+}
+#endif
+
+/* ---- every allocation fails ---- */
+
+/* The nth allocation fails, alone or with all after it: the call says so, or can do without; then the same again. Returns
+ * false when there was no nth. */
+static bool cut_without_memory(const cut_scenario *s, int wire, size_t n, bool after, int *survived) {
+  static cut_world w;
+  e2b_error err;
+  e2b_err rc;
+  bool reached;
+  cut_world_init(&w, wire, 60);
+  memset(&err, 0, sizeof err);
+  rc = cut_begin(&w, n, &err);
+  w.heap.fail_after = after;
+  if (!rc) rc = s->run(&w, &err);
+  else (void)cut_step(&w, "client", rc, &err);
+  reached = w.heap.calls >= n;
+  if (rc == E2B_OK && reached) ++*survived;
+  if (rc != E2B_OK && rc != E2B_ERR_NO_MEMORY) cut_wrong(&w, "%s: %s", e2b_err_name(rc), err.message);
+  if (rc != E2B_OK && !reached) cut_wrong(&w, "failed without a reason");
+  w.heap.fail_at = 0;
+  w.heap.fail_after = false;
+  if (!w.wrong && w.client) {
+    e2b_attach_opts attach;
+    memset(&attach, 0, sizeof attach);
+    attach.access_token = "t";
+    cut_reset(&w);
+    rc = w.sandbox ? E2B_OK : e2b_sandbox_attach(w.client, "sbx1", &attach, &w.sandbox, &err);
+    if (!rc) rc = s->run(&w, &err);
+    if (rc) cut_wrong(&w, "afterwards: %s: %s", e2b_err_name(rc), err.message);
+  }
+  cut_end(&w);
+  if (w.wrong) printf("%s, %s, allocation %lu%s: %s\n", s->name, cut_wire_names[wire], (unsigned long)n, after ? " and all after it" : "", w.wrong);
+  return CHECK(!w.wrong) && reached;
+}
+
+static void cut_no_memory(int wire) {
+  long count = 0;
+  size_t i, n;
+  int after, survived = 0;
+  if (!cut_make_local_dir()) return;
+  for (i = 0; i < E2B__COUNT(cut_scenarios); i++) {
+    if (!cut_local_files(&cut_scenarios[i], 60)) break;
+    for (after = 0; after < 2; after++)
+      for (n = 1; cut_without_memory(&cut_scenarios[i], wire, n, after != 0, &survived); n++) count++;
+  }
+  cut_remove_local_dir();
+  if (verbose) printf("  %ld failed allocations, %d of them survived\n", count, survived);
+  CHECK(count > 1000 && survived < count / 10);
+}
+
+static void test_cut_no_memory_http1(void) {
+  cut_no_memory(0);
+}
+
+static void test_cut_no_memory_json(void) {
+  cut_no_memory(1);
+}
+
+#if !defined(E2B_NO_HTTP2)
+static void test_cut_no_memory_http2(void) {
+  cut_no_memory(2);
+}
+#endif
+
+/* ---- system calls that fail ---- */
+
+typedef enum fault_call {
+  FAULT_SOCKET, FAULT_CONNECT, FAULT_SEND, FAULT_RECV, FAULT_POLL, FAULT_GETSOCKOPT, FAULT_SETSOCKOPT, FAULT_PIPE,
+  FAULT_FCNTL, FAULT_PIPE_READ, FAULT_PIPE_WRITE, FAULT_READ, FAULT_WRITE, FAULT_CLOSE, FAULT_OPEN, FAULT_OPENAT, FAULT_MKDIR, FAULT_RENAME, FAULT_FSTAT,
+  FAULT_GETADDRINFO, FAULT_THREAD, FAULT_MALLOC, FAULT_CALLS
+} fault_call;
+
+static const char *const fault_names[] = { "socket", "connect", "send", "recv", "poll", "getsockopt", "setsockopt", "pipe",
+                                           "fcntl", "read of the pipe", "write to the pipe", "read", "write", "close", "open", "openat", "mkdir", "rename", "fstat",
+                                           "getaddrinfo", "pthread_create", "malloc" };
+
+#define FAULT_SHORT (-1) /* a part of what was asked for: one byte */
+#define FAULT_ZERO (-2)  /* recv: the end; poll: nothing after all; send: nothing */
+
+/* Look-ups run on threads of their own: all of it is atomic. */
+static long fault_counts[FAULT_CALLS];
+static int fault_which = FAULT_CALLS, fault_code;
+static long fault_at;
+
+/* 0 = does what it should, else what to fail with. */
+static int fault_next(fault_call call) {
+  long n = __atomic_add_fetch(&fault_counts[call], 1, __ATOMIC_SEQ_CST);
+  bool now = __atomic_load_n(&fault_which, __ATOMIC_SEQ_CST) == (int)call && n == __atomic_load_n(&fault_at, __ATOMIC_SEQ_CST);
+  return now ? __atomic_load_n(&fault_code, __ATOMIC_SEQ_CST) : 0;
+}
+
+/* The nth call from now on; n 0 = none. */
+static void fault_set(fault_call call, int code, long n) {
+  size_t i;
+  __atomic_store_n(&fault_which, (int)FAULT_CALLS, __ATOMIC_SEQ_CST);
+  for (i = 0; i < FAULT_CALLS; i++) __atomic_store_n(&fault_counts[i], 0, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&fault_code, code, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&fault_at, n, __ATOMIC_SEQ_CST);
+  if (n) __atomic_store_n(&fault_which, (int)call, __ATOMIC_SEQ_CST);
+}
+
+static int fault_fail(int code) {
+  errno = code;
+  return -1;
+}
+
+static int fault_socket(int family, int type, int protocol) {
+  int code = fault_next(FAULT_SOCKET);
+  return code ? fault_fail(code) : socket(family, type, protocol);
+}
+
+/* After EINTR a connect goes on by itself. */
+static int fault_connect(int fd, const struct sockaddr *addr, socklen_t len) {
+  int code = fault_next(FAULT_CONNECT);
+  if (!code || code == EINTR) {
+    int rc = connect(fd, addr, len);
+    if (!code) return rc;
+  }
+  return fault_fail(code);
+}
+
+static ssize_t fault_send(int fd, const void *buf, size_t len, int flags) {
+  int code = fault_next(FAULT_SEND);
+  if (code == FAULT_ZERO) return 0;
+  return code > 0 ? fault_fail(code) : send(fd, buf, code && len ? 1 : len, flags);
+}
+
+static ssize_t fault_recv(int fd, void *buf, size_t cap, int flags) {
+  int code = fault_next(FAULT_RECV);
+  if (code == FAULT_ZERO) return 0;
+  return code > 0 ? fault_fail(code) : recv(fd, buf, code && cap ? 1 : cap, flags);
+}
+
+static int fault_poll(struct pollfd *fds, nfds_t count, int timeout_ms) {
+  int code = fault_next(FAULT_POLL);
+  if (code == FAULT_ZERO) {
+    nfds_t i;
+    for (i = 0; i < count; i++) fds[i].revents = 0;
+    return 0;
+  }
+  return code ? fault_fail(code) : poll(fds, count, timeout_ms);
+}
+
+static int fault_getsockopt(int fd, int level, int option, void *value, socklen_t *len) {
+  int code = fault_next(FAULT_GETSOCKOPT);
+  return code ? fault_fail(code) : getsockopt(fd, level, option, value, len);
+}
+
+static int fault_setsockopt(int fd, int level, int option, const void *value, socklen_t len) {
+  int code = fault_next(FAULT_SETSOCKOPT);
+  return code ? fault_fail(code) : setsockopt(fd, level, option, value, len);
+}
+
+static int fault_pipe(int fds[2]) {
+  int code = fault_next(FAULT_PIPE);
+  return code ? fault_fail(code) : pipe(fds);
+}
+
+static int fault_fcntl(int fd, int command, ...) {
+  int code = fault_next(FAULT_FCNTL), value = 0;
+  va_list args;
+  va_start(args, command);
+  if (command != F_GETFL) value = va_arg(args, int);
+  va_end(args);
+  return code ? fault_fail(code) : fcntl(fd, command, value);
+}
+
+static bool fault_is_pipe(int fd) {
+  return lseek(fd, 0, SEEK_CUR) < 0;
+}
+
+static ssize_t fault_read(int fd, void *buf, size_t cap) {
+  int code = fault_next(fault_is_pipe(fd) ? FAULT_PIPE_READ : FAULT_READ);
+  return code > 0 ? fault_fail(code) : read(fd, buf, code && cap ? 1 : cap);
+}
+
+static ssize_t fault_write(int fd, const void *buf, size_t len) {
+  int code = fault_next(fault_is_pipe(fd) ? FAULT_PIPE_WRITE : FAULT_WRITE);
+  return code > 0 ? fault_fail(code) : write(fd, buf, code && len ? 1 : len);
+}
+
+/* It is closed, whatever it says. */
+static int fault_close(int fd) {
+  int code = fault_next(FAULT_CLOSE), rc = close(fd);
+  return code ? fault_fail(code) : rc;
+}
+
+static int fault_open(const char *path, int flags) {
+  int code = fault_next(FAULT_OPEN);
+  return code ? fault_fail(code) : open(path, flags);
+}
+
+static int fault_openat(int dir, const char *path, int flags, ...) {
+  int code = fault_next(FAULT_OPENAT);
+  mode_t mode = 0;
+  va_list args;
+  va_start(args, flags);
+  if (flags & O_CREAT) mode = (mode_t)va_arg(args, int);
+  va_end(args);
+  return code ? fault_fail(code) : openat(dir, path, flags, mode);
+}
+
+static int fault_mkdir(const char *path, mode_t mode) {
+  int code = fault_next(FAULT_MKDIR);
+  return code ? fault_fail(code) : mkdir(path, mode);
+}
+
+static int fault_mkdirat(int dir, const char *path, mode_t mode) {
+  int code = fault_next(FAULT_MKDIR);
+  return code ? fault_fail(code) : mkdirat(dir, path, mode);
+}
+
+static int fault_renameat(int from_dir, const char *from, int to_dir, const char *to) {
+  int code = fault_next(FAULT_RENAME);
+  return code ? fault_fail(code) : renameat(from_dir, from, to_dir, to);
+}
+
+static int fault_fstat(int fd, struct stat *st) {
+  int code = fault_next(FAULT_FSTAT);
+  return code ? fault_fail(code) : fstat(fd, st);
+}
+
+#define FAULT_HOST "faults.test" /* a name for 127.0.0.1 that nobody has to know */
+
+static int fault_getaddrinfo(const char *host, const struct addrinfo *hints, struct addrinfo **list) {
+  int code = fault_next(FAULT_GETADDRINFO);
+  if (!code) return test_getaddrinfo(strcmp(host, FAULT_HOST) == 0 ? "127.0.0.1" : host, NULL, hints, list);
+  errno = ENOBUFS;
+  return code == FAULT_ZERO ? EAI_AGAIN : code == FAULT_SHORT ? EAI_MEMORY : code == EAGAIN ? EAI_SYSTEM : EAI_FAIL;
+}
+
+static int fault_thread(pthread_t *thread, void *(*run)(void *arg), void *arg) {
+  int code = fault_next(FAULT_THREAD);
+  return code ? code : pthread_create(thread, NULL, run, arg);
+}
+
+/* ---- the service, over sockets ---- */
+
+typedef struct cut_server {
+  cut_world w;
+  int listener, stop[2];
+  uint16_t port;
+  pthread_t thread;
+  pthread_mutex_t lock; /* of w, while the thread works on it */
+} cut_server;
+
+#define CUT_SERVER_CONNS 32
+
+typedef struct cut_socket {
+  int fd;
+  void *conn;
+} cut_socket;
+
+/* What is said to a client goes out, until it ends. False = close it. */
+static bool cut_serve_out(cut_server *s, cut_socket *c) {
+  char buf[8192];
+  int n;
+  while ((n = cut_rx(&s->w, c->conn, buf, sizeof buf)) > 0)
+    if (!send_all(c->fd, buf, (size_t)n)) return false;
+  if (n != E2B_IO_AGAIN && n != E2B_IO_EOF) reset_on_close(c->fd);
+  return n == E2B_IO_AGAIN;
+}
+
+static bool cut_serve_in(cut_server *s, cut_socket *c) {
+  char buf[8192];
+  ssize_t n = recv_some(c->fd, buf, sizeof buf), at = 0;
+  if (n <= 0) return false;
+  while (at < n) {
+    int took = cut_tx(&s->w, c->conn, buf + at, (size_t)(n - at));
+    if (took <= 0) {
+      reset_on_close(c->fd);
+      return false;
+    }
+    at += took;
+  }
+  return true;
+}
+
+static void *cut_serve(void *arg) {
+  cut_server *s = (cut_server *)arg;
+  cut_socket conns[CUT_SERVER_CONNS];
+  struct pollfd fds[CUT_SERVER_CONNS + 2];
+  int i, count = 0;
+  for (;;) {
+    fds[0].fd = s->stop[0];
+    fds[1].fd = count < CUT_SERVER_CONNS ? s->listener : -1;
+    for (i = 0; i < count; i++) fds[i + 2].fd = conns[i].fd;
+    for (i = 0; i < count + 2; i++) fds[i].events = POLLIN;
+    if (poll(fds, (nfds_t)count + 2, -1) < 0) continue;
+    if (fds[0].revents) break;
+    pthread_mutex_lock(&s->lock);
+    for (i = count - 1; i >= 0; i--) { /* what is said in answer to one may be for another */
+      bool open = !fds[i + 2].revents || cut_serve_in(s, &conns[i]);
+      if (open) continue;
+      cut_shut(&s->w, conns[i].conn);
+      close(conns[i].fd);
+      conns[i] = conns[--count];
+    }
+    if (fds[1].revents) {
+      int on = 1;
+      conns[count].fd = accept(s->listener, NULL, NULL);
+      (void)setsockopt(conns[count].fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+      if (conns[count].fd >= 0) (void)cut_open(&s->w, NULL, &conns[count++].conn);
+    }
+    for (i = count - 1; i >= 0; i--) {
+      if (cut_serve_out(s, &conns[i])) continue;
+      cut_shut(&s->w, conns[i].conn);
+      close(conns[i].fd);
+      conns[i] = conns[--count];
+    }
+    pthread_mutex_unlock(&s->lock);
+  }
+  for (i = 0; i < count; i++) {
+    cut_shut(&s->w, conns[i].conn);
+    close(conns[i].fd);
+  }
+  return NULL;
+}
+
+static bool cut_server_start(cut_server *s, int wire, size_t size) {
+  memset(s, 0, sizeof *s);
+  cut_world_init(&s->w, wire, size);
+  pthread_mutex_init(&s->lock, NULL);
+  s->listener = listen_somewhere(&s->port);
+  return CHECK(s->listener >= 0 && pipe(s->stop) == 0 && pthread_create(&s->thread, NULL, cut_serve, s) == 0);
+}
+
+static void cut_server_stop(cut_server *s) {
+  CHECK_INT(write(s->stop[1], "x", 1), 1);
+  pthread_join(s->thread, NULL);
+  close(s->listener);
+  close(s->stop[0]);
+  close(s->stop[1]);
+  pthread_mutex_destroy(&s->lock);
+  CHECK_INT(s->w.open, 0);
+  CHECK_INT(s->w.mem.now, 0);
+}
+
+static void cut_server_reset(cut_server *s, int allowed) {
+  pthread_mutex_lock(&s->lock);
+  cut_reset(&s->w);
+  s->w.allowed = allowed;
+  pthread_mutex_unlock(&s->lock);
+}
+
+/* A client of it with sockets, a clock and look-ups of the system. */
+static e2b_err cut_server_client(cut_server *s, e2b_error *err) {
+  e2b_client_config config = cut_config(&s->w);
+  char url[64];
+  (void)snprintf(url, sizeof url, "http://" FAULT_HOST ":%u", (unsigned)s->port);
+  config.transport = NULL;
+  config.now_ms_fn = NULL;
+  config.api_url = config.sandbox_url = url;
+  s->w.sandbox = NULL;
+  s->w.client = e2b_client_create(&config, err);
+  return s->w.client ? E2B_OK : err->code;
+}
+
+static e2b_err cut_server_sandbox(cut_server *s, e2b_error *err) {
+  e2b_attach_opts attach;
+  memset(&attach, 0, sizeof attach);
+  attach.access_token = "t";
+  return s->w.sandbox ? E2B_OK : e2b_sandbox_attach(s->w.client, "sbx1", &attach, &s->w.sandbox, err);
+}
+
+/* ---- each call fails once ---- */
+
+static const struct {
+  fault_call call;
+  int code;
+  bool survives; /* nobody may notice */
+} fault_rows[] = {
+  { FAULT_RECV, EINTR, true }, { FAULT_RECV, EAGAIN, true }, { FAULT_RECV, FAULT_SHORT, true },
+  { FAULT_RECV, ENOBUFS, true }, { FAULT_RECV, ENOMEM, true }, { FAULT_RECV, ECONNRESET, false },
+  { FAULT_RECV, ETIMEDOUT, false }, { FAULT_RECV, FAULT_ZERO, false },
+  { FAULT_SEND, EINTR, true }, { FAULT_SEND, EAGAIN, true }, { FAULT_SEND, FAULT_SHORT, true },
+  { FAULT_SEND, FAULT_ZERO, true }, { FAULT_SEND, ENOBUFS, true }, { FAULT_SEND, ENOMEM, true },
+  { FAULT_SEND, ECONNRESET, false }, { FAULT_SEND, EPIPE, false },
+  { FAULT_POLL, EINTR, true }, { FAULT_POLL, EAGAIN, true }, { FAULT_POLL, FAULT_ZERO, true },
+  { FAULT_POLL, ENOMEM, true },
+  { FAULT_SOCKET, EMFILE, false }, { FAULT_SOCKET, ENFILE, false }, { FAULT_SOCKET, ENOBUFS, false },
+  { FAULT_CONNECT, EINTR, true }, { FAULT_CONNECT, EAGAIN, false }, { FAULT_CONNECT, ECONNREFUSED, false },
+  { FAULT_CONNECT, ENETUNREACH, false }, { FAULT_CONNECT, ENOBUFS, false },
+  { FAULT_GETSOCKOPT, ENOBUFS, false }, { FAULT_SETSOCKOPT, ENOBUFS, true }, { FAULT_SETSOCKOPT, ENOPROTOOPT, true },
+  { FAULT_PIPE, EMFILE, false }, { FAULT_FCNTL, ENOMEM, false },
+  { FAULT_PIPE_READ, EINTR, true }, { FAULT_PIPE_READ, EAGAIN, true }, { FAULT_PIPE_READ, FAULT_SHORT, true },
+  { FAULT_PIPE_WRITE, EINTR, true },
+  { FAULT_READ, EINTR, true }, { FAULT_READ, FAULT_SHORT, true }, { FAULT_READ, EIO, false },
+  { FAULT_WRITE, EINTR, true }, { FAULT_WRITE, FAULT_SHORT, true }, { FAULT_WRITE, ENOSPC, false },
+  { FAULT_CLOSE, EIO, false }, { FAULT_OPEN, EMFILE, false }, { FAULT_OPENAT, EMFILE, false },
+  { FAULT_OPENAT, ENOSPC, false }, { FAULT_MKDIR, ENOSPC, false }, { FAULT_RENAME, ENOSPC, false },
+  { FAULT_FSTAT, EIO, false },
+  { FAULT_GETADDRINFO, FAULT_ZERO, true }, { FAULT_GETADDRINFO, FAULT_SHORT, false },
+  { FAULT_GETADDRINFO, EAGAIN, false }, { FAULT_GETADDRINFO, EIO, false }, { FAULT_THREAD, EAGAIN, false },
+  { FAULT_MALLOC, 0, false },
+};
+
+/* Returns false when there was no nth call. */
+static bool fault_once(cut_server *s, const cut_scenario *scenario, const cut_world *good, size_t row, long n) {
+  fault_call call = fault_rows[row].call;
+  cut_world *w = &s->w;
+  int i;
+  e2b_error err;
+  e2b_err rc;
+  bool reached;
+  memset(&err, 0, sizeof err);
+  cut_server_reset(s, 1);
+  malloc_calls = 0;
+  if (call == FAULT_MALLOC) malloc_fail_at = (size_t)n;
+  else fault_set(call, fault_rows[row].code, n);
+  rc = cut_server_client(s, &err);
+  if (!rc) rc = cut_server_sandbox(s, &err);
+  if (!rc) rc = scenario->run(w, &err);
+  else (void)cut_step(w, "client", rc, &err);
+  reached = call == FAULT_MALLOC ? malloc_calls >= (size_t)n : fault_counts[call] >= n;
+  fault_set(FAULT_CALLS, 0, 0);
+  malloc_fail_at = 0;
+  pthread_mutex_lock(&s->lock);
+  for (i = 1; i < CUT_ROUTES && rc == E2B_OK; i++)
+    if (w->full[i] < good->full[i]) cut_wrong(w, "success before the whole answer was there");
+  if (w->acted_once > good->acted_once) cut_wrong(w, "done twice");
+  pthread_mutex_unlock(&s->lock);
+  if (rc && fault_rows[row].survives) cut_wrong(w, "%s: %s, of what should not matter", e2b_err_name(rc), err.message);
+  if (rc && !reached) cut_wrong(w, "failed without a reason: %s", err.message);
+  if (!w->wrong) {
+    cut_server_reset(s, 0);
+    rc = w->client ? E2B_OK : cut_server_client(s, &err);
+    if (!rc) rc = cut_server_sandbox(s, &err);
+    if (!rc) rc = scenario->run(w, &err);
+    if (rc) cut_wrong(w, "afterwards: %s: %s", e2b_err_name(rc), err.message);
+  }
+  e2b_client_free(w->client);
+  w->client = NULL;
+  if (w->heap.live || w->heap.wrong_size) cut_wrong(w, "%ld bytes leak", (long)w->heap.live);
+  if (w->wrong) printf("%s, %s, %s %ld, fault %d: %s\n", scenario->name, cut_wire_names[w->wire], fault_names[call], n, fault_rows[row].code, w->wrong);
+  return CHECK(!w->wrong) && reached;
+}
+
+/* Each n-th call, up to as many as a good run makes: how many turns the loop takes depends on when bytes arrive. */
+static long fault_scenario(cut_server *s, const cut_scenario *scenario, const cut_world *good) {
+  long count = 0, n;
+  size_t row;
+  for (row = 0; row < E2B__COUNT(fault_rows); row++)
+    for (n = 1; n < 200 && fault_once(s, scenario, good, row, n); n += quick ? 3 : 1) count++;
+  return count;
+}
+
+static void fault_everywhere(int wire) {
+  static cut_server s;
+  static cut_world good;
+  e2b_error err;
+  size_t i;
+  long count = 0;
+  if (!cut_make_local_dir()) return;
+  for (i = 0; i < E2B__COUNT(cut_scenarios); i++) {
+    const cut_scenario *scenario = &cut_scenarios[i];
+    uint64_t from = now_ms();
+    int fds = open_fds(), waits;
+    long n;
+    if (!cut_local_files(scenario, 3000)) break;
+    cut_world_init(&good, wire, 3000);
+    CHECK_INT(cut_begin(&good, 0, &err), E2B_OK);
+    CHECK_RC(scenario->run(&good, &err), E2B_OK);
+    cut_end(&good);
+    if (!cut_server_start(&s, wire, 3000)) break;
+    n = fault_scenario(&s, scenario, &good);
+    cut_server_stop(&s);
+    for (waits = 0; waits < 5000 && open_fds() > fds; waits++) sleep_ms(1); /* the last look-ups */
+    CHECK_INT(open_fds(), fds);
+    if (verbose) printf("  %s: %ld faults, %lu ms\n", scenario->name, n, (unsigned long)(now_ms() - from));
+    count += n;
+  }
+  cut_remove_local_dir();
+  if (verbose) printf("  %ld faults\n", count);
+}
+
+static void test_fault_http1(void) {
+  fault_everywhere(0);
+}
+
+#if !defined(E2B_NO_HTTP2)
+static void test_fault_http2(void) {
+  fault_everywhere(2);
+}
+#endif
+
+/* ---- the local server, through a relay that cuts ---- */
+
+typedef struct cut_relay {
+  int listener, stop[2];
+  uint16_t port, to;
+  pthread_t thread;
+  pthread_mutex_t lock;   /* of what follows */
+  long moved[2], cut_at;  /* bytes of the client and of the server, in all; where it cuts, -1 = never */
+  int side;               /* whose bytes count */
+  bool reset, fired;
+} cut_relay;
+
+typedef struct cut_pair {
+  int fd[2]; /* to the client, to the server */
+} cut_pair;
+
+static void cut_pair_close(cut_pair *p) {
+  close(p->fd[0]);
+  close(p->fd[1]);
+}
+
+static bool cut_relay_dial(cut_relay *r, cut_pair *p) {
+  struct sockaddr_in at;
+  int on = 1;
+  memset(&at, 0, sizeof at);
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  at.sin_port = htons(r->to);
+  p->fd[0] = accept(r->listener, NULL, NULL);
+  p->fd[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  (void)setsockopt(p->fd[0], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  (void)setsockopt(p->fd[1], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  if (p->fd[0] >= 0 && connect(p->fd[1], (struct sockaddr *)&at, sizeof at) == 0) return true;
+  cut_pair_close(p);
+  return false;
+}
+
+/* Moves what came from one side (0 = the client) to the other. False: it is over with the pair. */
+static bool cut_relay_move(cut_relay *r, cut_pair *p, int from) {
+  char buf[8192];
+  ssize_t n = recv_some(p->fd[from], buf, sizeof buf);
+  bool cut = false;
+  if (n <= 0) return false;
+  pthread_mutex_lock(&r->lock);
+  if (from == r->side && !r->fired && r->cut_at >= 0 && r->moved[from] + n >= r->cut_at) {
+    n = (ssize_t)(r->cut_at - r->moved[from]);
+    r->fired = cut = true;
+  }
+  r->moved[from] += (long)n;
+  pthread_mutex_unlock(&r->lock);
+  if (n > 0 && !send_all(p->fd[!from], buf, (size_t)n)) return false;
+  if (cut && r->reset) reset_on_close(p->fd[0]);
+  return !cut;
+}
+
+static void *cut_relay_run(void *arg) {
+  cut_relay *r = (cut_relay *)arg;
+  cut_pair pairs[16];
+  struct pollfd fds[2 + 2 * 16];
+  int count = 0, i;
+  for (;;) {
+    fds[0].fd = r->stop[0];
+    fds[1].fd = count < 16 ? r->listener : -1;
+    for (i = 0; i < 2 * count; i++) fds[i + 2].fd = pairs[i / 2].fd[i % 2];
+    for (i = 0; i < 2 * count + 2; i++) fds[i].events = POLLIN;
+    if (poll(fds, (nfds_t)(2 * count + 2), -1) < 0) continue;
+    if (fds[0].revents) break;
+    for (i = count - 1; i >= 0; i--) {
+      if ((!fds[2 * i + 2].revents || cut_relay_move(r, &pairs[i], 0)) && (!fds[2 * i + 3].revents || cut_relay_move(r, &pairs[i], 1)))
+        continue;
+      cut_pair_close(&pairs[i]);
+      pairs[i] = pairs[--count];
+    }
+    if (fds[1].revents && cut_relay_dial(r, &pairs[count])) count++;
+  }
+  while (count) cut_pair_close(&pairs[--count]);
+  return NULL;
+}
+
+static bool cut_relay_start(cut_relay *r) {
+  memset(r, 0, sizeof *r);
+  r->to = (uint16_t)strtoul(strrchr(the_host->url, ':') + 1, NULL, 10);
+  r->cut_at = -1;
+  pthread_mutex_init(&r->lock, NULL);
+  r->listener = listen_somewhere(&r->port);
+  return CHECK(r->listener >= 0 && pipe(r->stop) == 0 && pthread_create(&r->thread, NULL, cut_relay_run, r) == 0);
+}
+
+static void cut_relay_stop(cut_relay *r) {
+  CHECK_INT(write(r->stop[1], "x", 1), 1);
+  pthread_join(r->thread, NULL);
+  close(r->listener);
+  close(r->stop[0]);
+  close(r->stop[1]);
+  pthread_mutex_destroy(&r->lock);
+}
+
+static void cut_relay_set(cut_relay *r, int side, long at, bool reset) {
+  pthread_mutex_lock(&r->lock);
+  r->moved[0] = r->moved[1] = 0;
+  r->side = side;
+  r->cut_at = at;
+  r->reset = reset;
+  r->fired = false;
+  pthread_mutex_unlock(&r->lock);
+}
+
+/* A call of the tests below, against the local server. */
+typedef struct cut_visit {
+  fixture *f;
+  e2b_client *client;
+  e2b_sandbox *sandbox;
+  const char *wrong;
+  char lines[32]; /* the file to which each run adds a line */
+  bool blind; /* does not look at what it did by another client: that one's calls may be the ones that fail */
+} cut_visit;
+
+static e2b_err cut_visit_run(cut_visit *v, e2b_error *err) {
+  e2b_command_result r;
+  char command[200];
+  e2b_err rc;
+  memset(&r, 0, sizeof r);
+  (void)snprintf(command, sizeof command, "echo x >>%s; echo hello; echo oops >&2", in_dir(v->f, v->lines));
+  rc = e2b_commands_run(v->sandbox, command, NULL, &r, err);
+  if (rc == E2B_OK && (strcmp(r.stdout_data.ptr, "hello\n") || strcmp(r.stderr_data.ptr, "oops\n"))) v->wrong = "success without the output";
+  if (r.stdout_data.len && strncmp(r.stdout_data.ptr, "hello\n", r.stdout_data.len)) v->wrong = "other output";
+  e2b_mem_free(&r.mem);
+  return rc;
+}
+
+static e2b_err cut_visit_stdin(cut_visit *v, e2b_error *err) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_result r;
+  e2b_run_opts opts;
+  e2b_err rc;
+  memset(&opts, 0, sizeof opts);
+  memset(&r, 0, sizeof r);
+  opts.stdin_open = true;
+  rc = e2b_commands_start(v->sandbox, "cat", &opts, &handle, err);
+  if (!rc) rc = e2b_command_handle_send_stdin(handle, "to and fro", 10, NULL, err);
+  if (!rc) rc = e2b_command_handle_close_stdin(handle, NULL, err);
+  if (!rc) rc = e2b_command_handle_wait(handle, NULL, &r, err);
+  if (rc == E2B_OK && strcmp(r.stdout_data.ptr, "to and fro")) v->wrong = "success without the output";
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  return rc;
+}
+
+static e2b_err cut_visit_write(cut_visit *v, e2b_error *err) {
+  const char *path = in_dir(v->f, "written");
+  e2b_error ignored;
+  e2b_buf buf;
+  e2b_err rc;
+  if (!v->blind) (void)e2b_files_remove(v->f->sandbox, path, NULL, &ignored);
+  rc = e2b_files_write(v->sandbox, path, cut_truth(), 20000, NULL, NULL, err);
+  memset(&buf, 0, sizeof buf);
+  if (rc == E2B_OK && !v->blind && (e2b_files_read(v->f->sandbox, path, NULL, &buf, &ignored) != E2B_OK || buf.len != 20000 || memcmp(buf.data, cut_truth(), 20000)))
+    v->wrong = "success, but the file is not what was written";
+  e2b_mem_free(&buf.mem);
+  return rc;
+}
+
+static e2b_err cut_visit_read(cut_visit *v, e2b_error *err) {
+  e2b_buf buf;
+  e2b_err rc;
+  memset(&buf, 0, sizeof buf);
+  rc = e2b_files_read(v->sandbox, in_dir(v->f, "read"), NULL, &buf, err);
+  if (rc == E2B_OK && (buf.len != 20000 || memcmp(buf.data, cut_truth(), 20000))) v->wrong = "success, but not with what is in the file";
+  if (rc && buf.data) v->wrong = "a failure with a result";
+  e2b_mem_free(&buf.mem);
+  return rc;
+}
+
+/* What a create that was cut made is found again, and removed. */
+static e2b_err cut_visit_life(cut_visit *v, e2b_error *err) {
+  e2b_sandbox *sandbox = NULL;
+  e2b_sandbox_info info;
+  e2b_error ignored;
+  bool killed = false;
+  e2b_err rc = e2b_sandbox_create(v->client, NULL, NULL, &sandbox, err);
+  memset(&info, 0, sizeof info);
+  if (rc && err->maybe_done && e2b_api_find_by_nonce(v->f->client, err->nonce, NULL, &info, &ignored) == E2B_OK)
+    (void)e2b_api_kill(v->f->client, info.sandbox_id, NULL, NULL, &ignored);
+  e2b_mem_free(&info.mem);
+  if (rc) return rc;
+  rc = e2b_sandbox_kill(sandbox, NULL, &killed, err);
+  (void)e2b_api_get_info(v->f->client, e2b_sandbox_id(sandbox), NULL, &info, &ignored);
+  if (!rc && info.sandbox_id) v->wrong = "killed, but it is still there";
+  if (rc && info.sandbox_id) (void)e2b_api_kill(v->f->client, info.sandbox_id, NULL, NULL, &ignored);
+  e2b_mem_free(&info.mem);
+  e2b_sandbox_free(sandbox);
+  return rc;
+}
+
+static const struct {
+  const char *name;
+  e2b_err (*call)(cut_visit *v, e2b_error *err);
+} cut_visits[] = {
+  { "run", cut_visit_run }, { "stdin", cut_visit_stdin }, { "write", cut_visit_write }, { "read", cut_visit_read }, { "life", cut_visit_life }
+};
+
+static bool cut_visit_open(cut_visit *v, fixture *f, uint16_t port, test_heap *heap) {
+  e2b_client_config config = host_config(the_host);
+  e2b_attach_opts attach;
+  static unsigned opened;
+  e2b_error err;
+  char url[64];
+  memset(v, 0, sizeof *v);
+  (void)snprintf(v->lines, sizeof v->lines, "lines-%u", ++opened); /* one cut off may still be about to write */
+  memset(&attach, 0, sizeof attach);
+  (void)snprintf(url, sizeof url, "%.*s:%u", (int)(strrchr(the_host->url, ':') - the_host->url), the_host->url, (unsigned)port);
+  config.api_url = config.sandbox_url = url;
+  config.allocator = heap_allocator(heap);
+  attach.access_token = e2b_sandbox_access_token(f->sandbox);
+  v->f = f;
+  v->client = e2b_client_create(&config, &err);
+  return CHECK(v->client != NULL) && CHECK_OK(e2b_sandbox_attach(v->client, e2b_sandbox_id(f->sandbox), &attach, &v->sandbox, &err));
+}
+
+static bool cut_visit_explains(e2b_err rc) {
+  return rc == E2B_OK || rc == E2B_ERR_CLOSED || rc == E2B_ERR_TRUNCATED || rc == E2B_ERR_TLS || rc == E2B_ERR_CONNECT;
+}
+
+static int cut_visit_lines(cut_visit *v) {
+  char command[200];
+  (void)snprintf(command, sizeof command, "cat %s 2>/dev/null | wc -l", in_dir(v->f, v->lines));
+  return atoi(output_of(v->f, command));
+}
+
+/* One cut, then the same call on the same client. Gives the number of bytes that went by without one (at < 0). */
+static long cut_visit_once(fixture *f, cut_relay *r, size_t which, int side, long at, bool reset) {
+  test_heap heap;
+  cut_visit v;
+  e2b_error err;
+  e2b_err rc, again;
+  long len;
+  if (!cut_visit_open(&v, f, r->port, &heap)) return 0;
+  cut_relay_set(r, side, at, reset);
+  memset(&err, 0, sizeof err);
+  rc = cut_visits[which].call(&v, &err);
+  pthread_mutex_lock(&r->lock);
+  len = r->moved[side];
+  if (rc && !r->fired) v.wrong = "failed without a cut";
+  pthread_mutex_unlock(&r->lock);
+  if (!cut_visit_explains(rc)) v.wrong = "failed as no cut can make it";
+  cut_relay_set(r, side, -1, false);
+  again = v.wrong ? E2B_OK : cut_visits[which].call(&v, &err);
+  if (again) v.wrong = "failed afterwards";
+  e2b_client_free(v.client);
+  if (heap.live || heap.wrong_size) v.wrong = "memory leaks";
+  if (which == 0 && cut_visit_lines(&v) > 2) v.wrong = "the command ran twice";
+  if (v.wrong)
+    printf("%s, %s after %ld bytes of the %s: %s (%s: %s)\n", cut_visits[which].name, reset ? "RST" : "FIN", at, side ? "server" : "client", v.wrong,
+           e2b_err_name(again ? again : rc), err.message);
+  CHECK(!v.wrong);
+  return len;
+}
+
+/* Cuts spread over all that goes by, with TLS from its first byte on. */
+static void e2e_cut_relay(fixture *f) {
+  cut_relay r;
+  e2b_error err;
+  size_t which;
+  long points = cut_full_matrix() ? 60 : quick ? 3 : 9, count = 0, i;
+  int side, fds = open_fds(), waits;
+  if (!CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "read"), cut_truth(), 20000, NULL, NULL, &err)) || !cut_relay_start(&r)) return;
+  for (which = 0; which < E2B__COUNT(cut_visits); which++)
+    for (side = 0; side < 2; side++) {
+      long len = cut_visit_once(f, &r, which, side, -1, false);
+      for (i = 0; i < points; i++, count++)
+        (void)cut_visit_once(f, &r, which, side, len * i / points + (i ? (long)which : 0), (i + side) % 2 != 0);
+    }
+  cut_relay_stop(&r);
+  for (waits = 0; waits < 5000 && open_fds() > fds; waits++) sleep_ms(1);
+  CHECK(open_fds() <= fds);
+  if (verbose) printf("  %ld cuts\n", count);
+}
+
+/* The calls that carry TLS, or nothing, fail in turn. */
+static void e2e_fault_calls(fixture *f) {
+  static const size_t whiches[] = { 0, 2, 3 };
+  uint16_t port = (uint16_t)strtoul(strrchr(the_host->url, ':') + 1, NULL, 10);
+  size_t row, i;
+  e2b_error err;
+  long n, count = 0, step = cut_full_matrix() ? 1 : quick ? 17 : 7;
+  if (!CHECK_OK(e2b_files_write(f->sandbox, in_dir(f, "read"), cut_truth(), 20000, NULL, NULL, &err))) return;
+  for (row = 0; row < E2B__COUNT(fault_rows); row++) {
+    fault_call call = fault_rows[row].call;
+    bool reached = call == FAULT_RECV || call == FAULT_SEND || call == FAULT_POLL;
+    for (n = 1 + (long)row % step, i = row; reached && n < 100; n += step, i++, count++) {
+      test_heap heap;
+      cut_visit v;
+      e2b_err rc;
+      if (!cut_visit_open(&v, f, port, &heap)) return;
+      memset(&err, 0, sizeof err);
+      v.blind = true;
+      fault_set(call, fault_rows[row].code, n);
+      rc = cut_visits[whiches[i % 3]].call(&v, &err);
+      reached = fault_counts[call] >= n;
+      fault_set(FAULT_CALLS, 0, 0);
+      if (rc && fault_rows[row].survives) v.wrong = "this should not matter";
+      if (!cut_visit_explains(rc)) v.wrong = "failed as this cannot make it";
+      if (!v.wrong && cut_visits[whiches[i % 3]].call(&v, &err)) v.wrong = "failed afterwards";
+      e2b_client_free(v.client);
+      if (heap.live || heap.wrong_size) v.wrong = "memory leaks";
+      if (v.wrong)
+        printf("%s, %s %ld, fault %d: %s (%s: %s)\n", cut_visits[whiches[i % 3]].name, fault_names[call], n, fault_rows[row].code, v.wrong, e2b_err_name(rc),
+               err.message);
+      CHECK(!v.wrong);
+    }
+  }
+  if (verbose) printf("  %ld faults\n", count);
+}
+
+/* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
 
@@ -29660,6 +31885,13 @@ static const test tests[] = {
 #endif
   UNIT(covered_big_messages), UNIT(covered_look_up_fails), UNIT(covered_set_output),
   NATIVE(threads_sandboxes), NATIVE(threads_interrupted),
+
+  UNIT(cut_http1), UNIT(cut_http1_json), UNIT(cut_http1_client), UNIT(cut_no_memory_http1), UNIT(cut_no_memory_json),
+  UNIT(fault_http1),
+#if !defined(E2B_NO_HTTP2)
+  UNIT(cut_http2), UNIT(cut_http2_client), UNIT(cut_no_memory_http2), UNIT(fault_http2),
+#endif
+  NATIVE(cut_relay), NATIVE(fault_calls),
 };
 
 static int passed, failed, skipped;
