@@ -7,7 +7,7 @@
 # make memory                                          measures again what README.md says of memory (Linux with glibc, nghttpx)
 # make soak SECONDS=600                                everything at once over a network that fails; SEED= to repeat
 # make coverage                                        what of e2b.h the tests reach; wants gcc and python3; a minute
-# make corpus                                          replays what the fuzzers of tests/fuzz_*.c found
+# make fuzz T=http1 SECONDS=60   runs the fuzzer of tests/fuzz_http1.c (needs clang); make test replays what they found
 # make examples, make bench, make check (warnings, names, linking; needs gcc and clang), make clean
 #
 # mbedTLS and llhttp are found, or fetched where that is allowed, by tests/deps.sh. Your own copies: MBEDTLS_DIR=, LLHTTP_DIR=.
@@ -40,7 +40,7 @@ else
   DEMO_SERVER = $(BUILD)/local_server
 endif
 
-.PHONY: all demo test examples bench bench-http2 check corpus coverage soak memory clean FORCE
+.PHONY: all demo test examples bench bench-http2 check fuzz coverage soak memory clean FORCE
 all: examples $(BUILD)/e2b_test
 
 demo: $(BUILD)/quickstart $(DEMO_SERVER)
@@ -57,9 +57,10 @@ bench: $(BENCHES) $(SERVER)
 bench-http2: $(BUILD)/bench_http2 $(SERVER)
 	@E2B_FRONT_RUN=$(BUILD)/bench_http2 bash tests/http2.sh $(BUILD) nghttpx
 
-corpus: $(BUILD)/fuzz_hpack $(BUILD)/fuzz_http2
-	@$(BUILD)/fuzz_hpack tests/corpus/hpack/*
-	@$(BUILD)/fuzz_http2 tests/corpus/http2/*
+fuzz: $(BUILD)/fuzz_$(T)
+	@mkdir -p $(BUILD)/corpus/$(T)
+	$(BUILD)/fuzz_$(T) -max_total_time=$(SECONDS) -max_len=4096 -artifact_prefix=$(BUILD)/fuzz_$(T)- \
+	  $(BUILD)/corpus/$(T) tests/corpus/$(T)
 
 soak: $(BUILD)/soak $(SERVER)
 	@sh tests/with_servers.sh $(SERVER) $(BUILD)/soak $(SECONDS) $(SEED)
@@ -85,7 +86,7 @@ clean:
 $(BUILD)/%: examples/%.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
-$(BUILD)/e2b_test: e2b_test.c e2b.h $(DEPS)
+$(BUILD)/e2b_test: e2b_test.c $(wildcard tests/fuzz_*) e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
 $(BUILD)/bench_%: tests/bench_%.c e2b.h $(DEPS)
@@ -94,8 +95,9 @@ $(BUILD)/bench_%: tests/bench_%.c e2b.h $(DEPS)
 $(BUILD)/soak $(BUILD)/memory_table: $(BUILD)/%: tests/%.c e2b.h $(DEPS)
 	$(COMPILE) $< $(LINK) -o $@
 
-$(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz_main.h e2b.h $(DEPS)
-	$(COMPILE) -DFUZZ_MAIN $< $(LINK) -o $@
+$(BUILD)/fuzz_%: tests/fuzz_%.c $(wildcard tests/fuzz_*.h) e2b.h $(DEPS)
+	clang -std=c99 -g -O1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I. \
+	  $$(cat $(BUILD)/deps.cflags) $< $(LINK) -o $@
 
 # The script looks again only when the compiler, its flags or the directories have changed.
 $(DEPS): FORCE

@@ -18941,7 +18941,7 @@ typedef struct e2b__batch {
 static e2b_str e2b__path_last(e2b_str path) {
   size_t at = path.len;
   while (at && path.ptr[at - 1] != '/') at--;
-  return e2b__str_n(path.ptr + at, path.len - at);
+  return at ? e2b__str_n(path.ptr + at, path.len - at) : path; /* which may be NULL */
 }
 
 static e2b_err e2b__batch_succeeded(e2b__task *task, e2b_error *err) {

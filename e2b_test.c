@@ -19,7 +19,7 @@
      | >>>> code interpreter                       | >>>> trees           | >>>> bad input
      | >>>> network edges   | >>>> outcomes        | >>>> streams
      | >>>> deadlines and secrets                  | >>>> threads         | >>>> covered
-     | >>>> cuts and faults | >>>> table
+     | >>>> cuts and faults | >>>> corpora         | >>>> table
    A new test is a function and a line in the table at the end of the file. */
 
 #if defined(__STRICT_ANSI__) && defined(__linux__) && !defined(_GNU_SOURCE) && !defined(_POSIX_C_SOURCE)
@@ -31717,6 +31717,94 @@ static void e2e_fault_calls(fixture *f) {
 }
 
 /* ================================================================================================================== */
+/* >>>> corpora */
+/* ================================================================================================================== */
+
+/* What the fuzzers of tests/fuzz_NAME.c reached, and what they found, is in tests/corpus/NAME: each input is given to them
+ * again. New ones are looked for with `make fuzz T=NAME`. */
+static bool fuzz_check_at(bool ok, const char *file, int line, const char *what) {
+  check_count++;
+  if (ok) return true;
+  check_failures++;
+  printf("%s:%d: %s: %s does not hold\n", file, line, check_test, what);
+  return false;
+}
+
+#define FUZZ_CHECK(x) (void)fuzz_check_at((x) ? true : false, __FILE__, __LINE__, #x)
+#include "tests/fuzz_answers.c"
+#include "tests/fuzz_client.c"
+#include "tests/fuzz_connect.c"
+#include "tests/fuzz_hpack.c"
+#include "tests/fuzz_http1.c"
+#include "tests/fuzz_http2.c"
+#include "tests/fuzz_json.c"
+#include "tests/fuzz_local.c"
+#include "tests/fuzz_protobuf.c"
+#include "tests/fuzz_time.c"
+#include "tests/fuzz_url.c"
+
+static void corpus_input(const char *path, void (*target)(const uint8_t *data, size_t len)) {
+  static uint8_t bytes[1 << 16];
+  FILE *file = fopen(path, "rb");
+  uint8_t *exact;
+  size_t len;
+  if (!CHECK(file != NULL)) return;
+  len = fread(bytes, 1, sizeof bytes, file);
+  fclose(file);
+  exact = fuzz_copy(bytes, len);
+  target(exact, len);
+  free(exact);
+}
+
+/* Beside this source, or above the program. */
+static DIR *corpus_open(const char *name, char path[600]) {
+  static const char *const ups[] = { "", "../", "../../" };
+  const char *slash = strrchr(__FILE__, '/');
+  DIR *dir = NULL;
+  size_t i;
+  (void)snprintf(path, 600, "%.*stests/corpus/%s", slash ? (int)(slash + 1 - __FILE__) : 0, __FILE__, name);
+  dir = opendir(path);
+  for (i = 0; i < E2B__COUNT(ups) && !dir; i++) {
+    slash = strrchr(server_path, '/');
+    (void)snprintf(path, 600, "%.*s%stests/corpus/%s", slash ? (int)(slash + 1 - server_path) : 0, server_path, ups[i],
+                   name);
+    dir = opendir(path);
+  }
+  return dir;
+}
+
+static void corpus_replay(const char *name, void (*target)(const uint8_t *data, size_t len)) {
+  const char *test = check_test;
+  char dir_path[600], path[900];
+  DIR *dir = corpus_open(name, dir_path);
+  struct dirent *entry;
+  int count = 0;
+  while (dir && (entry = readdir(dir)) != NULL) {
+    if (entry->d_name[0] == '.') continue;
+    (void)snprintf(path, sizeof path, "%s/%.255s", dir_path, entry->d_name);
+    check_test = path; /* so that a failure names it */
+    corpus_input(path, target);
+    count++;
+  }
+  check_test = test;
+  if (dir) closedir(dir);
+  CHECK(count > 0);
+}
+
+#define CORPUS(name) static void test_corpus_##name(void) { corpus_replay(#name, fuzz_##name); }
+CORPUS(answers)
+CORPUS(client)
+CORPUS(connect)
+CORPUS(hpack)
+CORPUS(http1)
+CORPUS(http2)
+CORPUS(json)
+CORPUS(local)
+CORPUS(protobuf)
+CORPUS(time)
+CORPUS(url)
+
+/* ================================================================================================================== */
 /* >>>> table */
 /* ================================================================================================================== */
 
@@ -31892,6 +31980,8 @@ static const test tests[] = {
   UNIT(cut_http2), UNIT(cut_http2_client), UNIT(cut_no_memory_http2), UNIT(fault_http2),
 #endif
   NATIVE(cut_relay), NATIVE(fault_calls),
+  UNIT(corpus_answers), UNIT(corpus_client), UNIT(corpus_connect), UNIT(corpus_hpack), UNIT(corpus_http1),
+  UNIT(corpus_http2), UNIT(corpus_json), UNIT(corpus_local), UNIT(corpus_protobuf), UNIT(corpus_time), UNIT(corpus_url),
 };
 
 static int passed, failed, skipped;

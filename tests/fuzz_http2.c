@@ -3,17 +3,15 @@
  *   1: how the input is cut into reads (0 = whole)
  *   2: what the events do: refill, reset, fail, open another stream
  *   3: bit 0: the server's SETTINGS are in the input, too; the rest: milliseconds between reads */
-#define E2B_IMPLEMENTATION
-#include "e2b.h"
 #include "fuzz_main.h"
 
-typedef struct fuzz {
+typedef struct fuzz_http2_run {
   e2b__h2 h2;
   e2b__mem mem;
   unsigned actions, calls, opened, ended;
-} fuzz;
+} fuzz_http2_run;
 
-static void open_stream(fuzz *f, bool upload) {
+static void fuzz_http2_open_stream(fuzz_http2_run *f, bool upload) {
   e2b__headers headers;
   e2b_err err;
   if (f->h2.draining || f->opened - f->ended >= 8) return;
@@ -26,38 +24,38 @@ static void open_stream(fuzz *f, bool upload) {
 }
 
 /* What an event does to its stream; false = it is gone. */
-static bool act(fuzz *f, e2b__h2_stream *stream) {
+static bool fuzz_http2_act(fuzz_http2_run *f, e2b__h2_stream *stream) {
   unsigned action = f->actions >> (f->calls++ % 3) * 2 & 3u;
   if (action == 1) e2b__h2_refill(stream);
-  if (action == 2 && f->calls % 4 == 0) open_stream(f, f->calls % 8 == 0);
+  if (action == 2 && f->calls % 4 == 0) fuzz_http2_open_stream(f, f->calls % 8 == 0);
   if (action != 3 || f->calls % 5) return true;
   f->ended++;
   e2b__h2_reset(stream, E2B__H2_CANCEL);
   return false;
 }
 
-static e2b_err on_head(e2b__h2_stream *stream, int status, const e2b__headers *headers) {
-  fuzz *f = (fuzz *)stream->owner;
+static e2b_err fuzz_http2_on_head(e2b__h2_stream *stream, int status, const e2b__headers *headers) {
+  fuzz_http2_run *f = (fuzz_http2_run *)stream->owner;
   FUZZ_CHECK(status >= 200 && status < 600 && headers->text.len <= 8192 && !stream->got_end);
-  return !act(f, stream) || f->calls % 11 ? E2B_OK : E2B_ERR_CANCELED;
+  return !fuzz_http2_act(f, stream) || f->calls % 11 ? E2B_OK : E2B_ERR_CANCELED;
 }
 
-static e2b_err on_body(e2b__h2_stream *stream, const uint8_t *data, size_t len) {
-  fuzz *f = (fuzz *)stream->owner;
+static e2b_err fuzz_http2_on_body(e2b__h2_stream *stream, const uint8_t *data, size_t len) {
+  fuzz_http2_run *f = (fuzz_http2_run *)stream->owner;
   FUZZ_CHECK(data && len && stream->status && (stream->length < 0 || stream->received <= (uint64_t)stream->length));
-  return !act(f, stream) || f->calls % 13 ? E2B_OK : E2B_ERR_CANCELED;
+  return !fuzz_http2_act(f, stream) || f->calls % 13 ? E2B_OK : E2B_ERR_CANCELED;
 }
 
-static void on_end(e2b__h2_stream *stream, const e2b__h2_end *end) {
-  fuzz *f = (fuzz *)stream->owner;
+static void fuzz_http2_on_end(e2b__h2_stream *stream, const e2b__h2_end *end) {
+  fuzz_http2_run *f = (fuzz_http2_run *)stream->owner;
   f->ended++;
   if (end->err) FUZZ_CHECK(end->detail);
   else FUZZ_CHECK(stream->status && stream->got_end);
 }
 
-static const e2b__h2_events events = { on_head, on_body, on_end };
+static const e2b__h2_events fuzz_http2_events = { fuzz_http2_on_head, fuzz_http2_on_body, fuzz_http2_on_end };
 
-static void check(fuzz *f) {
+static void fuzz_http2_check(fuzz_http2_run *f) {
   e2b__h2 *h2 = &f->h2;
   e2b__h2_stream *stream, *before = NULL;
   uint32_t count = 0, senders = 0;
@@ -74,7 +72,7 @@ static void check(fuzz *f) {
 }
 
 /* What we would send: whole frames, none too long. `greeting`: behind the preface. */
-static void drain(fuzz *f, bool greeting) {
+static void fuzz_http2_drain(fuzz_http2_run *f, bool greeting) {
   size_t at = greeting ? 24 : 0;
   e2b__h2_stream *stream;
   uint8_t head[E2B__H2_HEAD];
@@ -95,24 +93,24 @@ static void drain(fuzz *f, bool greeting) {
   }
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len) {
-  static fuzz f;
+static void fuzz_http2(const uint8_t *data, size_t len) {
+  static fuzz_http2_run f;
   uint64_t now = 1;
   size_t step, i;
-  if (len < 4) return 0;
+  if (len < 4) return;
   memset(&f, 0, sizeof f);
   e2b__mem_init(&f.mem, NULL);
   f.actions = data[2];
-  e2b__h2_init(&f.h2, &f.mem, 2000, 20000, 8192, &events);
-  for (i = 0; i < (data[0] & 7u); i++) open_stream(&f, (data[0] >> 3 >> i & 1u) != 0);
-  drain(&f, true);
+  e2b__h2_init(&f.h2, &f.mem, 2000, 20000, 8192, &fuzz_http2_events);
+  for (i = 0; i < (data[0] & 7u); i++) fuzz_http2_open_stream(&f, (data[0] >> 3 >> i & 1u) != 0);
+  fuzz_http2_drain(&f, true);
   if (!(data[3] & 1)) (void)e2b__h2_feed(&f.h2, (const uint8_t *)"\0\0\0\4\0\0\0\0\0", 9, now);
   step = data[1] ? data[1] : SIZE_MAX;
   for (i = 4; i < len && !f.h2.err; i += E2B__MIN(step, len - i)) {
     (void)e2b__h2_feed(&f.h2, data + i, E2B__MIN(step, len - i), now);
-    check(&f);
-    drain(&f, false);
-    check(&f);
+    fuzz_http2_check(&f);
+    fuzz_http2_drain(&f, false);
+    fuzz_http2_check(&f);
     now += data[3] >> 1;
   }
   if (f.h2.err) FUZZ_CHECK(f.h2.detail);
@@ -120,5 +118,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len) {
   FUZZ_CHECK(f.opened == f.ended && !f.h2.streams);
   e2b__h2_free(&f.h2);
   FUZZ_CHECK(f.mem.now == 0);
-  return 0;
 }
+
+FUZZ_TARGET(http2)
