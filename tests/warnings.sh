@@ -255,17 +255,18 @@ banned() {
 license() { diff <(tail -n "$(($(wc -l <LICENSE) + 1))" e2b.h | sed '$d') LICENSE; }
 check "table of contents names every section, in order" contents
 
-# Every test that tests/features.md names exists; "*" stands for anything, "*/name" for a test end to end.
-features() {
+# Every test that a table names exists; "*" stands for anything, "*/name" for a test end to end; remarks are in parentheses.
+named_tests() { # file
   local names name
   names=$(grep -oE '\b(UNIT|HOST|CONTENT|SERVER|NATIVE|CODE|PYTHON)\([a-z0-9_]+\)' e2b_test.c | sed -E 's/.*\(|\)//g' | sort -u)
-  awk -F'|' '/^\|/ && !/^\|---/ { print $(NF - 1) }' tests/features.md | tr ',' '\n' | sed 's/^ *//; s/ *$//' |
-    grep -vE '^(tests|js:.*|examples|tests/.*|[a-z]+/\*|)$' | while read -r name; do
+  awk -F'|' '/^\|/ && !/^\|---/ { print $(NF - 1) }' "$1" | sed -E 's/\([^()]*\)//g' | tr ',' '\n' | sed 's/^ *//; s/ *$//' |
+    grep -vE '^(tests?( that shows it)?|js:.*|examples|tests/.*|[a-z]+/\*|)$' | while read -r name; do
       name=${name#*/}
       grep -qxE "${name//\*/.*}" <<<"$names" || echo "$name"
     done | nothing
 }
-check "tests/features.md names tests that exist" features
+check "tests/features.md names tests that exist" named_tests tests/features.md
+check "tests/failures.md names tests that exist" named_tests tests/failures.md
 check "no banned functions" banned
 check "the licence at the end of e2b.h is LICENSE" license
 
