@@ -332,7 +332,8 @@ typedef struct e2b_buf { e2b_mem mem; uint8_t *data; size_t len; } e2b_buf; /* d
 /* Receives bytes as they arrive: raw, not terminated, cut anywhere, valid during the call only. Return 0 to go on,
  * E2B_PAUSE when you took these bytes but want no more until you resume, < 0 to cancel the operation. */
 typedef int (*e2b_data_fn)(void *user, const char *data, size_t len);
-/* Gives bytes: write up to cap of them and return how many, 0 at the end, E2B_PAUSE for none now, < 0 to cancel. */
+/* Gives bytes: write up to cap of them and return how many, 0 at the end, E2B_PAUSE for none now, < 0 to cancel. A source that
+ * cancels its own operation by other means must not write to buf after that: it may be gone. */
 typedef int (*e2b_source_fn)(void *user, void *buf, size_t cap);
 #define E2B_PAUSE 0x40000000
 

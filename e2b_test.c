@@ -31922,7 +31922,6 @@ static const test tests[] = {
 #endif
   HOST(write_and_read), HOST(missing_files), HOST(directories), CONTENT(big_file), CONTENT(upload_and_download),
   HOST(streams_given_up), CONTENT(files_content), CONTENT(files_content_as_form), CONTENT(files_streams),
-  HOST(files_aborts), CONTENT(files_bulk),
   CONTENT(write_many), CONTENT(write_many_alone), HOST(trees),
   HOST(files_aborts), CONTENT(files_bulk), CONTENT(files_parts), HOST(files_metadata), HOST(files_atomic),
   CONTENT(files_compose), CONTENT(files_urls),

@@ -80,7 +80,7 @@ E2B__MAYBE_UNUSED static void fuzz_heap_init(fuzz_heap *h, size_t fail_at) {
 
 /* A copy that ends where the block ends, so that a sanitizer sees every read behind it. Free it with free(). */
 E2B__MAYBE_UNUSED static uint8_t *fuzz_copy(const void *data, size_t len) {
-  uint8_t *copy = (uint8_t *)malloc(len ? len : 1);
+  uint8_t *copy = (uint8_t *)calloc(1, len ? len : 1);
   if (len) memcpy(copy, data, len);
   return copy;
 }
