@@ -8537,6 +8537,7 @@ struct e2b__req {
   /* the answer */
   int status;                  /* 0 until the head is complete */
   e2b__headers answer_headers;
+  bool open_ended;             /* only the end of the connection tells where the body ends (HTTP/2 has its frames) */
   uint64_t answer_len;         /* body bytes so far */
   e2b__buf rx;
   size_t rx_limit, rx_need;    /* held back when rx reaches the larger one; rx_limit 0 = never */
@@ -8769,6 +8770,8 @@ static e2b_err e2b__req_head(e2b__req *req, int status, const e2b__headers *head
   e2b__buf_put(&req->answer_headers.text, headers->text.data, headers->text.len);
   req->answer_headers.count = headers->count;
   if (req->answer_headers.text.err) return req->answer_headers.text.err;
+  req->open_ended = !req->stream && !e2b__headers_get(&req->answer_headers, "content-length") &&
+                    !e2b__headers_get(&req->answer_headers, "transfer-encoding");
   return req->events->on_head ? req->events->on_head(req) : E2B_OK;
 }
 
@@ -11343,6 +11346,10 @@ static e2b_err e2b__rpc_answered(e2b__task *task, e2b_error *err) {
   }
   if (task->flag) *task->flag = true;
   if (!data->answer) return E2B_OK;
+  if (!data->rpc.json && task->req.open_ended) {
+    err->maybe_done = !task->req.idempotent;
+    return e2b__error_say(err, E2B_ERR_PROTOCOL, "the answer has neither a content-length nor chunks: one cut short would look complete");
+  }
   e2b__arena_init(&arena, &client->mem, (size_t)client->config.max_message_bytes * 4);
   message = e2b__arena_alloc(&arena, data->answer->size);
   code = message ? e2b__rpc_decode(&data->rpc, data->answer, task->req.rx.data, task->req.rx.len, &arena, message, err)
@@ -16341,8 +16348,7 @@ static const char *e2b__files_unusable(const e2b__req *req) {
   const char *encoding = e2b__headers_get(&req->answer_headers, "content-encoding");
   if (encoding && encoding[0] && !e2b__str_eq_nocase(e2b__str(encoding), "identity"))
     return "the server compressed the file although it was asked not to";
-  if (req->status == 204 || /* HTTP/2 needs neither: its frames tell the end */
-      (e2b__files_length(req) < 0 && !req->stream && !e2b__headers_get(&req->answer_headers, "transfer-encoding")))
+  if (req->status == 204 || req->open_ended)
     return "the answer has neither a content-length nor chunks: a file cut short would look complete";
   return NULL;
 }

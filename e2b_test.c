@@ -8960,13 +8960,20 @@ static void test_files_list(void) {
   CHECK_INT(list.items[2].modified_time_ns, INT64_MIN);
   e2b_mem_free(&list.mem);
 
+  memset(&list, 0, sizeof list); /* cut between two entries, this would be a directory of one file */
+  peer_say_n(&b.peer, "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\n\r\n\x0a\x03\x0a\x01n",
+             sizeof "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\n\r\n" - 1 + 5, PEER_CLOSE);
+  CHECK_INT(e2b_files_list(b.sandbox, "/d", NULL, &list, &b.err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(b.err.message, "neither a content-length nor chunks");
+  CHECK_INT(list.count, 0);
+
   opts.depth = 3;
   opts.user = "bob";
   peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n", 0);
   CHECK_INT(e2b_files_list(b.sandbox, "rel", &opts, &list, NULL), E2B_OK);
   CHECK_INT(list.count, 0);
-  CHECK_HAS(peer_asked(&b.peer, 1), "authorization: Basic Ym9iOg==\r\n");
-  CHECK(memcmp(b.peer.requests[1] + b.peer.request_lens[1] - 7, "\x0a\x03rel\x10\x03", 7) == 0);
+  CHECK_HAS(peer_asked(&b.peer, 2), "authorization: Basic Ym9iOg==\r\n");
+  CHECK(memcmp(b.peer.requests[2] + b.peer.request_lens[2] - 7, "\x0a\x03rel\x10\x03", 7) == 0);
   e2b_mem_free(&list.mem);
 
   memset(&list, 0, sizeof list);
