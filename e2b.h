@@ -9054,11 +9054,13 @@ static int e2b__req_pull_body(e2b__req *req, uint8_t *to, size_t cap) {
 static int e2b__conn_fill(e2b__conn *conn) {
   e2b__req *req = conn->req;
   bool chunked = req->body_len == E2B__BODY_CHUNKED;
-  size_t cap = conn->client->config.io_buffer_size, head = chunked ? 8 : 0;
-  uint8_t *to = e2b__buf_reserve(&conn->out, head + cap + 8);
+  size_t cap = E2B__MIN((size_t)conn->client->config.io_buffer_size, (size_t)0xffffff), head = chunked ? 8 : 0;
+  uint8_t *to;
   int got;
+  if (!chunked) cap = (size_t)E2B__MIN((uint64_t)cap, (uint64_t)req->body_len - req->body_done);
+  to = e2b__buf_reserve(&conn->out, head + cap + 8);
   if (!to) return E2B_ERR_NO_MEMORY;
-  got = e2b__req_pull_body(req, to + head, E2B__MIN(cap, (size_t)0xffffff));
+  got = e2b__req_pull_body(req, to + head, cap);
   if (conn->req != req) return E2B_ERR_CANCELED;
   if (got < 0) return got;
   if (got == 0 && req->body_len > 0 && req->body_done < (uint64_t)req->body_len) return E2B_ERR_INVALID_ARGUMENT;
@@ -9092,6 +9094,7 @@ static void e2b__conn_send(e2b__conn *conn) {
   for (rounds = 0; req && conn->req == req && !conn->tx_error.code; rounds++) {
     if (conn->out_done == conn->out.len) {
       conn->out.len = conn->out_done = 0;
+      if (req->body_ended) e2b__buf_free(&conn->out); /* the answer may take hours */
       if (req->body_ended || req->source_waits) return;
       if (rounds && e2b__budget_spent(conn->client)) {
         conn->want_write = true;
