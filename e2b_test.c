@@ -26231,7 +26231,7 @@ static void st_answer_gush(vt_world *w, vt_conn *conn, const char *text, size_t 
   st_start(&s, 42);
   st_say(&s, conn, 1);
   st_data_n(&s, 1, block, sizeof block);
-  gush_len = (size_t)sprintf(gush, "%lx\r\n", (unsigned long)s.buf.len);
+  gush_len = (size_t)snprintf(gush, sizeof gush, "%lx\r\n", (unsigned long)s.buf.len);
   if (CHECK(gush_len + s.buf.len + 2 <= sizeof gush)) memcpy(gush + gush_len, s.buf.data, s.buf.len);
   gush_len += s.buf.len;
   memcpy(gush + gush_len, "\r\n", 2);
@@ -31635,7 +31635,7 @@ static bool cut_visit_explains(e2b_err rc) {
 static int cut_visit_lines(cut_visit *v) {
   char command[200];
   (void)snprintf(command, sizeof command, "cat %s 2>/dev/null | wc -l", in_dir(v->f, v->lines));
-  return atoi(output_of(v->f, command));
+  return (int)strtol(output_of(v->f, command), NULL, 10);
 }
 
 /* One cut, then the same call on the same client. Gives the number of bytes that went by without one (at < 0). */
