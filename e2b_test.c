@@ -23398,7 +23398,9 @@ static void oc_take_http1(oc_conn *c) {
     body = length ? (size_t)strtoull(length + 16, NULL, 10) : 0;
     if (c->in.len < head + body) return;
     ask = oc_ask_new(c, 0);
+    end[3] = 0; /* sscanf wants a string */
     CHECK_INT(sscanf(text, "%7s %79s HTTP/1.1", ask->method, ask->path), 2);
+    end[3] = '\n';
     (void)snprintf(ask->head, sizeof ask->head, "%.*s", (int)head, text);
     (void)snprintf(ask->body, sizeof ask->body, "%.*s", (int)body, text + head);
     e2b__buf_drop(&c->in, head + body);
@@ -30068,9 +30070,11 @@ static void cut_hear_h1(cut_conn *c) {
     if (!end || c->requests) return; /* one after the other */
     head = (size_t)(end - (char *)c->in.data) + 4;
     r = cut_request_new(c, 0);
+    end[3] = 0; /* sscanf wants a string */
     CHECK_INT(sscanf((char *)c->in.data, "%7s %299s HTTP/1.1", r->method, r->path), 2);
     field = find_bytes((char *)c->in.data, head, "content-type: ");
     if (field) (void)sscanf(field + 14, "%99[^\r]", r->type);
+    end[3] = '\n';
     field = find_bytes((char *)c->in.data, head, "content-length: ");
     body = field ? (size_t)strtoul(field + 16, NULL, 10) : 0;
     if (find_bytes((char *)c->in.data, head, "transfer-encoding: chunked")) {
