@@ -4529,6 +4529,26 @@ static void test_dns_cache(void) {
   net_client_free(&c);
 }
 
+/* Where all names are in use or remembered, the one that expires first gives way. */
+static void test_dns_oldest(void) {
+  static const char *const addrs[] = { "10.0.0.1" };
+  static const uint64_t expires[] = { 3000, 2000, 2500 };
+  net_client c;
+  e2b__dns *d = NULL;
+  char name[32];
+  size_t i;
+  net_client_init(&c, NULL);
+  for (i = 0; i < E2B__DNS_SLOTS; i++) {
+    (void)snprintf(name, sizeof name, "host%u.test", (unsigned)i);
+    net_dns_put(&c, i, name, addrs, 1)->done = i < 3;
+    c.net.names[i].expires_ms = i < 3 ? expires[i] : 1;
+  }
+  CHECK_INT(e2b__dns_get(c.net.names, c.net.waker, "new.found.test", 500, &d), E2B_OK);
+  CHECK(c.net.names[1].dns == d);
+  e2b__dns_release(d);
+  net_client_free(&c);
+}
+
 /* ---- link: plain ---- */
 
 static void test_link_plain(void) {
@@ -8349,13 +8369,15 @@ static void test_raw_streams(void) {
     CHECK_INT(e2b_op_poll(w.client, op, &err), E2B_ERR_BAD_STATE);
   }
   /* an error's body goes to the sink too; a 429 is not waited for when it was shown */
-  sb_script(&w.server, sb_answer(429, "retry-after: 1\r\n", "slow down"), NULL);
-  opts = raw_opts(&io, true, true, false);
-  CHECK_RC(e2b_api_request(w.client, "GET", "/", &opts, &r, &err), E2B_ERR_RATE_LIMITED);
-  CHECK_INT(io.heads, 1);
-  CHECK_STR(io.body, "slow down");
-  CHECK_INT(peer_asked_count(&w.server), 1);
-  e2b_mem_free(&r.mem);
+  for (i = 1; i < 4; i++) { /* to the head, to the sink, to both */
+    sb_script(&w.server, sb_answer(429, "retry-after: 1\r\n", "slow down"), NULL);
+    opts = raw_opts(&io, i != 2, i != 1, false);
+    CHECK_RC(e2b_api_request(w.client, "GET", "/", &opts, &r, &err), E2B_ERR_RATE_LIMITED);
+    CHECK_INT(io.heads, i != 2);
+    if (i != 1) CHECK_STR(io.body, "slow down");
+    CHECK_INT(peer_asked_count(&w.server), 1);
+    e2b_mem_free(&r.mem);
+  }
   /* an answer that is cut */
   sb_script(&w.server, "HTTP/1.1 200 X\r\ncontent-length: 500\r\nconnection: close\r\n\r\npart", NULL);
   opts = raw_opts(&io, true, true, false);
@@ -20112,7 +20134,7 @@ static void e2e_code_backpressure(fixture *f) {
   CHECK_OK(d.err.code);
   CHECK(big.sequence.total == size && !big.sequence.differs);
   e2b_client_get_stats(f->client, &stats);
-  CHECK(stats.mem_peak < 2 * MIB || !the_host->control_plane); /* the real one sends lines of megabytes */
+  CHECK(stats.mem_peak < 3 * MIB || !the_host->control_plane); /* a buffer that grows is there twice for a moment */ /* the real one sends lines of megabytes */
 }
 
 static void e2e_code_contexts(fixture *f) {
@@ -22078,6 +22100,7 @@ static void test_no_proxy(void) {
     { "10.0.0.0/8", "10.255.0.1", 443, true },
     { "10.0.0.0/8", "11.0.0.1", 443, false },
     { "10.0.0.0/8", "a.test", 443, false },
+    { "10.0.0.0/;", "10.0.0.1", 443, false },
     { "192.168.1.128/25", "192.168.1.129", 1, true },
     { "192.168.1.128/25", "192.168.1.127", 1, false },
     { "0.0.0.0/0", "1.2.3.4", 1, true },
@@ -31859,7 +31882,7 @@ static const test tests[] = {
   UNIT(http2_windows), UNIT(http2_floods), UNIT(http2_no_memory),
 #endif
   UNIT(net_clock_random), UNIT(net_wake), UNIT(net_poll), UNIT(dns_names), UNIT(dns_known), UNIT(dns_thread),
-  UNIT(dns_interleave), UNIT(dns_cache), UNIT(link_plain), UNIT(link_refused), UNIT(link_dual_stack),
+  UNIT(dns_interleave), UNIT(dns_cache), UNIT(dns_oldest), UNIT(link_plain), UNIT(link_refused), UNIT(link_dual_stack),
   UNIT(link_resolving), UNIT(link_reset), UNIT(link_many_fds), UNIT(link_happy_eyeballs), UNIT(link_custom),
   UNIT(tls_ok), UNIT(tls_resume), UNIT(tls_resume_corrupt), UNIT(tls_session_slots), UNIT(tls_certificates),
   UNIT(tls_address_names), UNIT(tls_unknown_ca), UNIT(tls_ca), UNIT(tls_not_tls), UNIT(tls_alpn_mismatch),
