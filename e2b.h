@@ -459,8 +459,9 @@ typedef struct e2b_client_config {
   int32_t idle_ms;              /* default of call.idle_ms; 0 = 60000, E2B_TIMEOUT_NONE                                 */
   int32_t keepalive_interval_s; /* pings asked of command streams; three missing ones end the stream; 0 = 50, 1..3600   */
   bool debug;                   /* kill and set_timeout succeed without a request; env E2B_DEBUG "true"                 */
-  const char *default_user;     /* Unix user for commands and files; NULL: none for envd >= 0.4.0, "user" for older ones,
-                                   with the private protocol what the Go client sends ("root", and "node" for content)  */
+  const char *default_user;     /* Unix user for commands and files; NULL: none for envd >= 0.4.0, "user" for what is begun
+                                   with older ones, with the private protocol what the Go client sends ("root", and
+                                   "node" for content)                                                                  */
   const char *auth_header;      /* Authorization of data-plane requests ("Basic cm9vdDo="), for calls that name no user;
                                    NULL = the user above                                                                */
   e2b_traffic_token_fn traffic_token_provider; /* for all sandboxes; NULL = each one's own token, refreshed when it is a
@@ -10903,6 +10904,14 @@ static const char *e2b__user(const e2b_sandbox *sandbox, const char *user, bool 
   return e2b__version_compare(sandbox->envd_version, "0.4.0") < 0 ? "user" : NULL;
 }
 
+/* The user of a call about a process that runs, which needs none: a guess by version is left out, for envd refuses every call
+ * in the name of a user that does not exist. */
+static const char *e2b__user_of_process(const e2b_sandbox *sandbox, const char *user) {
+  const e2b_client_config *config = &sandbox->client->config;
+  bool known = e2b__given(user) || e2b__given(config->default_user) || config->protocol == E2B_PROTOCOL_PRIVATE;
+  return known ? e2b__user(sandbox, user, false) : NULL;
+}
+
 static e2b_err e2b__user_check(const char *user, e2b_error *err) {
   if (user && (!e2b__text_ok(user) || strchr(user, ':'))) return e2b__invalid(err, "user", "has a ':' or a control character");
   return E2B_OK;
@@ -11384,7 +11393,8 @@ static e2b_err e2b__rpc_judged(e2b__task *task, e2b_error *err) {
   return E2B_OK;
 }
 
-/* One unary RPC in a struct of `size` that starts with an e2b__data_task, without its message. */
+/* One unary RPC in a struct of `size` that starts with an e2b__data_task, without its message. user: by e2b__user or
+ * e2b__user_of_process. */
 static void *e2b__rpc_new_sized(e2b_sandbox *sandbox, const char *service_method, size_t size, int32_t default_ms, const char *user,
                                 const e2b_call *call, e2b_error *err) {
   e2b__data_task *data;
@@ -11395,7 +11405,7 @@ static void *e2b__rpc_new_sized(e2b_sandbox *sandbox, const char *service_method
   req = &data->task.req;
   req->method = "POST";
   e2b__buf_text(&req->path, service_method);
-  e2b__data_headers(req, sandbox, e2b__user(sandbox, user, false), call);
+  e2b__data_headers(req, sandbox, user, call);
   data->task.on_answer = e2b__rpc_judged;
   data->on_success = e2b__rpc_answered;
   return data;
@@ -14809,7 +14819,7 @@ static e2b_err e2b__run_opts_check(const e2b_run_opts *opts, e2b_error *err) {
 }
 
 /* Makes the handle and its request, not yet submitted. */
-static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *method, const e2b_run_opts *opts) {
+static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *method, const char *user, const e2b_run_opts *opts) {
   e2b_run_opts none;
   e2b_client *client = sandbox->client;
   e2b_command_handle *handle = (e2b_command_handle *)e2b__object_new(client, sizeof *handle);
@@ -14835,7 +14845,7 @@ static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *me
   handle->req.idle_ms = opts->call.idle_ms ? opts->call.idle_ms : client->config.keepalive_interval_s * 3000;
   e2b__req_target(&handle->req, &sandbox->runtime);
   e2b__buf_text(&handle->req.path, method);
-  e2b__data_headers(&handle->req, sandbox, e2b__user(sandbox, opts->user, false), &opts->call);
+  e2b__data_headers(&handle->req, sandbox, user, &opts->call);
   (void)snprintf(text, sizeof text, "%d", (int)client->config.keepalive_interval_s);
   e2b__headers_set(&handle->req.headers, "keepalive-ping-interval", e2b__str(text));
   handle->run_by = opts->run_timeout_ms > 0 ? client->now + (uint64_t)opts->run_timeout_ms : (uint64_t)E2B__NEVER;
@@ -14858,12 +14868,14 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
                                  const e2b_run_opts *opts, const e2b__command_want *want, e2b_error *err) {
   const e2b_call *call = opts ? &opts->call : NULL;
   e2b_client *client = sandbox->client;
+  const char *user = opts ? opts->user : NULL;
+  bool listens = type == &e2b__msg_selector_request;
   int32_t default_ms = want->handle || want->pid ? client->config.request_timeout_ms : E2B_TIMEOUT_NONE;
   e2b__command_op *op = (e2b__command_op *)e2b__op_new(client, call, &e2b__command_op_type, sizeof *op, default_ms, err);
   e2b_err code;
   if (!op) return err && err->code ? err->code : E2B_ERR_NO_MEMORY;
   op->op.sandbox = sandbox;
-  op->handle = e2b__command_new(sandbox, method, opts);
+  op->handle = e2b__command_new(sandbox, method, listens ? e2b__user_of_process(sandbox, user) : e2b__user(sandbox, user, false), opts);
   if (!op->handle) {
     e2b__op_release(&op->op);
     return e2b__no_memory(err);
@@ -14876,7 +14888,7 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   op->owns_handle = true;
   op->can_pause = want->handle || (call && call->op);
   op->handle->collect = !want->handle && !(opts && opts->no_collect);
-  op->handle->req.idempotent = type == &e2b__msg_selector_request; /* to listen to a process changes nothing */
+  op->handle->req.idempotent = listens; /* which changes nothing */
   e2b__rpc_begin(&op->handle->rpc, true, sandbox, &op->handle->req, type, message);
   code = e2b__req_submit(&op->handle->req);
   if (code) {
@@ -15063,7 +15075,7 @@ E2B_API e2b_err e2b_commands_list(e2b_sandbox *sandbox, const e2b_call *call, e2
   e2b__result_clear(out, sizeof *out);
   if (!sandbox) return e2b__invalid(err, "sandbox", "must not be NULL");
   if (!out) return e2b__invalid(err, "out", "must not be NULL");
-  data = e2b__rpc_new(sandbox, "/process.Process/List", &e2b__msg_empty, &request, NULL, call, err);
+  data = e2b__rpc_new(sandbox, "/process.Process/List", &e2b__msg_empty, &request, e2b__user_of_process(sandbox, NULL), call, err);
   if (!data) return err->code;
   data->task.req.idempotent = true;
   data->task.out = out;
@@ -15093,7 +15105,7 @@ E2B_API e2b_err e2b_commands_send_signal(e2b_sandbox *sandbox, uint32_t pid, int
   memset(&request, 0, sizeof request);
   e2b__select_pid(&request.process, &request.has_process, pid);
   request.signal = signo;
-  data = e2b__rpc_new(sandbox, "/process.Process/SendSignal", &e2b__msg_send_signal_request, &request, NULL, call, err);
+  data = e2b__rpc_new(sandbox, "/process.Process/SendSignal", &e2b__msg_send_signal_request, &request, e2b__user_of_process(sandbox, NULL), call, err);
   if (!data) return err->code;
   data->task.on_answer = e2b__signal_answered;
   data->task.subject = E2B_SUBJECT_PROCESS;
@@ -15656,7 +15668,7 @@ static e2b_err e2b__input_write(e2b_sandbox *sandbox, uint32_t pid, bool pty, bo
   if (!pid) return e2b__invalid(err, "pid", "must not be 0");
   if (!what->data && what->data_len) return e2b__invalid(err, "data", "must not be NULL");
   input = (e2b__input *)e2b__rpc_new_sized(sandbox, method, sizeof *input, close ? sandbox->client->config.request_timeout_ms : E2B_TIMEOUT_NONE,
-                                           NULL, call, err);
+                                           e2b__user_of_process(sandbox, NULL), call, err);
   if (!input) return err->code;
   task = &input->data.task;
   task->op.type = &e2b__input_type;
@@ -15972,7 +15984,7 @@ E2B_API e2b_err e2b_pty_resize(e2b_sandbox *sandbox, uint32_t pid, uint16_t cols
   request.has_pty = request.pty.has_size = true;
   request.pty.size.cols = cols;
   request.pty.size.rows = rows;
-  data = e2b__rpc_new(sandbox, "/process.Process/Update", &e2b__msg_update_request, &request, NULL, call, err);
+  data = e2b__rpc_new(sandbox, "/process.Process/Update", &e2b__msg_update_request, &request, e2b__user_of_process(sandbox, NULL), call, err);
   if (!data) return err->code;
   data->task.on_answer = e2b__pty_resized;
   data->task.subject = E2B_SUBJECT_PROCESS;
@@ -16090,7 +16102,7 @@ static e2b_err e2b__files_entry_answered(e2b__task *task, e2b_error *err) {
 
 static e2b__data_task *e2b__files_rpc_new(e2b_sandbox *sandbox, const char *service_method, const e2b__message *type,
                                           const void *message, const e2b_files_opts *opts, e2b_error *err) {
-  const char *user = opts && opts->user ? opts->user : "";
+  const char *user = e2b__user(sandbox, opts ? opts->user : NULL, false);
   e2b__data_task *data = e2b__rpc_new(sandbox, service_method, type, message, user, e2b__files_call(opts), err);
   if (!data) return NULL;
   data->task.subject = E2B_SUBJECT_FILE;
@@ -20405,7 +20417,7 @@ static void e2b__watch_remove(e2b_watch_handle *handle, bool wait) {
   if (!wait) call.on_done = e2b__ignore_done;
   request.watcher_id = e2b__str(handle->id.text);
   data = e2b__rpc_new(sandbox, "/filesystem.Filesystem/RemoveWatcher", &e2b__msg_watcher_id, &request,
-                      handle->ask.user, &call, NULL);
+                      e2b__user(sandbox, handle->ask.user, false), &call, NULL);
   if (data) (void)e2b__task_run(&data->task, &call, NULL);
   e2b_mem_free(&handle->id.mem);
   handle->id.text = NULL;
@@ -20725,7 +20737,7 @@ static e2b__data_task *e2b__watch_rpc(e2b_watch_handle *handle, const char *meth
   call->op = &handle->poll;
   call->on_done = on_done;
   call->user = handle;
-  data = e2b__rpc_new(handle->sandbox, method, type, message, handle->ask.user, call, err);
+  data = e2b__rpc_new(handle->sandbox, method, type, message, e2b__user(handle->sandbox, handle->ask.user, false), call, err);
   if (!data) return NULL;
   data->task.subject = E2B_SUBJECT_FILE;
   data->task.op.background = true;

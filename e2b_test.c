@@ -13226,6 +13226,43 @@ static void test_attach_runtime(void) {
   sb_close(&w);
 }
 
+/* In whose name an old envd is asked: what needs a user is asked for as "user", what runs already in nobody's. */
+static void test_old_envd_users(void) {
+  static const char *const users[2] = { "", "\r\nauthorization: Basic dXNlcjo=\r\n" };
+  static const int named[] = { 1, 0, 0, 0, 0, 0, 1 };
+  e2b_attach_opts opts;
+  e2b_run_opts run;
+  e2b_process_list list;
+  e2b_command_handle *handle;
+  e2b_sandbox *sandbox;
+  e2b_error err;
+  size_t i;
+  bool flag;
+  sb_world w;
+  memset(&opts, 0, sizeof opts);
+  memset(&run, 0, sizeof run);
+  memset(&list, 0, sizeof list);
+  opts.envd_version = "0.3.9";
+  sb_open(&w, NULL);
+  CHECK_INT(e2b_sandbox_attach(w.client, "abc", &opts, &sandbox, &err), E2B_OK);
+  sb_script(&w.server, sb_answer(404, "content-type: text/plain\r\n", "404 page not found\n"), NULL);
+  (void)e2b_commands_run(sandbox, "true", NULL, NULL, NULL);
+  (void)e2b_commands_list(sandbox, NULL, &list, NULL);
+  (void)e2b_commands_kill(sandbox, 5, NULL, &flag, NULL);
+  (void)e2b_commands_send_stdin(sandbox, 5, "x", 1, NULL, NULL);
+  (void)e2b_commands_close_stdin(sandbox, 5, NULL, NULL);
+  (void)e2b_commands_connect_to_process(sandbox, 5, NULL, &handle, NULL);
+  (void)e2b_files_exists(sandbox, "x", NULL, &flag, NULL);
+  for (i = 0; i < sizeof named / sizeof *named; i++) {
+    CHECK_HAS(peer_asked(&w.server, i), users[named[i]]);
+    if (!named[i]) CHECK(!strstr(peer_asked(&w.server, i), "authorization"));
+  }
+  run.user = "me"; /* who asks for one gets it */
+  (void)e2b_commands_connect_to_process(sandbox, 5, &run, &handle, NULL);
+  CHECK_HAS(peer_asked(&w.server, i), "\r\nauthorization: Basic bWU6\r\n");
+  sb_close(&w);
+}
+
 /* What OpenKruise says in its own way. */
 static void test_kruise_answers(void) {
   e2b_sandbox_info info;
@@ -31942,7 +31979,7 @@ static const test tests[] = {
   UNIT(traffic_jwt), UNIT(traffic_schedule), UNIT(traffic_sent), UNIT(traffic_one_refresh), UNIT(traffic_renewal),
   UNIT(traffic_refused), UNIT(traffic_back_off), UNIT(traffic_forced), UNIT(traffic_provider), UNIT(traffic_seed),
   UNIT(traffic_no_memory), UNIT(traffic_secrets), UNIT(list_all), UNIT(list_all_no_memory), UNIT(list_filters),
-  UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(kruise_answers), UNIT(kruise_old_envd),
+  UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(old_envd_users), UNIT(kruise_answers), UNIT(kruise_old_envd),
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
