@@ -8663,6 +8663,15 @@ static void e2b__req_end(e2b__req *req, const e2b_error *err) {
   e2b__req_finish(req);
 }
 
+/* Keeps what nobody has taken. Room for a message whose size is known, and for what is read with its end, is made at once:
+ * step by step it would take twice as much for a moment. */
+static e2b_err e2b__req_keep(e2b__req *req, const uint8_t *data, size_t len) {
+  if (req->rx_need > req->rx.len && req->rx_need <= req->rx_limit)
+    (void)e2b__buf_reserve(&req->rx, req->rx_need - req->rx.len + E2B__MIN(req->rx_need, (size_t)req->client->config.io_buffer_size));
+  e2b__buf_put(&req->rx, data, len);
+  return req->rx.err;
+}
+
 /* Body bytes from the connection. */
 static e2b_err e2b__req_receive(e2b__req *req, const uint8_t *data, size_t len) {
   size_t taken = 0;
@@ -8671,12 +8680,10 @@ static e2b_err e2b__req_receive(e2b__req *req, const uint8_t *data, size_t len) 
   if (req->events->on_body && !req->paused && !req->pulled && !req->rx.len) {
     code = req->events->on_body(req, data, len, &taken);
     if (req->state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
-    if (code) return code;
-    e2b__buf_put(&req->rx, data + taken, len - taken);
-    return req->rx.err;
+    return code ? code : e2b__req_keep(req, data + taken, len - taken);
   }
-  e2b__buf_put(&req->rx, data, len);
-  return req->rx.err ? req->rx.err : e2b__req_offer(req);
+  code = e2b__req_keep(req, data, len);
+  return code ? code : e2b__req_offer(req);
 }
 
 static void e2b__req_free(e2b__req *req) {
