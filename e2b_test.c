@@ -7329,7 +7329,7 @@ static void test_client_free_in_flight(void) {
     if (state == 2) done[0].free_it = NULL;
     if (state == 1) sb_poll_requests(&w, 3);
     if (state == 2) {
-      CHECK_INT(e2b_client_drain(w.client, 5000), E2B_OK);
+      CHECK_INT(e2b_client_drain(w.client, 60000), E2B_OK);
       e2b_mem_free(&info.mem);
     }
     sb_close(&w);
@@ -8017,7 +8017,7 @@ static void test_heartbeat(void) {
   beat_silent(&w, 1);
   clock += 1;
   beat_until(&w, 2);
-  CHECK_OK(e2b_client_drain(w.client, 1000)); /* it is no operation to wait for */
+  CHECK_OK(e2b_client_drain(w.client, 60000)); /* it is no operation to wait for */
   CHECK_INT(peer_asked_count(&w.server), 2);
   clock += 100000;
   sb_script(&w.server, sb_answer(204, "", ""), sb_json(200, SB_CREATED)); /* a blocking call drives it too */
@@ -9436,7 +9436,7 @@ static void test_files_download(void) {
   sink.pause = true;
   files_say_text(&b.peer, "200 OK", "hello", 0);
   CHECK_INT(e2b_files_download(b.sandbox, "/x", files_on_data, &sink, &opts, &b.err), E2B_PENDING);
-  CHECK_INT(e2b_client_drain(b.client, 5000), E2B_OK);
+  CHECK_INT(e2b_client_drain(b.client, 60000), E2B_OK);
   CHECK_INT(sink.done, E2B_ERR_BAD_STATE);
 
   files_sink_init(&sink, &b, &opts); /* each chunk pauses; the end waits for the rest */
@@ -10102,7 +10102,7 @@ static void test_files_read_stream_control(void) {
   opts.call.user = &inside;
   peer_say(&b.peer, "HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n", PEER_REPEAT);
   CHECK_INT(e2b_files_exists(b.sandbox, "/x", &opts, &exists, &b.err), E2B_PENDING);
-  CHECK_INT(e2b_client_drain(b.client, 5000), E2B_OK);
+  CHECK_INT(e2b_client_drain(b.client, 60000), E2B_OK);
   CHECK_INT(inside.calls, 1);
   CHECK_INT(e2b_file_stream_read(stream, 0, buf, 16, &got, &b.err), E2B_OK);
   CHECK(got == 6 && memcmp(buf, "456789", 6) == 0);
@@ -11421,7 +11421,7 @@ static void test_watch_polling(void) {
   watch_say_polled(&b.peer, "a", "b");
   watch_say_polled(&b.peer, "c", "");
   CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &handle, &b.err), E2B_OK);
-  CHECK_INT(e2b_client_drain(b.client, 1000), E2B_OK); /* which is no operation to wait for */
+  CHECK_INT(e2b_client_drain(b.client, 60000), E2B_OK); /* which is no operation to wait for */
   FILES_UNTIL(b.client, handle->events.count);
   files_drive(b.client, 30);
   CHECK_INT(peer_asked_count(&b.peer), 2);
@@ -11525,7 +11525,7 @@ static e2b_err watch_try_stream(files_bench *b) {
   e2b_fs_event event;
   e2b_err code = e2b_files_watch_dir(b->sandbox, "/d", NULL, &handle, &b->err);
   int seen = 0;
-  while (!code && (code = e2b_watch_handle_next(handle, 5000, &event, &b->err)) == E2B_OK) seen++;
+  while (!code && (code = e2b_watch_handle_next(handle, 60000, &event, &b->err)) == E2B_OK) seen++;
   CHECK(code != E2B_EOF || seen == 3);
   e2b_watch_handle_stop(handle);
   return code == E2B_EOF ? E2B_OK : code;
@@ -11582,9 +11582,9 @@ static e2b_err watch_try_polling(files_bench *b) {
   files_say_removed(&b->peer);
   files_say_removed(&b->peer);
   code = e2b_files_watch_dir(b->sandbox, "/d", &opts, &handle, &b->err);
-  while (!code) code = e2b_watch_handle_next(handle, 5000, &event, &b->err);
+  while (!code) code = e2b_watch_handle_next(handle, 60000, &event, &b->err);
   e2b_watch_handle_stop(handle);
-  CHECK_INT(e2b_client_drain(b->client, 5000), E2B_OK);
+  CHECK_INT(e2b_client_drain(b->client, 60000), E2B_OK);
   return code == E2B_EOF ? E2B_OK : code;
 }
 
@@ -15573,7 +15573,7 @@ static void e2e_pty(fixture *f) {
   CHECK_OK(pty_type(f, pid, "stty size\n", &err));
   WAIT_FOR_OUTPUT(handle, "43 132\r\n");
   CHECK_OK(pty_type(f, pid, "exit 3\n", &err));
-  while ((rc = e2b_command_handle_next(handle, 5000, &event, &err)) == E2B_OK) {
+  while ((rc = e2b_command_handle_next(handle, 60000, &event, &err)) == E2B_OK) {
     CHECK(event.kind == E2B_EVENT_PTY || event.kind == E2B_EVENT_EXIT);
     if (event.kind == E2B_EVENT_EXIT) CHECK_INT(event.exit_code, 3);
   }
@@ -15707,7 +15707,7 @@ static void e2e_pty_backpressure(fixture *f) {
   e2b_client_get_stats(f->client, &stats);
   CHECK(stats.mem_now < MIB);
   CHECK(stats.bytes_rx < size / 2);
-  while ((rc = e2b_command_handle_next(handle, 5000, &event, &err)) == E2B_OK)
+  while ((rc = e2b_command_handle_next(handle, 60000, &event, &err)) == E2B_OK)
     for (i = 0; event.kind == E2B_EVENT_PTY && i < (int)event.len; i++) total += event.data[i] == 'a';
   CHECK_RC(rc, E2B_EOF);
   CHECK(total > size - 4096 && total <= size + 100);
@@ -17155,7 +17155,7 @@ static void e2e_free_with_things_open(fixture *f) {
   CHECK_OK(e2b_commands_start(second, "sleep 1", NULL, &handle, &err));
   CHECK_OK(e2b_files_write_stream(second, in_dir(f, "open"), -1, NULL, &stream, &err));
   e2b_sandbox_free(second);
-  CHECK_OK(e2b_client_drain(f->client, 1000));
+  CHECK_OK(e2b_client_drain(f->client, 60000));
   CHECK_INT(d.count, 1);
   CHECK_INT(d.err.code, E2B_ERR_CANCELED);
   e2b_mem_free(&r.mem);
@@ -18200,7 +18200,7 @@ static uint16_t echo_start(e2b_sandbox *sandbox, e2b_command_handle **handle) {
   if (!CHECK(len > 0)) return 0;
   snprintf(command, sizeof command, "exec '%s' --echo-server", self);
   if (!CHECK_OK(e2b_commands_start(sandbox, command, NULL, handle, &err))) return 0;
-  while (!strchr(port, '\n') && CHECK_OK(e2b_command_handle_next(*handle, 5000, &event, &err)) &&
+  while (!strchr(port, '\n') && CHECK_OK(e2b_command_handle_next(*handle, 60000, &event, &err)) &&
          CHECK_INT(event.kind, E2B_EVENT_STDOUT))
     snprintf(port + strlen(port), sizeof port - strlen(port), "%.*s", (int)event.len, event.data);
   return (uint16_t)strtoul(port, NULL, 10);
@@ -18887,11 +18887,11 @@ static void test_process_tree_control(void) {
     call.op = &op;
     if (i == 0) call.timeout_ms = 200;
     CHECK_INT(e2b_commands_kill_tree(b.sandbox, 7, &call, &count, &b.err), E2B_PENDING);
-    if (i == 0) CHECK_INT(e2b_client_drain(b.client, 5000), E2B_OK);
+    if (i == 0) CHECK_INT(e2b_client_drain(b.client, 60000), E2B_OK);
     else FILES_UNTIL(b.client, peer_asked_count(&b.peer) == 2);
     if (i == 1) e2b_op_cancel(b.client, op);
     if (i == 2) e2b_sandbox_free(b.sandbox);
-    if (i == 2) CHECK_INT(e2b_client_drain(b.client, 5000), E2B_OK);
+    if (i == 2) CHECK_INT(e2b_client_drain(b.client, 60000), E2B_OK);
     files_end(&b);
     CHECK_INT(d.count, i != 1);
     if (i != 1) CHECK_INT(d.err.code, i ? E2B_ERR_CANCELED : E2B_ERR_TIMEOUT);
@@ -19042,9 +19042,9 @@ static void test_process_pty(void) {
   memset(&s, 0, sizeof s);
   process_say_events(&b.peer, &shell);
   CHECK_INT(e2b_pty_create(b.sandbox, NULL, &handle, &b.err), E2B_OK);
-  CHECK_INT(e2b_command_handle_next(handle, 5000, &event, &b.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_next(handle, 60000, &event, &b.err), E2B_OK);
   CHECK(event.kind == E2B_EVENT_PTY && event.len == 4 && strcmp(event.data, "text") == 0);
-  CHECK_INT(e2b_command_handle_next(handle, 5000, &event, &b.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_next(handle, 60000, &event, &b.err), E2B_OK);
   CHECK(event.kind == E2B_EVENT_EXIT && event.exit_code == 0);
   e2b_command_handle_free(handle);
   CHECK(memcmp(strstr(peer_asked(&b.peer, 0), "\r\n\r\n") + 4 + 5, /* as the official SDKs say it, and stdin = false */
