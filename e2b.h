@@ -10855,6 +10855,7 @@ struct e2b_sandbox {
   char *id, *template_id, *envd_version, *access_token, *traffic_token, *domain; /* never NULL */
   char *runtime_url;                                                             /* of envd, without a final slash */
   e2b__url runtime;                                                              /* slices of it */
+  const char *scheme; /* of the URLs made by the rules: a literal, or the client's */
   char *code_url;     /* of the code interpreter, when e2b_sandbox_attach was told; else NULL */
   uint16_t code_port; /* of the code interpreter */
   e2b_command_handle *handles;
@@ -10947,17 +10948,22 @@ static void e2b__data_traffic(e2b__req *req, const e2b_sandbox *sandbox) {
 #endif
 }
 
-/* Headers of a request to envd: routing, tokens and, unless NULL, the user. */
-static void e2b__data_headers(e2b__req *req, const e2b_sandbox *sandbox, const char *user, const e2b_call *call) {
-  const e2b_client_config *config = &sandbox->client->config;
-  char port[8];
+/* Headers of any request to a sandbox: ours, in place of them the client's, the handle's, the call's. */
+static void e2b__sandbox_headers(e2b__req *req, const e2b_sandbox *sandbox, const e2b_call *call) {
   size_t i;
-  (void)snprintf(port, sizeof port, "%u", (unsigned)sandbox->runtime_port);
   e2b__req_common_headers(req, NULL);
   for (i = 0; i < sandbox->headers.count; i++)
     e2b__headers_set(&req->headers, sandbox->headers.items[i].key, e2b__str(sandbox->headers.items[i].value));
   for (i = 0; call && i < call->headers.count; i++)
     e2b__headers_set(&req->headers, call->headers.items[i].key, e2b__str(call->headers.items[i].value));
+}
+
+/* Headers of a request to envd: routing, tokens and, unless NULL, the user. */
+static void e2b__data_headers(e2b__req *req, const e2b_sandbox *sandbox, const char *user, const e2b_call *call) {
+  const e2b_client_config *config = &sandbox->client->config;
+  char port[8];
+  (void)snprintf(port, sizeof port, "%u", (unsigned)sandbox->runtime_port);
+  e2b__sandbox_headers(req, sandbox, call);
   e2b__headers_set(&req->headers, "e2b-sandbox-id", e2b__str(sandbox->id));
   e2b__headers_set(&req->headers, "e2b-sandbox-port", e2b__str(port));
   if (e2b__given(sandbox->access_token)) e2b__headers_set(&req->headers, "x-access-token", e2b__str(sandbox->access_token));
@@ -12100,14 +12106,14 @@ static void e2b__put_runtime_url(e2b__buf *out, const e2b_client_config *config,
 #ifndef E2B_NO_CODE_INTERPRETER
 /* The URL of the code interpreter. Always the sandbox's own host, never one for all: a run is interrupted by closing its
  * connection. */
-static void e2b__put_code_url(e2b__buf *out, const e2b_client_config *config, const char *id, const char *domain,
-                              uint16_t port) {
+static void e2b__put_code_url(e2b__buf *out, const e2b_client_config *config, const char *scheme, const char *id,
+                              const char *domain, uint16_t port) {
   if (config->code_interpreter_base_url) {
     e2b__buf_text(out, config->code_interpreter_base_url);
   } else if (config->sandbox_base_url || config->sandbox_url) {
     e2b__put_runtime_url(out, config, id, domain);
   } else {
-    e2b__buf_text(out, config->scheme);
+    e2b__buf_text(out, scheme);
     e2b__buf_text(out, "://");
     e2b__put_sandbox_host(out, config, id, domain, port);
   }
@@ -12346,6 +12352,7 @@ static e2b_err e2b__sandbox_fill(e2b_sandbox *sandbox, const e2b__sandbox_parts 
   if (e2b__given(parts->scheme)) config.scheme = strcmp(parts->scheme, "http") == 0 ? "http" : "https";
   if (parts->runtime_port) config.runtime_port = parts->runtime_port;
   sandbox->runtime_port = config.runtime_port;
+  sandbox->scheme = config.scheme;
   if (e2b__sandbox_fill_traffic(sandbox, parts, err)) return E2B_ERR_NO_MEMORY;
   if (!e2b__domain_ok(sandbox->domain))
     return e2b__invalid(err, "domain", "is not a host or host:port, without scheme and path");
@@ -14425,7 +14432,7 @@ static bool e2b__raw_target(e2b__raw *raw, const e2b_sandbox *sandbox, uint16_t 
     return true;
   }
   e2b__buf_init(&text, &sandbox->client->mem, 65536);
-  e2b__buf_text(&text, config->scheme);
+  e2b__buf_text(&text, sandbox->scheme);
   e2b__buf_text(&text, "://");
   e2b__put_sandbox_host(&text, config, sandbox->id, sandbox->domain, port);
   ok = e2b__buf_cstr(&text) == NULL || e2b__url_parse((const char *)text.data, &url); /* no memory: said by submit */
@@ -14447,8 +14454,9 @@ static void e2b__raw_sandbox_headers(e2b__raw *raw, const e2b_sandbox *sandbox, 
   e2b__headers *headers = &raw->data.task.req.headers;
   char port[8];
   (void)snprintf(port, sizeof port, "%u", (unsigned)raw->port);
-  e2b__req_common_headers(&raw->data.task.req, call);
-  if (!e2b__raw_names(config->headers, "accept") && !(call && e2b__raw_names(call->headers, "accept")))
+  e2b__sandbox_headers(&raw->data.task.req, sandbox, call);
+  if (!e2b__raw_names(config->headers, "accept") && !e2b__raw_names(sandbox->headers, "accept") &&
+      !(call && e2b__raw_names(call->headers, "accept")))
     e2b__headers_set(headers, "accept", e2b__str("*/*"));
   e2b__headers_set(headers, "e2b-sandbox-id", e2b__str(sandbox->id));
   e2b__headers_set(headers, "e2b-sandbox-port", e2b__str(port));
@@ -17901,7 +17909,8 @@ E2B_API size_t e2b_client_code_interpreter_url(const e2b_client *client, const c
   if (cap) out[0] = 0;
   if (!client || !e2b__given(sandbox_id)) return 0;
   e2b__buf_init(&url, (e2b__mem *)&client->mem, 65536);
-  e2b__put_code_url(&url, &client->config, sandbox_id, client->config.domain, client->config.code_interpreter_port);
+  e2b__put_code_url(&url, &client->config, client->config.scheme, sandbox_id, client->config.domain,
+                    client->config.code_interpreter_port);
   return e2b__text_out(&url, out, cap);
 }
 
@@ -17916,7 +17925,7 @@ static e2b_err e2b__code_address(e2b__req *req, const e2b_sandbox *sandbox, cons
   if (sandbox->code_url)
     e2b__buf_text(&text, sandbox->code_url);
   else
-    e2b__put_code_url(&text, &sandbox->client->config, sandbox->id, sandbox->domain, sandbox->code_port);
+    e2b__put_code_url(&text, &sandbox->client->config, sandbox->scheme, sandbox->id, sandbox->domain, sandbox->code_port);
   if (!e2b__buf_cstr(&text))
     code = e2b__no_memory(err);
   else if (!e2b__url_parse((const char *)text.data, &url))

@@ -8520,6 +8520,44 @@ static void test_raw_arguments(void) {
   sb_close(&w);
 }
 
+/* The scheme and the headers of a handle hold for all of its ports; the client's scheme is another one. */
+static void raw_check_attached(void) {
+  static const e2b_kv config_headers[] = { { "X-A", "config" }, { "X-B", "config" } }, call_headers[] = { { "X-C", "call" } },
+                      headers[] = { { "x-a", "sandbox" }, { "X-C", "sandbox" }, { "accept", "c/d" } };
+  e2b_client_config config;
+  e2b_attach_opts attach;
+  e2b_request_opts opts;
+  e2b_sandbox *sandbox;
+  char domain[64];
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  memset(&attach, 0, sizeof attach);
+  memset(&opts, 0, sizeof opts);
+  sb_open(&w, &config);
+  e2b_client_free(w.client);
+  (void)snprintf(domain, sizeof domain, "localhost:%u", (unsigned)w.server.port);
+  w.config.sandbox_url = NULL;
+  w.config.domain = domain;
+  w.config.headers.items = config_headers;
+  w.config.headers.count = 2;
+  w.client = e2b_client_create(&w.config, &w.err);
+  attach.scheme = "http";
+  attach.headers.items = headers;
+  attach.headers.count = 3;
+  CHECK_INT(e2b_sandbox_attach(w.client, "sb1", &attach, &sandbox, &w.err), E2B_OK);
+  opts.call.headers.items = call_headers;
+  opts.call.headers.count = 1;
+  CHECK_INT(e2b_sandbox_request(sandbox, 3000, "GET", "/a", &opts, NULL, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 0, "GET /a HTTP/1.1\r\nhost: 3000-sb1.localhost:%P\r\nuser-agent: e2b.h/" E2B_VERSION "\r\n"
+                   "accept-encoding: identity\r\nx-b: config\r\nx-a: sandbox\r\naccept: c/d\r\nx-c: call\r\n"
+                   "e2b-sandbox-id: sb1\r\ne2b-sandbox-port: 3000\r\n\r\n");
+#ifndef E2B_NO_CODE_INTERPRETER
+  (void)e2b_code_remove_context(sandbox, "x", NULL, &w.err);
+  CHECK_HAS(peer_asked(&w.server, 1), "\r\nhost: 49999-sb1.localhost:");
+#endif
+  sb_close(&w);
+}
+
 /* Where a port is reached, and which secrets go there. */
 static void test_raw_sandbox_targets(void) {
   static const e2b_kv headers[] = { { "Accept", "a/b" } };
@@ -8580,6 +8618,7 @@ static void test_raw_sandbox_targets(void) {
     CHECK(!strstr(peer_asked(&w.server, 1), "secret-key") && !strstr(peer_asked(&w.server, 0), "secret-key"));
     sb_close(&w);
   }
+  raw_check_attached();
   /* an id that cannot be part of a host name */
   memset(&config, 0, sizeof config);
   config.domain = "localhost:1";
