@@ -745,7 +745,8 @@ E2B_API size_t e2b_encode_for_e2b_sdk(const char *raw_key, char *out, size_t cap
  * may be left with fewer entries than the limit, or none. */
 typedef struct e2b_list_opts {
   e2b_call call;
-  e2b_kvs metadata;         /* all must match. OpenKruise: no '&', no '=' in keys, neither can be asked for there       */
+  e2b_kvs metadata;         /* all must match. OpenKruise: no '&', no '=' in keys, neither can be asked for there; under
+                               api.<domain> also no '%', '+', '='                                                       */
   uint32_t states;          /* E2B_STATE_RUNNING | E2B_STATE_PAUSED; 0 = the server's default, both                     */
   const char *template_id;  /* id or alias                                                                              */
   int64_t started_after_ms; /* Unix time, inclusive; 0 = any                                                            */
@@ -13478,10 +13479,20 @@ static e2b_err e2b__list_check(const e2b_client *client, const e2b_list_opts *op
   return E2B_OK;
 }
 
-/* E2B's cloud decodes three layers, OpenKruise two. */
+/* Whether E2B's cloud reads a text as it is when one layer less is around it. */
+static bool e2b__metadata_is_plain(const char *text) {
+  return !text || !strpbrk(text, "%+&=");
+}
+
+/* E2B's cloud decodes three layers, OpenKruise two, and that one cannot be told by its URL under api.<domain>. So three only
+ * for what needs them, which that one cannot be asked for anyway. */
 static void e2b__list_put_metadata(e2b__buf *path, e2b_kvs metadata, bool kruise) {
+  int layers = 2;
+  size_t i;
+  for (i = 0; i < metadata.count && !kruise; i++)
+    if (!e2b__metadata_is_plain(metadata.items[i].key) || !e2b__metadata_is_plain(metadata.items[i].value)) layers = 3;
   e2b__url_query_name(path, "metadata");
-  e2b__url_metadata(path, metadata, kruise ? 2 : 3);
+  e2b__url_metadata(path, metadata, layers);
 }
 
 /* OpenKruise takes names it does not know for metadata, which would empty the list: they are not sent there. */
