@@ -10416,6 +10416,7 @@ static e2b_err e2b__result_fill(e2b_client *client, e2b__fill_fn fill, const voi
   pack.used = 0;
   fill(&pack, from, out);
   *mem = kept;
+  if (mem->fixed && !mem->ptr && !pack.used) return E2B_OK; /* no storage, and nothing to go there */
   pack.base = (uint8_t *)e2b__result_alloc(client, mem, pack.used, err);
   if (!pack.base) return mem->fixed ? E2B_ERR_BUFFER_TOO_SMALL : E2B_ERR_NO_MEMORY;
   kept = *mem;

@@ -6973,6 +6973,14 @@ static void test_sandbox_fixed_storage(void) {
     info.mem.cap = 3;
     CHECK_INT(e2b_api_get_info(w.client, "a", NULL, &info, &w.err), E2B_ERR_BUFFER_TOO_SMALL);
     CHECK(info.template_id == NULL && info.metadata.items == NULL);
+    list.mem.ptr = NULL; /* who only asks how much it will be */
+    list.mem.cap = 0;
+    sb_script(&w.server, sb_json(200, "[]"), sb_json(200, "[{\"sandboxID\":\"a\"}]"));
+    CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_OK); /* nothing */
+    CHECK(list.count == 0 && list.mem.len == 0);
+    CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_ERR_BUFFER_TOO_SMALL);
+    CHECK(list.count == 0 && list.mem.len > sizeof(e2b_sandbox_info));
+    CHECK_HAS(w.err.message, "the storage given has 0");
   }
   sb_close(&w);
 }
