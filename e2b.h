@@ -10510,12 +10510,26 @@ static e2b_err e2b__error_say(e2b_error *err, e2b_err code, const char *format, 
   return code;
 }
 
-/* Reads {"code","message"} or {"error":{...}} leniently from an answer that is not success; *message is a slice of the body, or a
- * cleaned excerpt of it in `excerpt` when it is not such JSON (a gateway's HTML, plain text). Changes req->rx in place. */
+/* Makes the request's own secrets unreadable in its answer: some servers and debugging proxies say again what they were told. */
+static void e2b__answer_mask(e2b__req *req) {
+  static const char *const names[] = { "x-api-key", "x-access-token", "authorization", E2B_TRAFFIC_TOKEN_HEADER };
+  size_t i, at, len;
+  for (i = 0; i < E2B__COUNT(names); i++) {
+    const char *secret = e2b__headers_get(&req->headers, names[i]);
+    len = secret ? strlen(secret) : 0;
+    if (len < 8) continue; /* "test" is no secret, but a word of many messages */
+    for (at = 0; at + len <= req->rx.len; at++)
+      if (memcmp(req->rx.data + at, secret, len) == 0) memset(req->rx.data + at, '*', len);
+  }
+}
+
+/* Reads {"code","message"} leniently from an answer that is not success. Returns a cleaned excerpt of the message, or of the
+ * body when it is not such JSON (a gateway's HTML, plain text). Changes req->rx in place. */
 static const char *e2b__answer_message(e2b__req *req, char *excerpt, size_t cap, e2b_error *err) {
   e2b__rest_error body;
   e2b__arena arena;
   e2b_err code;
+  e2b__answer_mask(req);
   e2b__error_excerpt(excerpt, E2B__MIN(cap, (size_t)120), req->rx.data, req->rx.len);
   e2b__arena_init(&arena, &req->client->mem, 4096);
   code = e2b__json_decode(&e2b__msg_rest_error, (char *)req->rx.data, req->rx.len, &arena, &body);
@@ -12639,21 +12653,24 @@ static e2b_err e2b__rest_refused(e2b__task *task, e2b_error *err) {
                            key ? "check api_key or E2B_API_KEY" : "set api_key or E2B_API_KEY", err);
 }
 
-/* A success that something else than the control plane must have written: a web page, a proxy's greeting. */
+static char e2b__rest_first_char(const e2b__task *task) {
+  e2b__json_reader r;
+  e2b__json_open(&r, (char *)task->req.rx.data, task->req.rx.len);
+  return e2b__json_skip_space(&r);
+}
+
+/* A success that something else than the control plane must have written: a web page, a proxy's greeting. No excerpt of what
+ * is JSON: there may be tokens in it. */
 static e2b_err e2b__rest_foreign(e2b__task *task, e2b_error *err) {
-  char begin[64];
+  char begin[64], first = e2b__rest_first_char(task);
+  e2b__answer_mask(&task->req);
   e2b__error_excerpt(begin, sizeof begin, task->req.rx.data, task->req.rx.len);
   err->phase = E2B_PHASE_DECODE;
   err->maybe_done = !task->req.idempotent;
   return e2b__error_say(err, E2B_ERR_PROTOCOL,
                         "is api_url (%.100s) really the control plane? It answered HTTP %d with: %s",
-                        task->op.client->config.api_url, task->req.status, begin[0] ? begin : "nothing");
-}
-
-static char e2b__rest_first_char(const e2b__task *task) {
-  e2b__json_reader r;
-  e2b__json_open(&r, (char *)task->req.rx.data, task->req.rx.len);
-  return e2b__json_skip_space(&r);
+                        task->op.client->config.api_url, task->req.status,
+                        first == '{' || first == '[' ? "JSON of another kind" : begin[0] ? begin : "nothing");
 }
 
 /* For answers without content: any status 2xx, but not one with a web page. */
