@@ -10591,11 +10591,30 @@ static const e2b__field e2b__fields_jwt[] = {
 };
 static const e2b__message e2b__msg_jwt = E2B__MESSAGE(e2b__jwt, e2b__fields_jwt);
 
-/* A NumericDate: a number, perhaps with a fraction. */
+#define E2B__JWT_NEVER 253402300799 /* the end of the year 9999, the last that RFC 3339 can say */
+
+/* A NumericDate: a number that is not negative, however written; its fraction is dropped. */
 static bool e2b__jwt_seconds(e2b_str json, int64_t *out) {
-  const char *dot = json.len ? (const char *)memchr(json.ptr, '.', json.len) : NULL;
+  int64_t value = 0, exponent = 0, shift = 0; /* the value is to be multiplied by ten so many times */
+  bool fraction = false, minus;
+  size_t i;
   if (!json.len || !e2b__is_digit(json.ptr[0])) return false;
-  return e2b__json_to_i64(e2b__str_n(json.ptr, dot ? (size_t)(dot - json.ptr) : json.len), out);
+  for (i = 0; i < json.len && e2b__ascii_lower(json.ptr[i]) != 'e'; i++) {
+    bool digit = e2b__is_digit(json.ptr[i]), kept = digit && value <= E2B__JWT_NEVER;
+    if (!digit) fraction = true;
+    if (kept) value = value * 10 + (json.ptr[i] - '0');
+    if (digit) shift += (kept ? 0 : 1) - (fraction ? 1 : 0);
+  }
+  if (i + 1 < json.len) {
+    minus = json.ptr[i + 1] == '-';
+    i += json.ptr[i + 1] == '+' ? 2 : 1;
+    if (!e2b__json_to_i64(e2b__str_n(json.ptr + i, json.len - i), &exponent)) exponent = minus ? INT32_MIN : INT32_MAX;
+    shift += E2B__MIN(E2B__MAX(exponent, (int64_t)INT32_MIN), (int64_t)INT32_MAX);
+  }
+  for (; shift > 0 && value && value <= E2B__JWT_NEVER; shift--) value *= 10;
+  for (; shift < 0 && value; shift++) value /= 10;
+  *out = E2B__MIN(value, (int64_t)E2B__JWT_NEVER);
+  return true;
 }
 
 /* When a token expires and when it was issued (`now` when it does not say). The signature is the gateway's business.

@@ -12463,6 +12463,10 @@ static void test_traffic_jwt(void) {
     { "h.eyJleHAiOjE3MDAwMDAzMDAsImlhdCI6MTcwMDAwMDAwMH0=.s", 1700000000, 1700000300 }, /* padded */
     { "h.eyJleHAiOjE3MDAwMDAzMDB9", 7, 1700000300 },      /* no signature, no iat */
     { "h.eyJleHAiOjE3MDAwMDAzMDAuNX0.s", 7, 1700000300 }, /* 1700000300.5 */
+    { "h.eyJleHAiOjEuN0U5fQ.s", 7, 1700000000 },          /* 1.7E9, as Java writes it */
+    { "h.eyJleHAiOjE3ZTgsImlhdCI6MS43ZSs5fQ.s", 1700000000, 1700000000 }, /* 17e8, 1.7e+9 */
+    { "h.eyJleHAiOjkyMjMzNzIwMzY4NTQ3NzU4MDd9.s", 7, 253402300799 }, /* never, in effect: the largest number */
+    { "h.eyJleHAiOjFlOTl9.s", 7, 253402300799 },          /* 1e99 */
     { "h.eyJleHAiOiIxNzAwMDAwMzAwIn0.s", 0, 0 },          /* a string */
     { "h.eyJhIjoxfQ.s", 0, 0 },                           /* no exp */
     { "h.WzFd.s", 0, 0 },                                 /* [1] */
