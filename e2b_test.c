@@ -6989,6 +6989,112 @@ static void test_sandbox_fixed_storage(void) {
   sb_close(&w);
 }
 
+#define FIXED_CALL(name, call)                                                                                          \
+  static e2b_err fixed_##name(sb_world *w, e2b_sandbox *sandbox, void *out) {                                           \
+    E2B__UNUSED(sandbox);                                                                                               \
+    return call;                                                                                                        \
+  }
+FIXED_CALL(list, e2b_api_list(w->client, NULL, (e2b_sandbox_list *)out, &w->err))
+FIXED_CALL(info, e2b_sandbox_get_info(sandbox, NULL, (e2b_sandbox_info *)out, &w->err))
+FIXED_CALL(created, e2b_api_create_sandbox(w->client, NULL, NULL, (e2b_create_response *)out, &w->err))
+FIXED_CALL(nonce, e2b_api_find_by_nonce(w->client, "n", NULL, (e2b_sandbox_info *)out, &w->err))
+FIXED_CALL(request, e2b_api_request(w->client, "GET", "/x", NULL, (e2b_response *)out, &w->err))
+FIXED_CALL(port, e2b_sandbox_request(sandbox, 80, "GET", "/x", NULL, (e2b_response *)out, &w->err))
+FIXED_CALL(processes, e2b_commands_list(sandbox, NULL, (e2b_process_list *)out, &w->err))
+FIXED_CALL(entries, e2b_files_list(sandbox, "/", NULL, (e2b_entry_list *)out, &w->err))
+FIXED_CALL(entry, e2b_files_get_info(sandbox, "/", NULL, (e2b_entry_info *)out, &w->err))
+FIXED_CALL(read, e2b_files_read(sandbox, "/f", NULL, (e2b_buf *)out, &w->err))
+FIXED_CALL(written, e2b_files_write(sandbox, "/f", "x", 1, NULL, (e2b_write_info *)out, &w->err))
+#ifndef E2B_NO_METRICS
+FIXED_CALL(metrics, e2b_api_get_metrics(w->client, "i", 0, 0, NULL, (e2b_metric_list *)out, &w->err))
+FIXED_CALL(logs, e2b_api_get_logs(w->client, "i", NULL, (e2b_log_list *)out, &w->err))
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+FIXED_CALL(snapshot, e2b_api_create_snapshot(w->client, "i", NULL, NULL, (e2b_snapshot *)out, &w->err))
+FIXED_CALL(snapshots, e2b_api_list_snapshots(w->client, NULL, (e2b_snapshot_list *)out, &w->err))
+#endif
+#ifndef E2B_NO_CODE_INTERPRETER
+FIXED_CALL(code, e2b_code_run(sandbox, "1", NULL, (e2b_execution *)out, &w->err))
+FIXED_CALL(context, e2b_code_create_context(sandbox, NULL, NULL, NULL, (e2b_code_context *)out, &w->err))
+FIXED_CALL(contexts, e2b_code_list_contexts(sandbox, NULL, (e2b_code_context_list *)out, &w->err))
+#endif
+#undef FIXED_CALL
+
+#define FIXED_ENTRY "{\"name\":\"f\",\"path\":\"/f\",\"type\":\"FILE_TYPE_FILE\",\"metadata\":{\"k\":\"v\"},\"symlinkTarget\":\"/g\"}"
+
+static const struct {
+  const char *body;
+  size_t size; /* of the result */
+  e2b_err (*call)(sb_world *w, e2b_sandbox *sandbox, void *out);
+} fixed_calls[] = {
+  { "[" SB_CREATED ",{\"sandboxID\":\"b\",\"metadata\":{\"a\":\"b\"},\"volumeMounts\":[{\"name\":\"n\",\"path\":\"/p\"}]}]",
+    sizeof(e2b_sandbox_list), fixed_list },
+  { "{\"sandboxID\":\"b\",\"metadata\":{\"a\":\"b\"},\"lifecycle\":{\"onTimeout\":\"pause\"},\"cpuCount\":2}", sizeof(e2b_sandbox_info),
+    fixed_info },
+  { SB_CREATED, sizeof(e2b_create_response), fixed_created },
+  { "[{\"sandboxID\":\"b\",\"metadata\":{\"e2b.h/nonce\":\"n\"}}]", sizeof(e2b_sandbox_info), fixed_nonce },
+  { "body", sizeof(e2b_response), fixed_request },
+  { "body", sizeof(e2b_response), fixed_port },
+  { "{\"processes\":[{\"pid\":1,\"tag\":\"t\",\"config\":{\"cmd\":\"c\",\"args\":[\"1\",\"2\"],\"envs\":{\"a\":\"b\"}}},{}]}",
+    sizeof(e2b_process_list), fixed_processes },
+  { "{\"entries\":[" FIXED_ENTRY "," FIXED_ENTRY "]}", sizeof(e2b_entry_list), fixed_entries },
+  { "{\"entry\":" FIXED_ENTRY "}", sizeof(e2b_entry_info), fixed_entry },
+  { "content", sizeof(e2b_buf), fixed_read },
+  { "[{\"name\":\"f\",\"path\":\"/f\",\"type\":\"file\",\"metadata\":{\"k\":\"v\"}}]", sizeof(e2b_write_info), fixed_written },
+#ifndef E2B_NO_METRICS
+  { "[{\"cpuCount\":1},{\"memUsed\":2}]", sizeof(e2b_metric_list), fixed_metrics },
+  { "{\"logs\":[{\"level\":\"info\",\"message\":\"m\",\"fields\":{\"a\":\"b\"}}]}", sizeof(e2b_log_list), fixed_logs },
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+  { "{\"snapshotID\":\"s\",\"names\":[\"a\",\"b\"]}", sizeof(e2b_snapshot), fixed_snapshot },
+  { "[{\"snapshotID\":\"s\",\"names\":[\"a\"]},{\"snapshotID\":\"t\"}]", sizeof(e2b_snapshot_list), fixed_snapshots },
+#endif
+#ifndef E2B_NO_CODE_INTERPRETER
+  { "{\"type\":\"stdout\",\"text\":\"o\"}\n{\"type\":\"result\",\"text\":\"r\",\"is_main_result\":true}\n{\"type\":\"end_of_execution\"}\n",
+    sizeof(e2b_execution), fixed_code },
+  { "{\"id\":\"c\",\"language\":\"l\",\"cwd\":\"/\"}", sizeof(e2b_code_context), fixed_context },
+  { "[{\"id\":\"c\",\"language\":\"l\",\"cwd\":\"/\"}]", sizeof(e2b_code_context_list), fixed_contexts },
+#endif
+};
+
+/* Every call with a result, at every size that is too small and at the one it asks for: nothing is written beside the storage,
+ * and a result that did not fit is empty. */
+static void test_fixed_storage_everywhere(void) {
+  static const char zeros[512] = { 0 };
+  union { e2b_mem mem; char bytes[512]; } out;
+  union { char bytes[4096]; double align; } storage;
+  e2b_client_config config;
+  e2b_sandbox *sandbox;
+  size_t i, cap, needed, shift;
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  config.codec = E2B_CODEC_JSON;
+  sb_open(&w, &config);
+  sandbox = sb_attach(&w, "i");
+  for (i = 0; i < E2B__COUNT(fixed_calls); i++) {
+    sb_script(&w.server, sb_json(200, fixed_calls[i].body), NULL);
+    shift = i % 8;
+    for (cap = 0, needed = 1; cap <= needed; cap++) {
+      e2b_err code;
+      memset(&out, 0, sizeof out);
+      memset(&storage, 0x5a, sizeof storage);
+      out.mem.fixed = true;
+      out.mem.ptr = storage.bytes + 8 + shift;
+      out.mem.cap = cap;
+      code = fixed_calls[i].call(&w, sandbox, &out);
+      if (cap == 0) needed = out.mem.len;
+      if (!CHECK_INT(code, cap == needed ? E2B_OK : E2B_ERR_BUFFER_TOO_SMALL) || !CHECK(needed > 0 && needed < 2000)) {
+        printf("  call %u with %u of %u bytes: %s\n", (unsigned)i, (unsigned)cap, (unsigned)needed, w.err.message);
+        break;
+      }
+      CHECK_INT(out.mem.len, needed);
+      CHECK(storage.bytes[7 + shift] == 0x5a && storage.bytes[8 + shift + cap] == 0x5a);
+      CHECK(!memcmp(out.bytes + sizeof out.mem, zeros, fixed_calls[i].size - sizeof out.mem) == (code != E2B_OK));
+    }
+  }
+  sb_close(&w);
+}
+
 static void test_sandbox_is_running(void) {
   static const struct {
     int status;
@@ -32064,7 +32170,7 @@ static const test tests[] = {
   UNIT(sandbox_golden_requests), UNIT(sandbox_private_protocol), UNIT(sandbox_answer_domain), UNIT(sandbox_attach),
   UNIT(sandbox_arguments), UNIT(sandbox_error_mapping), UNIT(sandbox_kill_and_pause), UNIT(sandbox_no_key),
   UNIT(sandbox_strange_answers), UNIT(sandbox_lost_connections), UNIT(sandbox_timeouts), UNIT(sandbox_info),
-  UNIT(sandbox_list_pages), UNIT(sandbox_fixed_storage), UNIT(sandbox_is_running),
+  UNIT(sandbox_list_pages), UNIT(sandbox_fixed_storage), UNIT(fixed_storage_everywhere), UNIT(sandbox_is_running),
   UNIT(sandbox_secrets_stay_in_their_plane), UNIT(sandbox_secrets_echoed), UNIT(sandbox_non_blocking), UNIT(sandbox_cancel),
   UNIT(sandbox_inside_callbacks), UNIT(sandbox_close_non_blocking), UNIT(sandbox_free_cancels),
   UNIT(client_free_in_flight), UNIT(sandbox_debug), UNIT(sandbox_no_memory), UNIT(sandbox_many_lives),
