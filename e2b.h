@@ -584,7 +584,8 @@ typedef void (*e2b_done_fn)(void *user, const e2b_error *err);
 /* How to do a call. Every accepted call completes exactly once, and never before the function that started it returned;
  * what is wrong with its arguments is reported by that function. */
 typedef struct e2b_call {
-  int32_t timeout_ms;  /* the whole call: 0 = the default of that call, E2B_TIMEOUT_NONE = no limit. The default is
+  int32_t timeout_ms;  /* the whole call: 0 = the default of that call, E2B_TIMEOUT_NONE = no limit; other negative
+                          numbers are refused: what is left of a deadline may be one. The default is
                           request_timeout_ms; for e2b_commands_run, _wait and file streams there is none               */
   int32_t idle_ms;     /* no progress on the network: 0 = the default of that call (config.idle_ms; command streams:
                           three keep-alive intervals), E2B_TIMEOUT_NONE                                                 */
@@ -10927,7 +10928,10 @@ static e2b_err e2b__headers_check(e2b_kvs headers, const char *name, e2b_error *
 }
 
 static e2b_err e2b__call_check(const e2b_call *call, e2b_error *err) {
-  return call ? e2b__headers_check(call->headers, "call.headers", err) : E2B_OK;
+  if (!call) return E2B_OK;
+  if (call->timeout_ms < E2B_TIMEOUT_NONE) return e2b__invalid(err, "call.timeout_ms", "is negative and not E2B_TIMEOUT_NONE");
+  if (call->idle_ms < E2B_TIMEOUT_NONE) return e2b__invalid(err, "call.idle_ms", "is negative and not E2B_TIMEOUT_NONE");
+  return e2b__headers_check(call->headers, "call.headers", err);
 }
 
 /* The Unix user of a call, or NULL for the server's default. `content`: for /files, where the Go client has another one. */

@@ -28731,6 +28731,37 @@ static void test_injection_headers(void) {
   }
 }
 
+/* What is left of a deadline that has passed is a negative number, and must not be taken for "no limit". */
+static void test_deadline_negative(void) {
+  static const struct {
+    int32_t timeout_ms, idle_ms;
+    const char *name;
+  } wrong[] = { { -2, 0, "call.timeout_ms" }, { INT32_MIN, 0, "call.timeout_ms" }, { 0, -2, "call.idle_ms" } };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static dl_world w;
+  e2b_call call;
+  e2b_error err;
+  size_t i, k;
+  for (i = 0; i < E2B__COUNT(dl_rows); i++) {
+    const dl_row *row = &dl_rows[i];
+    if (row->flags & DL_OWN) continue; /* it has no e2b_call */
+    if (!dl_setup(&w, row, DL_NOWHERE, 0, &limits)) return;
+    w.where = DL_MUTE;
+    for (k = 0; k < E2B__COUNT(wrong); k++) {
+      memset(&call, 0, sizeof call);
+      call.timeout_ms = wrong[k].timeout_ms;
+      call.idle_ms = wrong[k].idle_ms;
+      if (!CHECK_RC(row->call(&w, &call, &err), E2B_ERR_INVALID_ARGUMENT)) printf("  %s\n", row->name);
+      if (row->call == dl_sandbox_close) break; /* the handle is gone all the same */
+      CHECK_HAS(err.message, wrong[k].name);
+      CHECK_INT(err.subject, E2B_SUBJECT_OPTION);
+    }
+    CHECK(!w.stalled);
+    dl_clear();
+    dl_end(&w);
+  }
+}
+
 /* One text that may hold no control character, in each place that takes one; test_injection has the others. */
 static void injection_in_options(dl_world *w, const char *evil) {
   const char *strings[1];
@@ -32266,7 +32297,7 @@ static const test tests[] = {
   UNIT(stream_large_http2), UNIT(stream_resets_http2),
 #endif
   HOST(streams_abandoned), HOST(streams_background), HOST(streams_time_limit),
-  UNIT(deadline_of_calls), UNIT(deadline_driven), UNIT(deadline_of_steps),
+  UNIT(deadline_of_calls), UNIT(deadline_driven), UNIT(deadline_negative), UNIT(deadline_of_steps),
 #if !defined(E2B_NO_HTTP2)
   UNIT(deadline_http2), UNIT(settings_timeout), UNIT(misdirected_http2),
 #endif
