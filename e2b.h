@@ -434,7 +434,8 @@ typedef enum e2b_protocol {
  * not call this library. */
 typedef int (*e2b_traffic_token_fn)(void *user, const char *sandbox_id, char *token, size_t cap);
 
-/* A member that is set wins over the environment, the environment over the default; an empty variable is as good as none. */
+/* A member that is set wins over the environment, the environment over the default; an empty variable is as good as none. With
+ * domain, scheme or protocol set here, E2B_API_URL and E2B_SANDBOX_URL do not count: they name another service. */
 typedef struct e2b_client_config {
   /* the service */
   const char *api_key;          /* X-API-Key, to the control plane only; env E2B_API_KEY, then X_API_KEY                */
@@ -470,7 +471,8 @@ typedef struct e2b_client_config {
   bool send_api_key_to_sandbox; /* X-API-Key on data-plane requests too, as the Go client does; a sandbox runs untrusted
                                    code, so: off                                                                        */
   const char *user_agent;       /* NULL = "e2b.h/<version>"                                                             */
-  e2b_kvs headers;              /* added to every request; they replace ours of the same name, except authentication    */
+  e2b_kvs headers;              /* added to every request; they replace ours of the same name, except authentication,
+                                   routing (e2b-sandbox-...) and what says how the body is written (content-type)       */
   bool no_env;                  /* do not look at environment variables                                                 */
 
   /* the platform */
@@ -589,7 +591,7 @@ typedef struct e2b_call {
                           request_timeout_ms; for e2b_commands_run, _wait and file streams there is none               */
   int32_t idle_ms;     /* no progress on the network: 0 = the default of that call (config.idle_ms; command streams:
                           three keep-alive intervals), E2B_TIMEOUT_NONE                                                 */
-  e2b_kvs headers;     /* added to the requests of this call                                                            */
+  e2b_kvs headers;     /* added to the requests of this call, as those of the configuration are                         */
   e2b_op *op;          /* non-blocking: receives the handle; fetch the result with e2b_op_poll                          */
   e2b_done_fn on_done; /* non-blocking: called at the end                                                               */
   void *user;          /* for on_done                                                                                   */
@@ -862,7 +864,7 @@ typedef struct e2b_response {
 typedef int (*e2b_head_fn)(void *user, int status, e2b_kvs headers);
 
 typedef struct e2b_request_opts {
-  e2b_call call;            /* headers: added, in place of ours of the same name except authentication. timeout_ms: the
+  e2b_call call;            /* headers: as in e2b_call, but content-type is the one of the body. timeout_ms: the
                                default is request_timeout_ms, with a source or a sink none                              */
   const char *content_type; /* of the body; NULL = by call.headers, else application/json for e2b_api_request and
                                application/octet-stream for e2b_sandbox_request                                         */
