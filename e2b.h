@@ -10907,6 +10907,7 @@ struct e2b_sandbox {
   bool files_as_form; /* its envd takes uploads as forms only */
   bool json;          /* RPC in JSON: asked for, or its envd refused protobuf */
   bool closing;       /* being freed: nothing new is started */
+  bool known;         /* to the control plane, under our key: it was made or connected to there */
   uint16_t runtime_port;
   char *auth_header;  /* "" = none */
   e2b_kvs headers;    /* ours */
@@ -11042,6 +11043,7 @@ struct e2b__mourner {
   e2b_sandbox *sandbox; /* NULL = not waiting */
   void (*on_verdict)(e2b__mourner *mourner);
   uint64_t deadline;
+  bool not_found; /* the edge's answer to what failed said so */
   e2b_error err;
 };
 
@@ -11052,6 +11054,7 @@ struct e2b__probe {
   e2b__mourner *mourners;
   uint64_t until; /* for all of them */
   bool asked_control_plane;
+  bool not_found; /* said the edge, to this or to one of them */
 };
 
 #define E2B__PROBE_MS 5000
@@ -11103,11 +11106,13 @@ static bool e2b__probe_ask_control_plane(e2b__probe *probe) {
   return e2b__req_submit(&probe->req) == E2B_OK;
 }
 
-static e2b__verdict e2b__probe_read_info(e2b__req *req) {
+/* A 404 alone may only mean that a sandbox which was attached is somebody else's, or of no control plane. */
+static e2b__verdict e2b__probe_read_info(const e2b__probe *probe) {
+  const e2b__req *req = &probe->req;
   e2b__rest_sandbox info;
   e2b__arena arena;
   e2b__verdict verdict = E2B__VERDICT_UNKNOWN;
-  if (req->status == 404) return E2B__VERDICT_GONE;
+  if (req->status == 404 && (probe->not_found || probe->sandbox->known)) return E2B__VERDICT_GONE;
   if (req->status != 200) return E2B__VERDICT_UNKNOWN;
   e2b__arena_init(&arena, &req->client->mem, 65536);
   if (e2b__json_decode(&e2b__msg_rest_sandbox, (char *)req->rx.data, req->rx.len, &arena, &info) == E2B_OK) {
@@ -11134,11 +11139,12 @@ static void e2b__probe_on_end(e2b__req *req, const e2b_error *err) {
   e2b__probe *probe = (e2b__probe *)(void *)((uint8_t *)req - offsetof(e2b__probe, req));
   e2b__verdict verdict = E2B__VERDICT_UNKNOWN;
   if (probe->asked_control_plane) {
-    if (!err->code) verdict = e2b__probe_read_info(req);
+    if (!err->code) verdict = e2b__probe_read_info(probe);
   } else if (!err->code && req->status == 204) {
     verdict = E2B__VERDICT_ALIVE;
   } else {
     if (!err->code && e2b__says_not_found(req)) verdict = E2B__VERDICT_GONE;
+    if (verdict == E2B__VERDICT_GONE) probe->not_found = true;
     if (e2b__probe_ask_control_plane(probe)) return;
   }
   e2b__probe_end(probe, verdict);
@@ -11204,6 +11210,7 @@ static bool e2b__mourn(e2b__mourner *mourner, e2b_sandbox *sandbox, uint64_t dea
   }
   mourner->deadline = E2B__MIN(deadline - 10, probe->until);
   probe->req.deadline = E2B__MIN(probe->req.deadline, mourner->deadline);
+  if (mourner->not_found) probe->not_found = true;
   mourner->sandbox = sandbox;
   mourner->next = probe->mourners;
   probe->mourners = mourner;
@@ -11343,6 +11350,7 @@ static e2b_err e2b__data_lost(e2b__task *task, e2b_error *err) {
   e2b__data_task *data = (e2b__data_task *)task;
   data->mourner.err = *err;
   data->mourner.on_verdict = e2b__data_verdict;
+  data->mourner.not_found = e2b__says_not_found(&task->req);
   if (e2b__mourn(&data->mourner, task->op.sandbox, task->op.deadline)) return E2B_PENDING;
   return err->code;
 }
@@ -12321,6 +12329,7 @@ typedef struct e2b__sandbox_parts {
   uint16_t runtime_port;            /* 0 = the client's */
   e2b_kvs headers;
   bool jwt_mode;                    /* a traffic token has to be fetched when there is none */
+  bool known;                       /* the control plane named it */
 } e2b__sandbox_parts;
 
 static char *e2b__sandbox_text(e2b__mem *mem, e2b_str text) {
@@ -12431,6 +12440,7 @@ static e2b_err e2b__sandbox_new(e2b_client *client, const e2b__sandbox_parts *pa
   if (!sandbox) return e2b__no_memory(err);
   sandbox->client = client;
   sandbox->json = client->config.codec == E2B_CODEC_JSON;
+  sandbox->known = parts->known;
   code = e2b__sandbox_fill(sandbox, parts, err);
   if (code) {
     e2b__sandbox_destroy(sandbox);
@@ -12937,6 +12947,7 @@ static e2b_err e2b__created_handle(e2b__task *task, e2b_error *err) {
     parts.access_token = rest.envd_access_token;
     parts.traffic_token = created->traffic_token ? e2b__str(created->traffic_token) : rest.traffic_access_token;
     parts.jwt_mode = e2b__rest_in_jwt_mode(&rest);
+    parts.known = true;
     if (config->protocol == E2B_PROTOCOL_NATIVE) parts.domain = rest.domain;
     ask = created->connects && !parts.traffic_token.len && !rest.metadata.count && !config->debug &&
           e2b__config_is_kruise(config);

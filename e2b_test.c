@@ -24751,6 +24751,39 @@ static void e2e_connect_keeps_life(fixture *f) {
 }
 
 /* Without a key there is no control plane to ask. Then only the edge's own words prove that a sandbox is gone. */
+/* The control plane's 404 says that a sandbox is gone only when it was made there with this key: one that was attached may be
+ * somebody else's, or of no control plane at all. The edge's own word counts for both. */
+static void test_outcomes_not_ours(void) {
+  static const struct {
+    bool attached;
+    int status; /* of GET /health */
+    const char *body;
+    e2b_err code;
+  } rows[] = {
+    { false, 503, "busy", E2B_ERR_SANDBOX_GONE },
+    { true, 503, "busy", E2B_ERR_CLOSED },
+    { true, 502, "<html>Bad Gateway</html>", E2B_ERR_CLOSED },
+    { true, 502, "{\"sandboxId\":\"sb1\",\"message\":\"The sandbox was not found\",\"code\":502}", E2B_ERR_SANDBOX_GONE },
+  };
+  e2b_sandbox *sandbox;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    sb_world w;
+    sb_open(&w, NULL);
+    peer_clear(&w.server);
+    if (!rows[i].attached) sb_say(&w.server, sb_json(201, SB_CREATED), false);
+    sb_say(&w.server, SB_DROP, false);
+    sb_say(&w.server, sb_answer(rows[i].status, "", rows[i].body), false);
+    sb_say(&w.server, sb_json(404, "{\"code\":404,\"message\":\"no such sandbox\"}"), true);
+    if (rows[i].attached) sandbox = sb_attach(&w, "sb1");
+    else CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_OK);
+    CHECK_INT(e2b_commands_send_signal(sandbox, 7, 15, NULL, NULL, &w.err), rows[i].code);
+    CHECK_INT(peer_asked_count(&w.server), rows[i].attached ? 3 : 4);
+    CHECK_HAS(w.err.message, rows[i].code == E2B_ERR_CLOSED ? "could not be found out" : "create a new one");
+    sb_close(&w);
+  }
+}
+
 static void test_outcomes_no_key(void) {
   static const struct {
     int health;
@@ -32282,7 +32315,7 @@ static const test tests[] = {
   PYTHON(code_routes),
 
   UNIT(outcomes_at_most_once), UNIT(outcomes_stale_connection), UNIT(outcomes_rate_limit), UNIT(outcomes_causes),
-  UNIT(outcomes_every_call), UNIT(outcomes_no_key), UNIT(outcomes_two_accounts), UNIT(outcomes_tls), SERVER(connect_keeps_life),
+  UNIT(outcomes_every_call), UNIT(outcomes_no_key), UNIT(outcomes_not_ours), UNIT(outcomes_two_accounts), UNIT(outcomes_tls), SERVER(connect_keeps_life),
   UNIT(outcomes_one_probe), UNIT(outcomes_probe_deadlines), UNIT(outcomes_probe_abandoned),
 #if !defined(E2B_NO_HTTP2)
   UNIT(outcomes_refused_twice),
