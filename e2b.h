@@ -434,8 +434,8 @@ typedef enum e2b_protocol {
  * not call this library. */
 typedef int (*e2b_traffic_token_fn)(void *user, const char *sandbox_id, char *token, size_t cap);
 
-/* A member that is set wins over the environment, the environment over the default; an empty variable is as good as none. With
- * domain, scheme or protocol set here, E2B_API_URL and E2B_SANDBOX_URL do not count: they name another service. */
+/* A member that is set wins over the environment, the environment over the default; an empty variable is as good as none.
+ * With domain, scheme or protocol set here, E2B_API_URL and E2B_SANDBOX_URL do not count: they name another service. */
 typedef struct e2b_client_config {
   /* the service */
   const char *api_key;          /* X-API-Key, to the control plane only; env E2B_API_KEY, then X_API_KEY                */
@@ -10513,7 +10513,7 @@ static e2b_err e2b__error_say(e2b_error *err, e2b_err code, const char *format, 
   return code;
 }
 
-/* Makes the request's own secrets unreadable in its answer: some servers and debugging proxies say again what they were told. */
+/* Makes the request's own secrets unreadable in its answer: some servers and debugging proxies repeat what they were told. */
 static void e2b__answer_mask(e2b__req *req) {
   static const char *const names[] = { "x-api-key", "x-access-token", "authorization", E2B_TRAFFIC_TOKEN_HEADER };
   size_t i, at, len;
@@ -10932,7 +10932,8 @@ static e2b_err e2b__headers_check(e2b_kvs headers, const char *name, e2b_error *
 
 static e2b_err e2b__call_check(const e2b_call *call, e2b_error *err) {
   if (!call) return E2B_OK;
-  if (call->timeout_ms < E2B_TIMEOUT_NONE) return e2b__invalid(err, "call.timeout_ms", "is negative and not E2B_TIMEOUT_NONE");
+  if (call->timeout_ms < E2B_TIMEOUT_NONE)
+    return e2b__invalid(err, "call.timeout_ms", "is negative and not E2B_TIMEOUT_NONE");
   if (call->idle_ms < E2B_TIMEOUT_NONE) return e2b__invalid(err, "call.idle_ms", "is negative and not E2B_TIMEOUT_NONE");
   return e2b__headers_check(call->headers, "call.headers", err);
 }

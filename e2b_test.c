@@ -13185,7 +13185,7 @@ static void test_list_metadata_layers(void) {
     e2b_kv pair;
     const char *query;
   } rows[] = {
-    { { "e2b.agents.kruise.io/image", "a:b c" }, "metadata=e2b.agents.kruise.io%252Fimage%3Da%253Ab%2Bc" },
+    { { "acme.io/team", "a:b c" }, "metadata=acme.io%252Fteam%3Da%253Ab%2Bc" },
     { { "k", NULL }, "metadata=k%3D" },
     { { "k", "\xc3\xbc" }, "metadata=k%3D%25C3%25BC" },
     { { "k", "1+1" }, "metadata=k%3D1%25252B1" }, /* what only E2B's cloud can be asked for */
