@@ -434,7 +434,8 @@ typedef enum e2b_protocol {
  * not call this library. */
 typedef int (*e2b_traffic_token_fn)(void *user, const char *sandbox_id, char *token, size_t cap);
 
-/* A member that is set wins over the environment, the environment over the default; an empty variable is as good as none. */
+/* A member that is set wins over the environment, the environment over the default; an empty variable is as good as none.
+ * With domain, scheme or protocol set here, E2B_API_URL and E2B_SANDBOX_URL do not count: they name another service. */
 typedef struct e2b_client_config {
   /* the service */
   const char *api_key;          /* X-API-Key, to the control plane only; env E2B_API_KEY, then X_API_KEY                */
@@ -470,7 +471,8 @@ typedef struct e2b_client_config {
   bool send_api_key_to_sandbox; /* X-API-Key on data-plane requests too, as the Go client does; a sandbox runs untrusted
                                    code, so: off                                                                        */
   const char *user_agent;       /* NULL = "e2b.h/<version>"                                                             */
-  e2b_kvs headers;              /* added to every request; they replace ours of the same name, except authentication    */
+  e2b_kvs headers;              /* added to every request; they replace ours of the same name, except authentication,
+                                   routing (e2b-sandbox-...) and what says how the body is written (content-type)       */
   bool no_env;                  /* do not look at environment variables                                                 */
 
   /* the platform */
@@ -584,11 +586,12 @@ typedef void (*e2b_done_fn)(void *user, const e2b_error *err);
 /* How to do a call. Every accepted call completes exactly once, and never before the function that started it returned;
  * what is wrong with its arguments is reported by that function. */
 typedef struct e2b_call {
-  int32_t timeout_ms;  /* the whole call: 0 = the default of that call, E2B_TIMEOUT_NONE = no limit. The default is
+  int32_t timeout_ms;  /* the whole call: 0 = the default of that call, E2B_TIMEOUT_NONE = no limit; other negative
+                          numbers are refused: what is left of a deadline may be one. The default is
                           request_timeout_ms; for e2b_commands_run, _wait and file streams there is none               */
   int32_t idle_ms;     /* no progress on the network: 0 = the default of that call (config.idle_ms; command streams:
                           three keep-alive intervals), E2B_TIMEOUT_NONE                                                 */
-  e2b_kvs headers;     /* added to the requests of this call                                                            */
+  e2b_kvs headers;     /* added to the requests of this call, as those of the configuration are                         */
   e2b_op *op;          /* non-blocking: receives the handle; fetch the result with e2b_op_poll                          */
   e2b_done_fn on_done; /* non-blocking: called at the end                                                               */
   void *user;          /* for on_done                                                                                   */
@@ -745,7 +748,8 @@ E2B_API size_t e2b_encode_for_e2b_sdk(const char *raw_key, char *out, size_t cap
  * may be left with fewer entries than the limit, or none. */
 typedef struct e2b_list_opts {
   e2b_call call;
-  e2b_kvs metadata;         /* all must match. OpenKruise: no '&', no '=' in keys, neither can be asked for there       */
+  e2b_kvs metadata;         /* all must match. OpenKruise: no '&', no '=' in keys, neither can be asked for there; under
+                               api.<domain> also no '%', '+', '='                                                       */
   uint32_t states;          /* E2B_STATE_RUNNING | E2B_STATE_PAUSED; 0 = the server's default, both                     */
   const char *template_id;  /* id or alias                                                                              */
   int64_t started_after_ms; /* Unix time, inclusive; 0 = any                                                            */
@@ -860,7 +864,7 @@ typedef struct e2b_response {
 typedef int (*e2b_head_fn)(void *user, int status, e2b_kvs headers);
 
 typedef struct e2b_request_opts {
-  e2b_call call;            /* headers: added, in place of ours of the same name except authentication. timeout_ms: the
+  e2b_call call;            /* headers: as in e2b_call, but content-type is the one of the body. timeout_ms: the
                                default is request_timeout_ms, with a source or a sink none                              */
   const char *content_type; /* of the body; NULL = by call.headers, else application/json for e2b_api_request and
                                application/octet-stream for e2b_sandbox_request                                         */
@@ -10422,6 +10426,7 @@ static e2b_err e2b__result_fill(e2b_client *client, e2b__fill_fn fill, const voi
   pack.used = 0;
   fill(&pack, from, out);
   *mem = kept;
+  if (mem->fixed && !mem->ptr && !pack.used) return E2B_OK; /* no storage, and nothing to go there */
   pack.base = (uint8_t *)e2b__result_alloc(client, mem, pack.used, err);
   if (!pack.base) return mem->fixed ? E2B_ERR_BUFFER_TOO_SMALL : E2B_ERR_NO_MEMORY;
   kept = *mem;
@@ -10515,12 +10520,26 @@ static e2b_err e2b__error_say(e2b_error *err, e2b_err code, const char *format, 
   return code;
 }
 
-/* Reads {"code","message"} or {"error":{...}} leniently from an answer that is not success; *message is a slice of the body, or a
- * cleaned excerpt of it in `excerpt` when it is not such JSON (a gateway's HTML, plain text). Changes req->rx in place. */
+/* Makes the request's own secrets unreadable in its answer: some servers and debugging proxies repeat what they were told. */
+static void e2b__answer_mask(e2b__req *req) {
+  static const char *const names[] = { "x-api-key", "x-access-token", "authorization", E2B_TRAFFIC_TOKEN_HEADER };
+  size_t i, at, len;
+  for (i = 0; i < E2B__COUNT(names); i++) {
+    const char *secret = e2b__headers_get(&req->headers, names[i]);
+    len = secret ? strlen(secret) : 0;
+    if (len < 8) continue; /* "test" is no secret, but a word of many messages */
+    for (at = 0; at + len <= req->rx.len; at++)
+      if (memcmp(req->rx.data + at, secret, len) == 0) memset(req->rx.data + at, '*', len);
+  }
+}
+
+/* Reads {"code","message"} leniently from an answer that is not success. Returns a cleaned excerpt of the message, or of the
+ * body when it is not such JSON (a gateway's HTML, plain text). Changes req->rx in place. */
 static const char *e2b__answer_message(e2b__req *req, char *excerpt, size_t cap, e2b_error *err) {
   e2b__rest_error body;
   e2b__arena arena;
   e2b_err code;
+  e2b__answer_mask(req);
   e2b__error_excerpt(excerpt, E2B__MIN(cap, (size_t)120), req->rx.data, req->rx.len);
   e2b__arena_init(&arena, &req->client->mem, 4096);
   code = e2b__json_decode(&e2b__msg_rest_error, (char *)req->rx.data, req->rx.len, &arena, &body);
@@ -10582,11 +10601,30 @@ static const e2b__field e2b__fields_jwt[] = {
 };
 static const e2b__message e2b__msg_jwt = E2B__MESSAGE(e2b__jwt, e2b__fields_jwt);
 
-/* A NumericDate: a number, perhaps with a fraction. */
+#define E2B__JWT_NEVER 253402300799 /* the end of the year 9999, the last that RFC 3339 can say */
+
+/* A NumericDate: a number that is not negative, however written; its fraction is dropped. */
 static bool e2b__jwt_seconds(e2b_str json, int64_t *out) {
-  const char *dot = json.len ? (const char *)memchr(json.ptr, '.', json.len) : NULL;
+  int64_t value = 0, exponent = 0, shift = 0; /* the value is to be multiplied by ten so many times */
+  bool fraction = false, minus;
+  size_t i;
   if (!json.len || !e2b__is_digit(json.ptr[0])) return false;
-  return e2b__json_to_i64(e2b__str_n(json.ptr, dot ? (size_t)(dot - json.ptr) : json.len), out);
+  for (i = 0; i < json.len && e2b__ascii_lower(json.ptr[i]) != 'e'; i++) {
+    bool digit = e2b__is_digit(json.ptr[i]), kept = digit && value <= E2B__JWT_NEVER;
+    if (!digit) fraction = true;
+    if (kept) value = value * 10 + (json.ptr[i] - '0');
+    if (digit) shift += (kept ? 0 : 1) - (fraction ? 1 : 0);
+  }
+  if (i + 1 < json.len) {
+    minus = json.ptr[i + 1] == '-';
+    i += json.ptr[i + 1] == '+' ? 2 : 1;
+    if (!e2b__json_to_i64(e2b__str_n(json.ptr + i, json.len - i), &exponent)) exponent = minus ? INT32_MIN : INT32_MAX;
+    shift += E2B__MIN(E2B__MAX(exponent, (int64_t)INT32_MIN), (int64_t)INT32_MAX);
+  }
+  for (; shift > 0 && value && value <= E2B__JWT_NEVER; shift--) value *= 10;
+  for (; shift < 0 && value; shift++) value /= 10;
+  *out = E2B__MIN(value, (int64_t)E2B__JWT_NEVER);
+  return true;
 }
 
 /* When a token expires and when it was issued (`now` when it does not say). The signature is the gateway's business.
@@ -10862,6 +10900,7 @@ struct e2b_sandbox {
   char *id, *template_id, *envd_version, *access_token, *traffic_token, *domain; /* never NULL */
   char *runtime_url;                                                             /* of envd, without a final slash */
   e2b__url runtime;                                                              /* slices of it */
+  const char *scheme; /* of the URLs made by the rules: a literal, or the client's */
   char *code_url;     /* of the code interpreter, when e2b_sandbox_attach was told; else NULL */
   uint16_t code_port; /* of the code interpreter */
   e2b_command_handle *handles;
@@ -10875,6 +10914,7 @@ struct e2b_sandbox {
   bool files_as_form; /* its envd takes uploads as forms only */
   bool json;          /* RPC in JSON: asked for, or its envd refused protobuf */
   bool closing;       /* being freed: nothing new is started */
+  bool known;         /* to the control plane, under our key: it was made or connected to there */
   uint16_t runtime_port;
   char *auth_header;  /* "" = none */
   e2b_kvs headers;    /* ours */
@@ -10898,7 +10938,11 @@ static e2b_err e2b__headers_check(e2b_kvs headers, const char *name, e2b_error *
 }
 
 static e2b_err e2b__call_check(const e2b_call *call, e2b_error *err) {
-  return call ? e2b__headers_check(call->headers, "call.headers", err) : E2B_OK;
+  if (!call) return E2B_OK;
+  if (call->timeout_ms < E2B_TIMEOUT_NONE)
+    return e2b__invalid(err, "call.timeout_ms", "is negative and not E2B_TIMEOUT_NONE");
+  if (call->idle_ms < E2B_TIMEOUT_NONE) return e2b__invalid(err, "call.idle_ms", "is negative and not E2B_TIMEOUT_NONE");
+  return e2b__headers_check(call->headers, "call.headers", err);
 }
 
 /* The Unix user of a call, or NULL for the server's default. `content`: for /files, where the Go client has another one. */
@@ -10954,17 +10998,22 @@ static void e2b__data_traffic(e2b__req *req, const e2b_sandbox *sandbox) {
 #endif
 }
 
-/* Headers of a request to envd: routing, tokens and, unless NULL, the user. */
-static void e2b__data_headers(e2b__req *req, const e2b_sandbox *sandbox, const char *user, const e2b_call *call) {
-  const e2b_client_config *config = &sandbox->client->config;
-  char port[8];
+/* Headers of any request to a sandbox: ours, in place of them the client's, the handle's, the call's. */
+static void e2b__sandbox_headers(e2b__req *req, const e2b_sandbox *sandbox, const e2b_call *call) {
   size_t i;
-  (void)snprintf(port, sizeof port, "%u", (unsigned)sandbox->runtime_port);
   e2b__req_common_headers(req, NULL);
   for (i = 0; i < sandbox->headers.count; i++)
     e2b__headers_set(&req->headers, sandbox->headers.items[i].key, e2b__str(sandbox->headers.items[i].value));
   for (i = 0; call && i < call->headers.count; i++)
     e2b__headers_set(&req->headers, call->headers.items[i].key, e2b__str(call->headers.items[i].value));
+}
+
+/* Headers of a request to envd: routing, tokens and, unless NULL, the user. */
+static void e2b__data_headers(e2b__req *req, const e2b_sandbox *sandbox, const char *user, const e2b_call *call) {
+  const e2b_client_config *config = &sandbox->client->config;
+  char port[8];
+  (void)snprintf(port, sizeof port, "%u", (unsigned)sandbox->runtime_port);
+  e2b__sandbox_headers(req, sandbox, call);
   e2b__headers_set(&req->headers, "e2b-sandbox-id", e2b__str(sandbox->id));
   e2b__headers_set(&req->headers, "e2b-sandbox-port", e2b__str(port));
   if (e2b__given(sandbox->access_token)) e2b__headers_set(&req->headers, "x-access-token", e2b__str(sandbox->access_token));
@@ -11002,6 +11051,7 @@ struct e2b__mourner {
   e2b_sandbox *sandbox; /* NULL = not waiting */
   void (*on_verdict)(e2b__mourner *mourner);
   uint64_t deadline;
+  bool not_found; /* the edge's answer to what failed said so */
   e2b_error err;
 };
 
@@ -11012,6 +11062,7 @@ struct e2b__probe {
   e2b__mourner *mourners;
   uint64_t until; /* for all of them */
   bool asked_control_plane;
+  bool not_found; /* said the edge, to this or to one of them */
 };
 
 #define E2B__PROBE_MS 5000
@@ -11063,11 +11114,13 @@ static bool e2b__probe_ask_control_plane(e2b__probe *probe) {
   return e2b__req_submit(&probe->req) == E2B_OK;
 }
 
-static e2b__verdict e2b__probe_read_info(e2b__req *req) {
+/* A 404 alone may only mean that a sandbox which was attached is somebody else's, or of no control plane. */
+static e2b__verdict e2b__probe_read_info(const e2b__probe *probe) {
+  const e2b__req *req = &probe->req;
   e2b__rest_sandbox info;
   e2b__arena arena;
   e2b__verdict verdict = E2B__VERDICT_UNKNOWN;
-  if (req->status == 404) return E2B__VERDICT_GONE;
+  if (req->status == 404 && (probe->not_found || probe->sandbox->known)) return E2B__VERDICT_GONE;
   if (req->status != 200) return E2B__VERDICT_UNKNOWN;
   e2b__arena_init(&arena, &req->client->mem, 65536);
   if (e2b__json_decode(&e2b__msg_rest_sandbox, (char *)req->rx.data, req->rx.len, &arena, &info) == E2B_OK) {
@@ -11094,11 +11147,12 @@ static void e2b__probe_on_end(e2b__req *req, const e2b_error *err) {
   e2b__probe *probe = (e2b__probe *)(void *)((uint8_t *)req - offsetof(e2b__probe, req));
   e2b__verdict verdict = E2B__VERDICT_UNKNOWN;
   if (probe->asked_control_plane) {
-    if (!err->code) verdict = e2b__probe_read_info(req);
+    if (!err->code) verdict = e2b__probe_read_info(probe);
   } else if (!err->code && req->status == 204) {
     verdict = E2B__VERDICT_ALIVE;
   } else {
     if (!err->code && e2b__says_not_found(req)) verdict = E2B__VERDICT_GONE;
+    if (verdict == E2B__VERDICT_GONE) probe->not_found = true;
     if (e2b__probe_ask_control_plane(probe)) return;
   }
   e2b__probe_end(probe, verdict);
@@ -11164,6 +11218,7 @@ static bool e2b__mourn(e2b__mourner *mourner, e2b_sandbox *sandbox, uint64_t dea
   }
   mourner->deadline = E2B__MIN(deadline - 10, probe->until);
   probe->req.deadline = E2B__MIN(probe->req.deadline, mourner->deadline);
+  if (mourner->not_found) probe->not_found = true;
   mourner->sandbox = sandbox;
   mourner->next = probe->mourners;
   probe->mourners = mourner;
@@ -11303,6 +11358,7 @@ static e2b_err e2b__data_lost(e2b__task *task, e2b_error *err) {
   e2b__data_task *data = (e2b__data_task *)task;
   data->mourner.err = *err;
   data->mourner.on_verdict = e2b__data_verdict;
+  data->mourner.not_found = e2b__says_not_found(&task->req);
   if (e2b__mourn(&data->mourner, task->op.sandbox, task->op.deadline)) return E2B_PENDING;
   return err->code;
 }
@@ -12107,14 +12163,14 @@ static void e2b__put_runtime_url(e2b__buf *out, const e2b_client_config *config,
 #ifndef E2B_NO_CODE_INTERPRETER
 /* The URL of the code interpreter. Always the sandbox's own host, never one for all: a run is interrupted by closing its
  * connection. */
-static void e2b__put_code_url(e2b__buf *out, const e2b_client_config *config, const char *id, const char *domain,
-                              uint16_t port) {
+static void e2b__put_code_url(e2b__buf *out, const e2b_client_config *config, const char *scheme, const char *id,
+                              const char *domain, uint16_t port) {
   if (config->code_interpreter_base_url) {
     e2b__buf_text(out, config->code_interpreter_base_url);
   } else if (config->sandbox_base_url || config->sandbox_url) {
     e2b__put_runtime_url(out, config, id, domain);
   } else {
-    e2b__buf_text(out, config->scheme);
+    e2b__buf_text(out, scheme);
     e2b__buf_text(out, "://");
     e2b__put_sandbox_host(out, config, id, domain, port);
   }
@@ -12281,6 +12337,7 @@ typedef struct e2b__sandbox_parts {
   uint16_t runtime_port;            /* 0 = the client's */
   e2b_kvs headers;
   bool jwt_mode;                    /* a traffic token has to be fetched when there is none */
+  bool known;                       /* the control plane named it */
 } e2b__sandbox_parts;
 
 static char *e2b__sandbox_text(e2b__mem *mem, e2b_str text) {
@@ -12353,6 +12410,7 @@ static e2b_err e2b__sandbox_fill(e2b_sandbox *sandbox, const e2b__sandbox_parts 
   if (e2b__given(parts->scheme)) config.scheme = strcmp(parts->scheme, "http") == 0 ? "http" : "https";
   if (parts->runtime_port) config.runtime_port = parts->runtime_port;
   sandbox->runtime_port = config.runtime_port;
+  sandbox->scheme = config.scheme;
   if (e2b__sandbox_fill_traffic(sandbox, parts, err)) return E2B_ERR_NO_MEMORY;
   if (!e2b__domain_ok(sandbox->domain))
     return e2b__invalid(err, "domain", "is not a host or host:port, without scheme and path");
@@ -12390,6 +12448,7 @@ static e2b_err e2b__sandbox_new(e2b_client *client, const e2b__sandbox_parts *pa
   if (!sandbox) return e2b__no_memory(err);
   sandbox->client = client;
   sandbox->json = client->config.codec == E2B_CODEC_JSON;
+  sandbox->known = parts->known;
   code = e2b__sandbox_fill(sandbox, parts, err);
   if (code) {
     e2b__sandbox_destroy(sandbox);
@@ -12637,21 +12696,24 @@ static e2b_err e2b__rest_refused(e2b__task *task, e2b_error *err) {
                            key ? "check api_key or E2B_API_KEY" : "set api_key or E2B_API_KEY", err);
 }
 
-/* A success that something else than the control plane must have written: a web page, a proxy's greeting. */
+static char e2b__rest_first_char(const e2b__task *task) {
+  e2b__json_reader r;
+  e2b__json_open(&r, (char *)task->req.rx.data, task->req.rx.len);
+  return e2b__json_skip_space(&r);
+}
+
+/* A success that something else than the control plane must have written: a web page, a proxy's greeting. No excerpt of what
+ * is JSON: there may be tokens in it. */
 static e2b_err e2b__rest_foreign(e2b__task *task, e2b_error *err) {
-  char begin[64];
+  char begin[64], first = e2b__rest_first_char(task);
+  e2b__answer_mask(&task->req);
   e2b__error_excerpt(begin, sizeof begin, task->req.rx.data, task->req.rx.len);
   err->phase = E2B_PHASE_DECODE;
   err->maybe_done = !task->req.idempotent;
   return e2b__error_say(err, E2B_ERR_PROTOCOL,
                         "is api_url (%.100s) really the control plane? It answered HTTP %d with: %s",
-                        task->op.client->config.api_url, task->req.status, begin[0] ? begin : "nothing");
-}
-
-static char e2b__rest_first_char(const e2b__task *task) {
-  e2b__json_reader r;
-  e2b__json_open(&r, (char *)task->req.rx.data, task->req.rx.len);
-  return e2b__json_skip_space(&r);
+                        task->op.client->config.api_url, task->req.status,
+                        first == '{' || first == '[' ? "JSON of another kind" : begin[0] ? begin : "nothing");
 }
 
 /* For answers without content: any status 2xx, but not one with a web page. */
@@ -12893,6 +12955,7 @@ static e2b_err e2b__created_handle(e2b__task *task, e2b_error *err) {
     parts.access_token = rest.envd_access_token;
     parts.traffic_token = created->traffic_token ? e2b__str(created->traffic_token) : rest.traffic_access_token;
     parts.jwt_mode = e2b__rest_in_jwt_mode(&rest);
+    parts.known = true;
     if (config->protocol == E2B_PROTOCOL_NATIVE) parts.domain = rest.domain;
     ask = created->connects && !parts.traffic_token.len && !rest.metadata.count && !config->debug &&
           e2b__config_is_kruise(config);
@@ -13478,10 +13541,20 @@ static e2b_err e2b__list_check(const e2b_client *client, const e2b_list_opts *op
   return E2B_OK;
 }
 
-/* E2B's cloud decodes three layers, OpenKruise two. */
+/* Whether E2B's cloud reads a text as it is when one layer less is around it. */
+static bool e2b__metadata_is_plain(const char *text) {
+  return !text || !strpbrk(text, "%+&=");
+}
+
+/* E2B's cloud decodes three layers, OpenKruise two, and that one cannot be told by its URL under api.<domain>. So three only
+ * for what needs them, which that one cannot be asked for anyway. */
 static void e2b__list_put_metadata(e2b__buf *path, e2b_kvs metadata, bool kruise) {
+  int layers = 2;
+  size_t i;
+  for (i = 0; i < metadata.count && !kruise; i++)
+    if (!e2b__metadata_is_plain(metadata.items[i].key) || !e2b__metadata_is_plain(metadata.items[i].value)) layers = 3;
   e2b__url_query_name(path, "metadata");
-  e2b__url_metadata(path, metadata, kruise ? 2 : 3);
+  e2b__url_metadata(path, metadata, layers);
 }
 
 /* OpenKruise takes names it does not know for metadata, which would empty the list: they are not sent there. */
@@ -14432,7 +14505,7 @@ static bool e2b__raw_target(e2b__raw *raw, const e2b_sandbox *sandbox, uint16_t 
     return true;
   }
   e2b__buf_init(&text, &sandbox->client->mem, 65536);
-  e2b__buf_text(&text, config->scheme);
+  e2b__buf_text(&text, sandbox->scheme);
   e2b__buf_text(&text, "://");
   e2b__put_sandbox_host(&text, config, sandbox->id, sandbox->domain, port);
   ok = e2b__buf_cstr(&text) == NULL || e2b__url_parse((const char *)text.data, &url); /* no memory: said by submit */
@@ -14454,8 +14527,9 @@ static void e2b__raw_sandbox_headers(e2b__raw *raw, const e2b_sandbox *sandbox, 
   e2b__headers *headers = &raw->data.task.req.headers;
   char port[8];
   (void)snprintf(port, sizeof port, "%u", (unsigned)raw->port);
-  e2b__req_common_headers(&raw->data.task.req, call);
-  if (!e2b__raw_names(config->headers, "accept") && !(call && e2b__raw_names(call->headers, "accept")))
+  e2b__sandbox_headers(&raw->data.task.req, sandbox, call);
+  if (!e2b__raw_names(config->headers, "accept") && !e2b__raw_names(sandbox->headers, "accept") &&
+      !(call && e2b__raw_names(call->headers, "accept")))
     e2b__headers_set(headers, "accept", e2b__str("*/*"));
   e2b__headers_set(headers, "e2b-sandbox-id", e2b__str(sandbox->id));
   e2b__headers_set(headers, "e2b-sandbox-port", e2b__str(port));
@@ -17908,7 +17982,8 @@ E2B_API size_t e2b_client_code_interpreter_url(const e2b_client *client, const c
   if (cap) out[0] = 0;
   if (!client || !e2b__given(sandbox_id)) return 0;
   e2b__buf_init(&url, (e2b__mem *)&client->mem, 65536);
-  e2b__put_code_url(&url, &client->config, sandbox_id, client->config.domain, client->config.code_interpreter_port);
+  e2b__put_code_url(&url, &client->config, client->config.scheme, sandbox_id, client->config.domain,
+                    client->config.code_interpreter_port);
   return e2b__text_out(&url, out, cap);
 }
 
@@ -17923,7 +17998,7 @@ static e2b_err e2b__code_address(e2b__req *req, const e2b_sandbox *sandbox, cons
   if (sandbox->code_url)
     e2b__buf_text(&text, sandbox->code_url);
   else
-    e2b__put_code_url(&text, &sandbox->client->config, sandbox->id, sandbox->domain, sandbox->code_port);
+    e2b__put_code_url(&text, &sandbox->client->config, sandbox->scheme, sandbox->id, sandbox->domain, sandbox->code_port);
   if (!e2b__buf_cstr(&text))
     code = e2b__no_memory(err);
   else if (!e2b__url_parse((const char *)text.data, &url))

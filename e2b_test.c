@@ -6291,7 +6291,7 @@ static void test_sandbox_golden_requests(void) {
   CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), E2B_OK);
   SB_CHECK_REQUEST(
       &w.server, 1,
-      "GET /v2/sandboxes?metadata=a%25252Fb%252520k%3Dx%252520y%26app%3Dprod&state=running,paused&limit=100"
+      "GET /v2/sandboxes?metadata=a%252Fb%2Bk%3Dx%2By%26app%3Dprod&state=running,paused&limit=100"
       "&nextToken=abc%3D%2F%2B HTTP/1.1\r\n" SB_HEAD "\r\n");
   e2b_mem_free(&list.mem);
   memset(&opts, 0, sizeof opts);
@@ -6755,8 +6755,12 @@ static void test_sandbox_strange_answers(void) {
     CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_ERR_PROTOCOL);
     CHECK(w.err.maybe_done && w.err.phase == E2B_PHASE_DECODE && w.err.http_status == 201);
     CHECK_HAS(w.err.message, rows[i].message);
-    CHECK(strstr(w.err.message, "hush") == NULL || i == 10);
+    CHECK(strstr(w.err.message, "hush") == NULL);
   }
+  sb_script(&w.server, sb_json(200, "{\"envdAccessToken\":\"hush\"}"), NULL);
+  CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(w.err.message, "JSON");
+  CHECK(strstr(w.err.message, "hush") == NULL);
   sb_script(&w.server, sb_json(200, SB_CREATED), NULL); /* a deeper path answered with a sandbox, not a list */
   CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_ERR_PROTOCOL);
   CHECK(strstr(w.err.message, "envd-secret") == NULL);
@@ -6973,6 +6977,120 @@ static void test_sandbox_fixed_storage(void) {
     info.mem.cap = 3;
     CHECK_INT(e2b_api_get_info(w.client, "a", NULL, &info, &w.err), E2B_ERR_BUFFER_TOO_SMALL);
     CHECK(info.template_id == NULL && info.metadata.items == NULL);
+    list.mem.ptr = NULL; /* who only asks how much it will be */
+    list.mem.cap = 0;
+    sb_script(&w.server, sb_json(200, "[]"), sb_json(200, "[{\"sandboxID\":\"a\"}]"));
+    CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_OK); /* nothing */
+    CHECK(list.count == 0 && list.mem.len == 0);
+    CHECK_INT(e2b_api_list(w.client, NULL, &list, &w.err), E2B_ERR_BUFFER_TOO_SMALL);
+    CHECK(list.count == 0 && list.mem.len > sizeof(e2b_sandbox_info));
+    CHECK_HAS(w.err.message, "the storage given has 0");
+  }
+  sb_close(&w);
+}
+
+#define FIXED_CALL(name, call)                                                                                          \
+  static e2b_err fixed_##name(sb_world *w, e2b_sandbox *sandbox, void *out) {                                           \
+    E2B__UNUSED(sandbox);                                                                                               \
+    return call;                                                                                                        \
+  }
+FIXED_CALL(list, e2b_api_list(w->client, NULL, (e2b_sandbox_list *)out, &w->err))
+FIXED_CALL(info, e2b_sandbox_get_info(sandbox, NULL, (e2b_sandbox_info *)out, &w->err))
+FIXED_CALL(created, e2b_api_create_sandbox(w->client, NULL, NULL, (e2b_create_response *)out, &w->err))
+FIXED_CALL(nonce, e2b_api_find_by_nonce(w->client, "n", NULL, (e2b_sandbox_info *)out, &w->err))
+FIXED_CALL(request, e2b_api_request(w->client, "GET", "/x", NULL, (e2b_response *)out, &w->err))
+FIXED_CALL(port, e2b_sandbox_request(sandbox, 80, "GET", "/x", NULL, (e2b_response *)out, &w->err))
+FIXED_CALL(processes, e2b_commands_list(sandbox, NULL, (e2b_process_list *)out, &w->err))
+FIXED_CALL(entries, e2b_files_list(sandbox, "/", NULL, (e2b_entry_list *)out, &w->err))
+FIXED_CALL(entry, e2b_files_get_info(sandbox, "/", NULL, (e2b_entry_info *)out, &w->err))
+FIXED_CALL(read, e2b_files_read(sandbox, "/f", NULL, (e2b_buf *)out, &w->err))
+FIXED_CALL(written, e2b_files_write(sandbox, "/f", "x", 1, NULL, (e2b_write_info *)out, &w->err))
+#ifndef E2B_NO_METRICS
+FIXED_CALL(metrics, e2b_api_get_metrics(w->client, "i", 0, 0, NULL, (e2b_metric_list *)out, &w->err))
+FIXED_CALL(logs, e2b_api_get_logs(w->client, "i", NULL, (e2b_log_list *)out, &w->err))
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+FIXED_CALL(snapshot, e2b_api_create_snapshot(w->client, "i", NULL, NULL, (e2b_snapshot *)out, &w->err))
+FIXED_CALL(snapshots, e2b_api_list_snapshots(w->client, NULL, (e2b_snapshot_list *)out, &w->err))
+#endif
+#ifndef E2B_NO_CODE_INTERPRETER
+FIXED_CALL(code, e2b_code_run(sandbox, "1", NULL, (e2b_execution *)out, &w->err))
+FIXED_CALL(context, e2b_code_create_context(sandbox, NULL, NULL, NULL, (e2b_code_context *)out, &w->err))
+FIXED_CALL(contexts, e2b_code_list_contexts(sandbox, NULL, (e2b_code_context_list *)out, &w->err))
+#endif
+#undef FIXED_CALL
+
+#define FIXED_ENTRY "{\"name\":\"f\",\"path\":\"/f\",\"type\":\"FILE_TYPE_FILE\",\"metadata\":{\"k\":\"v\"},\"symlinkTarget\":\"/g\"}"
+
+static const struct {
+  const char *body;
+  size_t size; /* of the result */
+  e2b_err (*call)(sb_world *w, e2b_sandbox *sandbox, void *out);
+} fixed_calls[] = {
+  { "[" SB_CREATED ",{\"sandboxID\":\"b\",\"metadata\":{\"a\":\"b\"},\"volumeMounts\":[{\"name\":\"n\",\"path\":\"/p\"}]}]",
+    sizeof(e2b_sandbox_list), fixed_list },
+  { "{\"sandboxID\":\"b\",\"metadata\":{\"a\":\"b\"},\"lifecycle\":{\"onTimeout\":\"pause\"},\"cpuCount\":2}", sizeof(e2b_sandbox_info),
+    fixed_info },
+  { SB_CREATED, sizeof(e2b_create_response), fixed_created },
+  { "[{\"sandboxID\":\"b\",\"metadata\":{\"e2b.h/nonce\":\"n\"}}]", sizeof(e2b_sandbox_info), fixed_nonce },
+  { "body", sizeof(e2b_response), fixed_request },
+  { "body", sizeof(e2b_response), fixed_port },
+  { "{\"processes\":[{\"pid\":1,\"tag\":\"t\",\"config\":{\"cmd\":\"c\",\"args\":[\"1\",\"2\"],\"envs\":{\"a\":\"b\"}}},{}]}",
+    sizeof(e2b_process_list), fixed_processes },
+  { "{\"entries\":[" FIXED_ENTRY "," FIXED_ENTRY "]}", sizeof(e2b_entry_list), fixed_entries },
+  { "{\"entry\":" FIXED_ENTRY "}", sizeof(e2b_entry_info), fixed_entry },
+  { "content", sizeof(e2b_buf), fixed_read },
+  { "[{\"name\":\"f\",\"path\":\"/f\",\"type\":\"file\",\"metadata\":{\"k\":\"v\"}}]", sizeof(e2b_write_info), fixed_written },
+#ifndef E2B_NO_METRICS
+  { "[{\"cpuCount\":1},{\"memUsed\":2}]", sizeof(e2b_metric_list), fixed_metrics },
+  { "{\"logs\":[{\"level\":\"info\",\"message\":\"m\",\"fields\":{\"a\":\"b\"}}]}", sizeof(e2b_log_list), fixed_logs },
+#endif
+#ifndef E2B_NO_SNAPSHOTS
+  { "{\"snapshotID\":\"s\",\"names\":[\"a\",\"b\"]}", sizeof(e2b_snapshot), fixed_snapshot },
+  { "[{\"snapshotID\":\"s\",\"names\":[\"a\"]},{\"snapshotID\":\"t\"}]", sizeof(e2b_snapshot_list), fixed_snapshots },
+#endif
+#ifndef E2B_NO_CODE_INTERPRETER
+  { "{\"type\":\"stdout\",\"text\":\"o\"}\n{\"type\":\"result\",\"text\":\"r\",\"is_main_result\":true}\n{\"type\":\"end_of_execution\"}\n",
+    sizeof(e2b_execution), fixed_code },
+  { "{\"id\":\"c\",\"language\":\"l\",\"cwd\":\"/\"}", sizeof(e2b_code_context), fixed_context },
+  { "[{\"id\":\"c\",\"language\":\"l\",\"cwd\":\"/\"}]", sizeof(e2b_code_context_list), fixed_contexts },
+#endif
+};
+
+/* Every call with a result, at every size that is too small and at the one it asks for: nothing is written beside the storage,
+ * and a result that did not fit is empty. */
+static void test_fixed_storage_everywhere(void) {
+  static const char zeros[512] = { 0 };
+  union { e2b_mem mem; char bytes[512]; } out;
+  union { char bytes[4096]; double align; } storage;
+  e2b_client_config config;
+  e2b_sandbox *sandbox;
+  size_t i, cap, needed, shift;
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  config.codec = E2B_CODEC_JSON;
+  sb_open(&w, &config);
+  sandbox = sb_attach(&w, "i");
+  for (i = 0; i < E2B__COUNT(fixed_calls); i++) {
+    sb_script(&w.server, sb_json(200, fixed_calls[i].body), NULL);
+    shift = i % 8;
+    for (cap = 0, needed = 1; cap <= needed; cap++) {
+      e2b_err code;
+      memset(&out, 0, sizeof out);
+      memset(&storage, 0x5a, sizeof storage);
+      out.mem.fixed = true;
+      out.mem.ptr = storage.bytes + 8 + shift;
+      out.mem.cap = cap;
+      code = fixed_calls[i].call(&w, sandbox, &out);
+      if (cap == 0) needed = out.mem.len;
+      if (!CHECK_INT(code, cap == needed ? E2B_OK : E2B_ERR_BUFFER_TOO_SMALL) || !CHECK(needed > 0 && needed < 2000)) {
+        printf("  call %u with %u of %u bytes: %s\n", (unsigned)i, (unsigned)cap, (unsigned)needed, w.err.message);
+        break;
+      }
+      CHECK_INT(out.mem.len, needed);
+      CHECK(storage.bytes[7 + shift] == 0x5a && storage.bytes[8 + shift + cap] == 0x5a);
+      CHECK(!memcmp(out.bytes + sizeof out.mem, zeros, fixed_calls[i].size - sizeof out.mem) == (code != E2B_OK));
+    }
   }
   sb_close(&w);
 }
@@ -7045,6 +7163,33 @@ static void test_sandbox_secrets_stay_in_their_plane(void) {
           strstr(w.server.requests[2], "x-extra: 1\r\n"));
     sb_close(&w);
   }
+}
+
+/* A server that says again what it was told: no error has it. */
+static void test_sandbox_secrets_echoed(void) {
+  static const char *const bodies[] = { "{\"code\":401,\"message\":\"bad key secret-key\"}", "GET / x-api-key: secret-key",
+                                        "{\"headers\":{\"x-access-token\":\"envd-token\",\"x-api-key\":\"secret-key\"}}" };
+  e2b_process_list list;
+  e2b_sandbox_info info;
+  e2b_sandbox *sandbox;
+  size_t i;
+  sb_world w;
+  memset(&info, 0, sizeof info);
+  memset(&list, 0, sizeof list);
+  sb_open(&w, NULL);
+  sandbox = sb_attach(&w, "i");
+  for (i = 0; i < E2B__COUNT(bodies); i++) {
+    sb_script(&w.server, sb_answer(401, "", bodies[i]), NULL);
+    CHECK_INT(e2b_api_get_info(w.client, "i", NULL, &info, &w.err), E2B_ERR_UNAUTHENTICATED);
+    CHECK(!strstr(w.err.message, "secret-key"));
+    CHECK_HAS(w.err.message, i ? "x-api-key" : "bad key ***");
+    CHECK_INT(e2b_commands_list(sandbox, NULL, &list, &w.err), E2B_ERR_UNAUTHENTICATED);
+    CHECK(!strstr(w.err.message, "envd-token"));
+  }
+  sb_script(&w.server, sb_answer(200, "", "x-api-key: secret-key"), NULL);
+  CHECK_INT(e2b_api_get_info(w.client, "i", NULL, &info, &w.err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(w.err.message, "x-api-key: ***");
+  sb_close(&w);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------ */
@@ -7515,7 +7660,7 @@ static void test_api_golden_requests(void) {
   CHECK_RC(e2b_api_find_by_nonce(w.client, "0a1b", NULL, &info, &err), E2B_ERR_NOT_FOUND);
   CHECK_INT(err.subject, E2B_SUBJECT_SANDBOX);
   SB_CHECK_REQUEST(&w.server, 4,
-                   "GET /v2/sandboxes?metadata=e2b.h%25252Fnonce%3D0a1b HTTP/1.1\r\n" SB_HEAD "\r\n");
+                   "GET /v2/sandboxes?metadata=e2b.h%252Fnonce%3D0a1b HTTP/1.1\r\n" SB_HEAD "\r\n");
 
   snapshot_opts.sandbox_id = "a/b";
   snapshot_opts.name = "n:t";
@@ -8520,6 +8665,44 @@ static void test_raw_arguments(void) {
   sb_close(&w);
 }
 
+/* The scheme and the headers of a handle hold for all of its ports; the client's scheme is another one. */
+static void raw_check_attached(void) {
+  static const e2b_kv config_headers[] = { { "X-A", "config" }, { "X-B", "config" } }, call_headers[] = { { "X-C", "call" } },
+                      headers[] = { { "x-a", "sandbox" }, { "X-C", "sandbox" }, { "accept", "c/d" } };
+  e2b_client_config config;
+  e2b_attach_opts attach;
+  e2b_request_opts opts;
+  e2b_sandbox *sandbox;
+  char domain[64];
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  memset(&attach, 0, sizeof attach);
+  memset(&opts, 0, sizeof opts);
+  sb_open(&w, &config);
+  e2b_client_free(w.client);
+  (void)snprintf(domain, sizeof domain, "localhost:%u", (unsigned)w.server.port);
+  w.config.sandbox_url = NULL;
+  w.config.domain = domain;
+  w.config.headers.items = config_headers;
+  w.config.headers.count = 2;
+  w.client = e2b_client_create(&w.config, &w.err);
+  attach.scheme = "http";
+  attach.headers.items = headers;
+  attach.headers.count = 3;
+  CHECK_INT(e2b_sandbox_attach(w.client, "sb1", &attach, &sandbox, &w.err), E2B_OK);
+  opts.call.headers.items = call_headers;
+  opts.call.headers.count = 1;
+  CHECK_INT(e2b_sandbox_request(sandbox, 3000, "GET", "/a", &opts, NULL, &w.err), E2B_OK);
+  SB_CHECK_REQUEST(&w.server, 0, "GET /a HTTP/1.1\r\nhost: 3000-sb1.localhost:%P\r\nuser-agent: e2b.h/" E2B_VERSION "\r\n"
+                   "accept-encoding: identity\r\nx-b: config\r\nx-a: sandbox\r\naccept: c/d\r\nx-c: call\r\n"
+                   "e2b-sandbox-id: sb1\r\ne2b-sandbox-port: 3000\r\n\r\n");
+#ifndef E2B_NO_CODE_INTERPRETER
+  (void)e2b_code_remove_context(sandbox, "x", NULL, &w.err);
+  CHECK_HAS(peer_asked(&w.server, 1), "\r\nhost: 49999-sb1.localhost:");
+#endif
+  sb_close(&w);
+}
+
 /* Where a port is reached, and which secrets go there. */
 static void test_raw_sandbox_targets(void) {
   static const e2b_kv headers[] = { { "Accept", "a/b" } };
@@ -8580,6 +8763,7 @@ static void test_raw_sandbox_targets(void) {
     CHECK(!strstr(peer_asked(&w.server, 1), "secret-key") && !strstr(peer_asked(&w.server, 0), "secret-key"));
     sb_close(&w);
   }
+  raw_check_attached();
   /* an id that cannot be part of a host name */
   memset(&config, 0, sizeof config);
   config.domain = "localhost:1";
@@ -12385,6 +12569,10 @@ static void test_traffic_jwt(void) {
     { "h.eyJleHAiOjE3MDAwMDAzMDAsImlhdCI6MTcwMDAwMDAwMH0=.s", 1700000000, 1700000300 }, /* padded */
     { "h.eyJleHAiOjE3MDAwMDAzMDB9", 7, 1700000300 },      /* no signature, no iat */
     { "h.eyJleHAiOjE3MDAwMDAzMDAuNX0.s", 7, 1700000300 }, /* 1700000300.5 */
+    { "h.eyJleHAiOjEuN0U5fQ.s", 7, 1700000000 },          /* 1.7E9, as Java writes it */
+    { "h.eyJleHAiOjE3ZTgsImlhdCI6MS43ZSs5fQ.s", 1700000000, 1700000000 }, /* 17e8, 1.7e+9 */
+    { "h.eyJleHAiOjkyMjMzNzIwMzY4NTQ3NzU4MDd9.s", 7, 253402300799 }, /* never, in effect: the largest number */
+    { "h.eyJleHAiOjFlOTl9.s", 7, 253402300799 },          /* 1e99 */
     { "h.eyJleHAiOiIxNzAwMDAwMzAwIn0.s", 0, 0 },          /* a string */
     { "h.eyJhIjoxfQ.s", 0, 0 },                           /* no exp */
     { "h.WzFd.s", 0, 0 },                                 /* [1] */
@@ -12990,6 +13178,45 @@ static void test_list_all_no_memory(void) {
   sb_close(&w);
 }
 
+/* OpenKruise behind api.<domain> looks like E2B's cloud, but decodes a layer less: what both read the same way goes out so
+ * that both can. */
+static void test_list_metadata_layers(void) {
+  static const struct {
+    e2b_kv pair;
+    const char *query;
+  } rows[] = {
+    { { "acme.io/team", "a:b c" }, "metadata=acme.io%252Fteam%3Da%253Ab%2Bc" },
+    { { "k", NULL }, "metadata=k%3D" },
+    { { "k", "\xc3\xbc" }, "metadata=k%3D%25C3%25BC" },
+    { { "k", "1+1" }, "metadata=k%3D1%25252B1" }, /* what only E2B's cloud can be asked for */
+    { { "k", "5%" }, "metadata=k%3D5%252525" },
+    { { "k&", "x/" }, "metadata=k%252526%3Dx%25252F" },
+    { { "k", "a=b" }, "metadata=k%3Da%25253Db" },
+  };
+  e2b_sandbox_list list;
+  e2b_sandbox_info info;
+  e2b_list_opts opts;
+  char want[200];
+  size_t i;
+  sb_world w;
+  memset(&list, 0, sizeof list);
+  memset(&info, 0, sizeof info);
+  memset(&opts, 0, sizeof opts);
+  sb_open(&w, NULL);
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    opts.metadata.items = &rows[i].pair;
+    opts.metadata.count = 1;
+    sb_script(&w.server, sb_json(200, "[]"), NULL);
+    CHECK_INT(e2b_api_list(w.client, &opts, &list, &w.err), E2B_OK);
+    (void)snprintf(want, sizeof want, "GET /v2/sandboxes?%s HTTP/1.1\r\n", rows[i].query);
+    CHECK_HAS(peer_asked(&w.server, 0), want);
+    e2b_mem_free(&list.mem);
+  }
+  CHECK_INT(e2b_api_find_by_nonce(w.client, "0123", NULL, &info, &w.err), E2B_ERR_NOT_FOUND);
+  CHECK_HAS(peer_asked(&w.server, 1), "GET /v2/sandboxes?metadata=e2b.h%252Fnonce%3D0123 HTTP/1.1\r\n");
+  sb_close(&w);
+}
+
 /* What goes into the query, and on OpenKruise what must not: it is then done here. */
 static void test_list_filters(void) {
   static const e2b_kv metadata[] = { { "a/b k", "x y" }, { "p", "q" } }, bad[] = { { "k", "a&b" } }, worse[] = { { "a=b", "c" } };
@@ -13031,7 +13258,7 @@ static void test_list_filters(void) {
     CHECK_STR(list.items[1].sandbox_id, "b");
     if (!kruise)
       SB_CHECK_REQUEST(&w.server, 0,
-                       "GET /v2/sandboxes?metadata=a%25252Fb%252520k%3Dx%252520y%26p%3Dq&state=running&limit=7&template=t%201&"
+                       "GET /v2/sandboxes?metadata=a%252Fb%2Bk%3Dx%2By%26p%3Dq&state=running&limit=7&template=t%201&"
                        "startedAfter=2023-11-14T22%3A13%3A20.123Z&order=asc&nextToken=n%3D HTTP/1.1\r\n" SB_HEAD "\r\n");
     else
       CHECK_HAS(peer_asked(&w.server, 0),
@@ -24524,6 +24751,39 @@ static void e2e_connect_keeps_life(fixture *f) {
 }
 
 /* Without a key there is no control plane to ask. Then only the edge's own words prove that a sandbox is gone. */
+/* The control plane's 404 says that a sandbox is gone only when it was made there with this key: one that was attached may be
+ * somebody else's, or of no control plane at all. The edge's own word counts for both. */
+static void test_outcomes_not_ours(void) {
+  static const struct {
+    bool attached;
+    int status; /* of GET /health */
+    const char *body;
+    e2b_err code;
+  } rows[] = {
+    { false, 503, "busy", E2B_ERR_SANDBOX_GONE },
+    { true, 503, "busy", E2B_ERR_CLOSED },
+    { true, 502, "<html>Bad Gateway</html>", E2B_ERR_CLOSED },
+    { true, 502, "{\"sandboxId\":\"sb1\",\"message\":\"The sandbox was not found\",\"code\":502}", E2B_ERR_SANDBOX_GONE },
+  };
+  e2b_sandbox *sandbox;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(rows); i++) {
+    sb_world w;
+    sb_open(&w, NULL);
+    peer_clear(&w.server);
+    if (!rows[i].attached) sb_say(&w.server, sb_json(201, SB_CREATED), false);
+    sb_say(&w.server, SB_DROP, false);
+    sb_say(&w.server, sb_answer(rows[i].status, "", rows[i].body), false);
+    sb_say(&w.server, sb_json(404, "{\"code\":404,\"message\":\"no such sandbox\"}"), true);
+    if (rows[i].attached) sandbox = sb_attach(&w, "sb1");
+    else CHECK_INT(e2b_sandbox_create(w.client, "t", NULL, &sandbox, &w.err), E2B_OK);
+    CHECK_INT(e2b_commands_send_signal(sandbox, 7, 15, NULL, NULL, &w.err), rows[i].code);
+    CHECK_INT(peer_asked_count(&w.server), rows[i].attached ? 3 : 4);
+    CHECK_HAS(w.err.message, rows[i].code == E2B_ERR_CLOSED ? "could not be found out" : "create a new one");
+    sb_close(&w);
+  }
+}
+
 static void test_outcomes_no_key(void) {
   static const struct {
     int health;
@@ -28504,6 +28764,37 @@ static void test_injection_headers(void) {
   }
 }
 
+/* What is left of a deadline that has passed is a negative number, and must not be taken for "no limit". */
+static void test_deadline_negative(void) {
+  static const struct {
+    int32_t timeout_ms, idle_ms;
+    const char *name;
+  } wrong[] = { { -2, 0, "call.timeout_ms" }, { INT32_MIN, 0, "call.timeout_ms" }, { 0, -2, "call.idle_ms" } };
+  static const dl_limits limits = { 1000, 1000, 0, E2B_OK, 0, 0, 0, false };
+  static dl_world w;
+  e2b_call call;
+  e2b_error err;
+  size_t i, k;
+  for (i = 0; i < E2B__COUNT(dl_rows); i++) {
+    const dl_row *row = &dl_rows[i];
+    if (row->flags & DL_OWN) continue; /* it has no e2b_call */
+    if (!dl_setup(&w, row, DL_NOWHERE, 0, &limits)) return;
+    w.where = DL_MUTE;
+    for (k = 0; k < E2B__COUNT(wrong); k++) {
+      memset(&call, 0, sizeof call);
+      call.timeout_ms = wrong[k].timeout_ms;
+      call.idle_ms = wrong[k].idle_ms;
+      if (!CHECK_RC(row->call(&w, &call, &err), E2B_ERR_INVALID_ARGUMENT)) printf("  %s\n", row->name);
+      if (row->call == dl_sandbox_close) break; /* the handle is gone all the same */
+      CHECK_HAS(err.message, wrong[k].name);
+      CHECK_INT(err.subject, E2B_SUBJECT_OPTION);
+    }
+    CHECK(!w.stalled);
+    dl_clear();
+    dl_end(&w);
+  }
+}
+
 /* One text that may hold no control character, in each place that takes one; test_injection has the others. */
 static void injection_in_options(dl_world *w, const char *evil) {
   const char *strings[1];
@@ -31943,8 +32234,8 @@ static const test tests[] = {
   UNIT(sandbox_golden_requests), UNIT(sandbox_private_protocol), UNIT(sandbox_answer_domain), UNIT(sandbox_attach),
   UNIT(sandbox_arguments), UNIT(sandbox_error_mapping), UNIT(sandbox_kill_and_pause), UNIT(sandbox_no_key),
   UNIT(sandbox_strange_answers), UNIT(sandbox_lost_connections), UNIT(sandbox_timeouts), UNIT(sandbox_info),
-  UNIT(sandbox_list_pages), UNIT(sandbox_fixed_storage), UNIT(sandbox_is_running),
-  UNIT(sandbox_secrets_stay_in_their_plane), UNIT(sandbox_non_blocking), UNIT(sandbox_cancel),
+  UNIT(sandbox_list_pages), UNIT(sandbox_fixed_storage), UNIT(fixed_storage_everywhere), UNIT(sandbox_is_running),
+  UNIT(sandbox_secrets_stay_in_their_plane), UNIT(sandbox_secrets_echoed), UNIT(sandbox_non_blocking), UNIT(sandbox_cancel),
   UNIT(sandbox_inside_callbacks), UNIT(sandbox_close_non_blocking), UNIT(sandbox_free_cancels),
   UNIT(client_free_in_flight), UNIT(sandbox_debug), UNIT(sandbox_no_memory), UNIT(sandbox_many_lives),
   UNIT(api_golden_requests), UNIT(api_private_protocol), UNIT(api_metrics), UNIT(api_logs), UNIT(api_snapshots),
@@ -31979,6 +32270,7 @@ static const test tests[] = {
   UNIT(traffic_jwt), UNIT(traffic_schedule), UNIT(traffic_sent), UNIT(traffic_one_refresh), UNIT(traffic_renewal),
   UNIT(traffic_refused), UNIT(traffic_back_off), UNIT(traffic_forced), UNIT(traffic_provider), UNIT(traffic_seed),
   UNIT(traffic_no_memory), UNIT(traffic_secrets), UNIT(list_all), UNIT(list_all_no_memory), UNIT(list_filters),
+  UNIT(list_metadata_layers),
   UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(old_envd_users), UNIT(kruise_answers), UNIT(kruise_old_envd),
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
@@ -32023,7 +32315,7 @@ static const test tests[] = {
   PYTHON(code_routes),
 
   UNIT(outcomes_at_most_once), UNIT(outcomes_stale_connection), UNIT(outcomes_rate_limit), UNIT(outcomes_causes),
-  UNIT(outcomes_every_call), UNIT(outcomes_no_key), UNIT(outcomes_two_accounts), UNIT(outcomes_tls), SERVER(connect_keeps_life),
+  UNIT(outcomes_every_call), UNIT(outcomes_no_key), UNIT(outcomes_not_ours), UNIT(outcomes_two_accounts), UNIT(outcomes_tls), SERVER(connect_keeps_life),
   UNIT(outcomes_one_probe), UNIT(outcomes_probe_deadlines), UNIT(outcomes_probe_abandoned),
 #if !defined(E2B_NO_HTTP2)
   UNIT(outcomes_refused_twice),
@@ -32038,7 +32330,7 @@ static const test tests[] = {
   UNIT(stream_large_http2), UNIT(stream_resets_http2),
 #endif
   HOST(streams_abandoned), HOST(streams_background), HOST(streams_time_limit),
-  UNIT(deadline_of_calls), UNIT(deadline_driven), UNIT(deadline_of_steps),
+  UNIT(deadline_of_calls), UNIT(deadline_driven), UNIT(deadline_negative), UNIT(deadline_of_steps),
 #if !defined(E2B_NO_HTTP2)
   UNIT(deadline_http2), UNIT(settings_timeout), UNIT(misdirected_http2),
 #endif
