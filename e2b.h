@@ -657,10 +657,10 @@ typedef struct e2b_sandbox_info {
 /* One page. next_token is NULL on the last one. */
 typedef struct e2b_sandbox_list { e2b_mem mem; const e2b_sandbox_info *items; size_t count; const char *next_token; } e2b_sandbox_list;
 
-/* POST /sandboxes. template_id NULL = "code-interpreter"; a snapshot_id is a template too. Sent at most once: when
- * err->maybe_done is set, a sandbox may have been created. A nonce is added to the metadata (E2B_NONCE_KEY) so that it can
- * be found: e2b_api_find_by_nonce(client, err->nonce, ...). Metadata of yours under that key is sent instead of it. The
- * handle belongs to the client; end it with e2b_sandbox_close or e2b_sandbox_free.
+/* POST /sandboxes. template_id NULL = "base" at E2B's own domains, "code-interpreter" elsewhere; a snapshot_id is a template
+ * too. Sent at most once: when err->maybe_done is set, a sandbox may have been created. A nonce is added to the metadata
+ * (E2B_NONCE_KEY) so that it can be found: e2b_api_find_by_nonce(client, err->nonce, ...). Metadata of yours under that key
+ * is sent instead of it. The handle belongs to the client; end it with e2b_sandbox_close or e2b_sandbox_free.
  * Errors: UNAUTHENTICATED, NOT_FOUND (subject TEMPLATE), INVALID_ARGUMENT, RATE_LIMITED, the network's. */
 E2B_API e2b_err e2b_sandbox_create(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts, e2b_sandbox **out, e2b_error *err);
 
@@ -12320,7 +12320,6 @@ E2B_API e2b_err e2b_sandbox_keep_alive(e2b_sandbox *sandbox, int32_t timeout_s, 
 /* >>>> sandbox */
 /* ================================================================================================================== */
 
-#define E2B__DEFAULT_TEMPLATE "code-interpreter"
 #define E2B__DEFAULT_LIFE_S 300
 #define E2B__CURRENT_ENVD "0.6.13" /* assumed when nobody says what runs in the sandbox */
 
@@ -13204,6 +13203,18 @@ static bool e2b__rest_keep_traffic_token(e2b__rest_task *rest, const e2b_sandbox
   return rest->traffic_token != NULL;
 }
 
+/* E2B has no template of the Go client's default name; its own SDKs ask it for "base". */
+static const char *e2b__default_template(const e2b_client *client) {
+  e2b__url api;
+  char domain[20];
+  (void)e2b__url_parse(client->config.api_url, &api); /* checked by e2b_client_create */
+  if (api.host.len < 4 || api.host.len - 4 >= sizeof domain || !e2b__str_eq_nocase(e2b__str_n(api.host.ptr, 4), "api."))
+    return "code-interpreter";
+  memcpy(domain, api.host.ptr + 4, api.host.len - 4);
+  domain[api.host.len - 4] = 0;
+  return e2b__domain_is_official(domain) ? "base" : "code-interpreter";
+}
+
 /* `on_answer` decides what *out is. */
 static e2b_err e2b__create(e2b_client *client, const char *template_id, const e2b_sandbox_opts *opts,
                            e2b__task_fn on_answer, void *out, e2b_error *err) {
@@ -13212,7 +13223,7 @@ static e2b_err e2b__create(e2b_client *client, const char *template_id, const e2
   e2b__rest_task *rest;
   e2b_err code;
   if (!out) return e2b__invalid(err, "out", "is NULL");
-  if (!e2b__given(template_id)) template_id = E2B__DEFAULT_TEMPLATE;
+  if (!e2b__given(template_id)) template_id = e2b__default_template(client);
   code = e2b__create_check(template_id, opts, err);
   if (!code) code = e2b__rest_new(client, "POST", "/sandboxes", opts ? &opts->call : NULL, &rest, err);
   if (code) return code;

@@ -6118,6 +6118,39 @@ static void test_client_copies(void) {
 /* requests */
 /* ------------------------------------------------------------------------------------------------------------------ */
 
+/* What is asked for when no template is named: what there is at E2B, and elsewhere what the Go client asks for. */
+static void test_sandbox_default_template(void) {
+  static const char *const cases[][2] = {
+    { "api.e2b.app", "base" },           { "API.E2B.dev", "base" },
+    { "api.mine.com", "code-interpreter" }, { "e2b.app", "code-interpreter" },
+    { "api.not-e2b.app", "code-interpreter" }, { "api.of-a-name-that-is-rather-long.example", "code-interpreter" },
+  };
+  e2b_host_entry everything = { "*", "127.0.0.1" };
+  e2b_client_config config;
+  e2b_sandbox *sandbox;
+  char url[100], want[60];
+  size_t i;
+  sb_world w;
+  memset(&config, 0, sizeof config);
+  sb_open(&w, NULL);
+  sb_script(&w.server, sb_json(201, SB_CREATED), NULL);
+  config.no_env = true;
+  config.api_key = "key";
+  config.api_url = url;
+  config.hosts = &everything;
+  config.host_count = 1;
+  for (i = 0; i < E2B__COUNT(cases); i++) {
+    e2b_client *client;
+    snprintf(url, sizeof url, "http://%s:%u", cases[i][0], (unsigned)w.server.port);
+    snprintf(want, sizeof want, "{\"templateID\":\"%s\",", cases[i][1]);
+    client = e2b_client_create(&config, &w.err);
+    CHECK_INT(e2b_sandbox_create(client, NULL, NULL, &sandbox, &w.err), E2B_OK);
+    CHECK_HAS(peer_asked(&w.server, i), want);
+    e2b_client_free(client);
+  }
+  sb_close(&w);
+}
+
 static void test_sandbox_create_minimal(void) {
   sb_world w;
   e2b_sandbox *sandbox;
@@ -32230,7 +32263,7 @@ static const test tests[] = {
 #endif
   UNIT(tls_eof), UNIT(tls_idle_tickets), UNIT(tls_one_byte), UNIT(tls_cut), UNIT(tls_no_memory), UNIT(tls_signals),
   UNIT(sandbox_names), UNIT(client_defaults), UNIT(client_precedence), UNIT(client_environment), UNIT(client_urls),
-  UNIT(client_refuses), UNIT(client_copies), UNIT(sandbox_create_minimal), UNIT(sandbox_create_everything),
+  UNIT(client_refuses), UNIT(client_copies), UNIT(sandbox_default_template), UNIT(sandbox_create_minimal), UNIT(sandbox_create_everything),
   UNIT(sandbox_golden_requests), UNIT(sandbox_private_protocol), UNIT(sandbox_answer_domain), UNIT(sandbox_attach),
   UNIT(sandbox_arguments), UNIT(sandbox_error_mapping), UNIT(sandbox_kill_and_pause), UNIT(sandbox_no_key),
   UNIT(sandbox_strange_answers), UNIT(sandbox_lost_connections), UNIT(sandbox_timeouts), UNIT(sandbox_info),

@@ -41,7 +41,7 @@ int main(void) {
   e2b_client *client = e2b_client_create(NULL, &err);
   if (!client) return failed("client", &err);
 
-  if (e2b_sandbox_create(client, "code-interpreter", NULL, &sandbox, &err) != E2B_OK) {
+  if (e2b_sandbox_create(client, NULL, NULL, &sandbox, &err) != E2B_OK) {
     status = failed("create", &err);
   } else {
     status = use(sandbox);
