@@ -7454,10 +7454,11 @@ static int e2b__tls_read(e2b__tls *t, void *buf, size_t cap, bool *unclean, e2b_
       t->ended = true;
       return E2B_IO_EOF;
     }
-    if (n == 0 || n == MBEDTLS_ERR_SSL_CONN_EOF) {
+    if (n == MBEDTLS_ERR_SSL_CONN_EOF || (n == 0 && t->rx_eof)) {
       *unclean = true;
       return E2B_IO_EOF;
     }
+    if (n == 0) continue; /* the second of two records without data */
     if (!e2b__tls_wants_more(n)) return e2b__tls_io_error(t, n, err);
     if (e2b__tls_blocked(t, n)) return E2B_IO_AGAIN;
   }
@@ -7717,15 +7718,19 @@ static bool e2b__host_is_loopback(const char *host) {
   return len ? memcmp(addr, loopback6, 16) == 0 : e2b__dns_name_within(host, "localhost");
 }
 
-/* Is the address in the block, "10.0.0.0/8"? */
-static bool e2b__host_in_block(const char *host, e2b_str block) {
+/* Is the address in the block, "10.0.0.0/8" or "10.0.0.0/8:port"? */
+static bool e2b__host_in_block(const char *host, uint16_t port, e2b_str block) {
   uint8_t a[16], b[16];
   uint8_t len = e2b__dns_literal(host, a);
+  uint16_t only = port;
   const char *slash = (const char *)memchr(block.ptr, '/', block.len);
-  e2b_str digits = e2b__str_n(slash + 1, block.len - (size_t)(slash - block.ptr) - 1);
+  e2b_str digits = e2b__str_n(slash + 1, block.len - (size_t)(slash - block.ptr) - 1), rest = digits;
   unsigned bits = 0;
   size_t i;
   if (!len || e2b__host_literal(e2b__str_n(block.ptr, (size_t)(slash - block.ptr)), b) != len) return false;
+  for (; rest.len && rest.ptr[0] != ':'; rest.len--) rest.ptr++;
+  digits.len -= rest.len;
+  if (!e2b__url_port(rest, &only) || only != port) return false;
   if (digits.len < 1 || digits.len > 3) return false;
   for (i = 0; i < digits.len; i++) {
     if (!e2b__is_digit(digits.ptr[i])) return false;
@@ -7742,7 +7747,7 @@ static bool e2b__proxy_entry_fits(e2b_str entry, const char *host, uint16_t port
   e2b_str name;
   uint16_t only = port;
   if (e2b__str_eq(entry, "*")) return true;
-  if (entry.len && memchr(entry.ptr, '/', entry.len)) return e2b__host_in_block(host, entry);
+  if (entry.len && memchr(entry.ptr, '/', entry.len)) return e2b__host_in_block(host, port, entry);
   if (!e2b__host_port_split(entry, &name, &only) || only != port) return false;
   if (name.len > 1 && name.ptr[0] == '*' && name.ptr[1] == '.') name = e2b__str_n(name.ptr + 1, name.len - 1);
   if (name.ptr[0] == '.') name = e2b__str_n(name.ptr + 1, name.len - 1);
@@ -9983,8 +9988,11 @@ static void e2b__connect_timeout(e2b__req *req) {
   e2b_error err;
   e2b_client *client = req->client;
   e2b_phase phase = e2b__req_phase(req);
-  e2b__error_set(&err, E2B_ERR_TIMEOUT, phase, "connecting to %s:%u took longer than connect_timeout_ms (%d ms; phase: %s)", req->host,
-                 (unsigned)req->port, (int)client->config.connect_timeout_ms, e2b_phase_name(phase));
+  const e2b__proxy *proxy = req->conn->link.proxy;
+  char via[100] = "";
+  if (proxy) (void)snprintf(via, sizeof via, " through the proxy %.60s:%u", proxy->host, (unsigned)proxy->port);
+  e2b__error_set(&err, E2B_ERR_TIMEOUT, phase, "connecting to %.80s:%u%s took longer than connect_timeout_ms (%d ms; phase: %s)",
+                 req->host, (unsigned)req->port, via, (int)client->config.connect_timeout_ms, e2b_phase_name(phase));
   e2b__conn_fail(req->conn, &err);
 }
 
