@@ -372,8 +372,11 @@ typedef struct e2b_transport {
   int (*rx_fn)(void *user, void *conn, void *buf, size_t cap);         /* > 0 bytes, E2B_IO_AGAIN, E2B_IO_EOF, < 0      */
   int (*tx_fn)(void *user, void *conn, const void *buf, size_t len);   /* > 0 bytes, E2B_IO_AGAIN, < 0                  */
   void (*shut_fn)(void *user, void *conn);                             /* close and free; called once for each open     */
-  intptr_t (*fd_fn)(void *user, void *conn);                           /* optional; < 0 = cannot be polled              */
-  void (*wait_fn)(void *user, int timeout_ms);                         /* optional: sleep until something may be ready  */
+  intptr_t (*fd_fn)(void *user, void *conn);                           /* optional; < 0 = cannot be polled: the connection
+                                                                          is then looked at every 10 ms                 */
+  void (*wait_fn)(void *user, int timeout_ms);                         /* optional, without fd_fn: sleep until something may
+                                                                          be ready. e2b_client_wake and _interrupt do not
+                                                                          end it: return now and then where they are used */
   const char *(*alpn_fn)(void *user, void *conn);                      /* optional, with HAS_TLS: the protocol, or NULL */
   void *user;
   uint32_t flags;
@@ -8382,6 +8385,19 @@ static size_t e2b__link_fds(const e2b__link *l, e2b_pollfd *out, size_t cap, boo
   return count;
 }
 
+/* Whether something may happen to it that no descriptor tells of: then it has to be looked at from time to time. That is a
+ * connection of a transport that has descriptors, but none for this one; and, where it has none at all, a look-up on
+ * another thread, because nobody waits for the waker. */
+static bool e2b__link_unseen(const e2b__link *l) {
+  const e2b_transport *tp = l->net->transport;
+  size_t i;
+  if (tp == e2b__net_transport()) return false;
+  if (!tp->fd_fn) return l->state == E2B__LINK_RESOLVING;
+  for (i = 0; l->opening && i < l->opening->live; i++)
+    if (tp->fd_fn(tp->user, l->opening->attempts[i].conn) < 0) return true;
+  return l->connected && tp->fd_fn(tp->user, l->conn) < 0;
+}
+
 /* When to step it even if no descriptor is ready: 0 = now, E2B__NEVER. */
 static uint64_t e2b__link_deadline(const e2b__link *l) {
   const e2b__opening *o = l->opening;
@@ -9977,6 +9993,8 @@ static e2b__task *e2b__task_new(e2b_client *client, const e2b_call *call, e2b_er
 /* >>>> loop */
 /* ================================================================================================================== */
 
+#define E2B__UNSEEN_MS 10u /* between looks at what no descriptor tells of */
+
 static void e2b__idle_timeout(e2b__req *req) {
   e2b_error err;
   e2b_phase phase = e2b__req_phase(req);
@@ -10044,6 +10062,11 @@ static void e2b__timers_fire(e2b_client *client) {
   }
 }
 
+static bool e2b__conn_unseen(const e2b__conn *conn) {
+  bool busy = conn->state != E2B__CONN_CLOSED && !conn->idle && !(conn->req && e2b__req_held(conn->req));
+  return busy && e2b__link_unseen(&conn->link);
+}
+
 /* When the loop has to look again without any I/O: 0 = now, E2B__NEVER = no timer. */
 static uint64_t e2b__next_timer(const e2b_client *client) {
   uint64_t next = (uint64_t)E2B__NEVER;
@@ -10070,6 +10093,8 @@ static uint64_t e2b__next_timer(const e2b_client *client) {
     next = E2B__MIN(next, e2b__conn_h2_deadline(conn));
 #endif
   }
+  for (conn = client->conns; conn; conn = conn->next)
+    if (e2b__conn_unseen(conn)) return E2B__MIN(next, client->now + E2B__UNSEEN_MS);
   return next;
 }
 
@@ -10156,6 +10181,12 @@ static void e2b__conns_mark(e2b_client *client, const e2b_pollfd *ready, size_t 
   }
 }
 
+static void e2b__conns_mark_unseen(e2b_client *client) {
+  e2b__conn *conn;
+  for (conn = client->conns; conn; conn = conn->next)
+    if (e2b__conn_unseen(conn)) conn->ready = true;
+}
+
 static void e2b__conns_kick_opening(e2b_client *client) {
   e2b__conn *conn;
   for (conn = client->conns; conn; conn = conn->next)
@@ -10234,6 +10265,7 @@ static int e2b__turn(e2b_client *client, int timeout_ms, const e2b_pollfd *ready
   client->work = false;
   if (ready) e2b__conns_mark(client, ready, count);
   else e2b__io_wait(client, timeout_ms);
+  e2b__conns_mark_unseen(client);
   if (e2b__waker_drain(client->net.waker)) e2b__conns_kick_opening(client); /* perhaps a name look-up is done */
   if (timeout_ms) client->now = e2b__now_ms(client);
   e2b__conns_step(client);

@@ -22424,6 +22424,87 @@ static void test_proxy_unreachable(void) {
   e2b_client_free(client);
 }
 
+/* ---- transports that cannot tell the loop everything ---- */
+
+static intptr_t unseen_fd(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  return -1;
+}
+
+static bool unseen_opened;
+
+static int unseen_open(void *user, const e2b_endpoint *to, void **conn) {
+  unseen_opened = true;
+  return e2b__sock_open(user, to, conn);
+}
+
+/* Whoever relies on being woken sleeps as long as it is told to; this one is woken by connections only. */
+static void unseen_wait(void *user, int timeout_ms) {
+  E2B__UNUSED(user);
+  sleep_ms(unseen_opened ? 1 : timeout_ms < 0 ? 10000 : timeout_ms);
+}
+
+static void unseen_turn(void *user) {
+  ++*(int *)user;
+}
+
+/* Lists sandboxes of a server behind the transport. Returns how long it took; looking all the time is no solution. */
+static uint64_t unseen_list(e2b_client_config *config, const e2b_transport *t, uint16_t port) {
+  e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+  e2b_client *client;
+  e2b_error err;
+  pthread_t thread;
+  char url[64];
+  uint64_t start = now_ms();
+  int turns = 0;
+  unseen_opened = false;
+  (void)snprintf(url, sizeof url, "http://%s:%u", t->fd_fn ? "127.0.0.1" : "slow.test", (unsigned)port);
+  config->no_env = true;
+  config->api_key = "key";
+  config->api_url = url;
+  config->transport = t;
+  config->connect_timeout_ms = 8000;
+  config->yield_fn = unseen_turn;
+  config->platform_user = &turns;
+  client = edge_client(config, &err);
+  if (!t->fd_fn) { /* a look-up under way, its answer comes from another thread */
+    e2b__dns *d = e2b__dns_start(client->net.waker, "0.0.0.0");
+    d->count = 0;
+    d->done = false;
+    d->waker = e2b__waker_retain(client->net.waker);
+    (void)snprintf(d->host, sizeof d->host, "slow.test");
+    client->net.names[0].dns = d;
+    CHECK_INT(pthread_create(&thread, NULL, net_dns_answer_later, e2b__dns_retain(d)), 0);
+  }
+  CHECK_OK(e2b_api_list(client, NULL, &list, &err));
+  CHECK(turns < 2000);
+  if (!t->fd_fn) pthread_join(thread, NULL);
+  e2b_mem_free(&list.mem);
+  e2b_client_free(client);
+  return now_ms() - start;
+}
+
+/* No descriptor for a connection ("cannot be polled"), or nobody who waits for the waker: it is looked at all the same. */
+static void test_transport_unseen(void) {
+  static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]";
+  e2b_client_config config;
+  e2b_transport t = *e2b__net_transport();
+  peer p;
+  peer_start(&p);
+  peer_say(&p, answer, PEER_REPEAT);
+  memset(&config, 0, sizeof config);
+  t.fd_fn = unseen_fd;
+  CHECK(unseen_list(&config, &t, p.port) < 5000);
+#if E2B__THREADS
+  t.fd_fn = NULL;
+  t.open_fn = unseen_open;
+  t.wait_fn = unseen_wait;
+  CHECK(unseen_list(&config, &t, p.port) < 5000);
+#endif
+  peer_stop(&p);
+}
+
 /* http:// servers: the proxy is asked in its own form, on connections that are used again. */
 static void test_proxy_plain(void) {
   e2b_client_config config;
@@ -32026,7 +32107,7 @@ static const test tests[] = {
 
   UNIT(sha256),
 
-  UNIT(fixed_heap_random), UNIT(fixed_heap_edges), UNIT(hosts), UNIT(hosts_used), UNIT(proxy_urls), UNIT(no_proxy),
+  UNIT(fixed_heap_random), UNIT(fixed_heap_edges), UNIT(hosts), UNIT(hosts_used), UNIT(proxy_urls), UNIT(no_proxy), UNIT(transport_unseen),
   UNIT(proxy_environment), UNIT(proxy_refusals), UNIT(proxy_unreachable), UNIT(proxy_plain), UNIT(proxy_tunnel),
   UNIT(proxy_no_memory), UNIT(tls_client_certificate), UNIT(tls_pins), UNIT(tls_more_authorities), UNIT(tls_13_only),
   UNIT(tls_options), UNIT(edges_copied),
