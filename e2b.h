@@ -6528,7 +6528,11 @@ static void e2b__dns_forget(e2b__dns_slot *slots, const char *host) {
 #endif
 #if E2B__MBEDTLS3 && defined(MBEDTLS_SSL_PROTO_TLS1_3)
   #define E2B__TLS13 1
-  #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2 and 1.3, or only 1.3 with tls.min_tls13)"
+  #if defined(MBEDTLS_SSL_PROTO_TLS1_2)
+    #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2 and 1.3, or only 1.3 with tls.min_tls13)"
+  #else
+    #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.3, this mbedTLS has no other)"
+  #endif
 #else
   #define E2B__TLS13 0
   #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2)"
@@ -6858,6 +6862,9 @@ static void e2b__tls_conf_version(mbedtls_ssl_config *conf, bool min_tls13) {
     MBEDTLS_TLS1_3_SIG_NONE,
   };
   #if E2B__TLS13
+    #if !defined(MBEDTLS_SSL_PROTO_TLS1_2)
+  min_tls13 = true; /* a range that begins with what it was built without is refused */
+    #endif
   mbedtls_ssl_conf_min_tls_version(conf, min_tls13 ? MBEDTLS_SSL_VERSION_TLS1_3 : MBEDTLS_SSL_VERSION_TLS1_2);
   #else
   E2B__UNUSED(min_tls13); /* refused before */

@@ -5294,7 +5294,11 @@ static void test_tls_not_tls(void) {
   net_handshake_answer("\x15\x03\x01\x00\x02\x02\x46", 7, "no TLS version in common");
   net_handshake_answer("\x15\x03\x03\x00\x02\x02\x70", 7, "does not know this host name");
   net_handshake_answer("\x15\x03\x03\x00\x02\x02\x7b", 7, "refused the handshake (alert 123)");
+#if defined(MBEDTLS_SSL_PROTO_TLS1_2)
   net_handshake_answer(tls10, sizeof tls10 - 1, "no TLS version in common");
+#else
+  net_handshake_answer(tls10, sizeof tls10 - 1, ""); /* an mbedTLS of TLS 1.3 alone does not look at the version first */
+#endif
 }
 
 static void test_tls_alpn_mismatch(void) {
