@@ -7099,7 +7099,8 @@ static bool e2b__tls_pinned(const e2b__tls_shared *s, const mbedtls_x509_crt *ce
 }
 
 /* Called for each certificate of a chain, the server's own last. mbedTLS 2.28 does not know addresses as names: it
- * flags a mismatch, which is cleared here when the address is found. */
+ * flags a mismatch, which is cleared here when the address is found. Of an IPv6 address mbedTLS is told nothing: here is
+ * the only place where it is compared. */
 static int e2b__tls_verify(void *arg, mbedtls_x509_crt *cert, int depth, uint32_t *flags) {
   e2b__tls *t = (e2b__tls *)arg;
   if (depth == 0) t->seen = true;
@@ -7112,9 +7113,10 @@ static int e2b__tls_verify(void *arg, mbedtls_x509_crt *cert, int depth, uint32_
     *flags = 0;
     return 0;
   }
-  if (depth == 0 && t->addr_len && (*flags & MBEDTLS_X509_BADCERT_CN_MISMATCH) &&
-      e2b__tls_names_addr(cert, t->addr, t->addr_len))
+  if (depth == 0 && t->addr_len && e2b__tls_names_addr(cert, t->addr, t->addr_len))
     *flags &= ~(uint32_t)MBEDTLS_X509_BADCERT_CN_MISMATCH;
+  else if (depth == 0 && t->addr_len == 16)
+    *flags |= MBEDTLS_X509_BADCERT_CN_MISMATCH;
   if (depth == 0 && *flags) {
     int n = mbedtls_x509_dn_gets(t->subject, sizeof t->subject, &cert->subject);
     if (n < 0) t->subject[0] = 0;
@@ -7224,7 +7226,8 @@ static e2b_err e2b__tls_new(e2b__tls_shared *s, const e2b_transport *transport, 
   t->addr_len = e2b__dns_literal(name, t->addr);
   mbedtls_ssl_init(&t->ssl);
   code = mbedtls_ssl_setup(&t->ssl, &s->conf);
-  if (code == 0) code = mbedtls_ssl_set_hostname(&t->ssl, name);
+  /* The name is for SNI too, which has no addresses (RFC 6066): Java's servers end the handshake when they see an IPv6 one. */
+  if (code == 0) code = mbedtls_ssl_set_hostname(&t->ssl, t->addr_len == 16 ? NULL : name);
   if (code != 0) {
     e2b__tls_free(t);
     return e2b__tls_setup_error(err, code, "TLS connection");

@@ -4113,7 +4113,7 @@ typedef struct net_server {
   uint16_t port;
   pthread_t thread;
   int stop;              /* by __atomic */
-  int accepted, resumed; /* read after net_server_stop */
+  int accepted, resumed, named; /* read after net_server_stop; named: how often there was an SNI */
   size_t heard_len;      /* the same: bytes an echo server got, decrypted */
   char heard[2048];      /* the same: what an echo server got last, as text */
   bool tls;
@@ -4247,6 +4247,14 @@ static int net_ticket_write(void *arg, const mbedtls_ssl_session *session, unsig
   return mbedtls_ssl_ticket_write(&((net_server *)arg)->tickets, session, start, end, len, lifetime);
 }
 
+static int net_sni(void *arg, mbedtls_ssl_context *ssl, const unsigned char *name, size_t len) {
+  E2B__UNUSED(ssl);
+  E2B__UNUSED(name);
+  E2B__UNUSED(len);
+  ((net_server *)arg)->named++;
+  return 0;
+}
+
 /* A TLS server with a certificate for `names`. alpn may be NULL. */
 static void net_tls_server_start(net_server *s, net_mode mode, const net_names *names, const char *alpn) {
   uint8_t der[2048];
@@ -4272,6 +4280,7 @@ static void net_tls_server_start(net_server *s, net_mode mode, const net_names *
 #endif
   CHECK_INT(mbedtls_ssl_conf_own_cert(&s->conf, &s->cert, &net_the_pki->key), 0);
   mbedtls_ssl_conf_session_tickets_cb(&s->conf, net_ticket_write, net_ticket_parse, s);
+  mbedtls_ssl_conf_sni(&s->conf, net_sni, s);
   s->alpn[0] = alpn;
   if (mode == NET_HTTP1_REQUIRED) s->alpn[1] = "http/1.1";
   if (alpn) CHECK_INT(mbedtls_ssl_conf_alpn_protocols(&s->conf, s->alpn), 0);
@@ -5170,6 +5179,49 @@ static void test_tls_address_names(void) {
   addr[15] = 2;
   CHECK(!e2b__tls_names_addr(&cert, addr, 16));
   mbedtls_x509_crt_free(&cert);
+}
+
+/* An IPv6 address has no place in SNI, some servers end the handshake there; the certificate must name it all the same. */
+static void test_tls_ipv6_literal(void) {
+  static const uint8_t loopback[16] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1 };
+  static const uint8_t other[16] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2 };
+  static const net_names names[] = {
+    { "CN=ip", NULL, loopback, 16, NULL, NULL, false }, { "CN=ip", NULL, other, 16, NULL, NULL, false },
+    { "CN=::1", NULL, NULL, 0, NULL, NULL, false },     { "CN=::1", "::1", NULL, 0, NULL, NULL, false },
+    { "CN=ip", NULL, loopback, 16, NULL, "20210101000000", false },
+  };
+  size_t i, round;
+  for (i = 0; i < E2B__COUNT(names); i++) {
+    net_server s;
+    net_client c;
+    e2b__link l;
+    e2b_error err;
+    e2b_host_entry entry = { "::1", "127.0.0.1" }; /* where the server is */
+    e2b__host host;
+    e2b_str name;
+    net_tls_server_start(&s, NET_ECHO, &names[i], NULL);
+    net_client_init(&c, NULL);
+    net_trust(&c);
+    CHECK(e2b__host_read(&entry, &name, &host) == NULL);
+    host.name = e2b__mem_dup(&c.mem, name.ptr, name.len);
+    c.net.hosts = (e2b__host *)e2b__mem_alloc(&c.mem, sizeof host);
+    *c.net.hosts = host;
+    c.net.host_count = 1;
+    for (round = 0; round < 2; round++) {
+      CHECK_INT(net_connect(&c, &l, "::1", s.port, true, &err), i == 0 ? E2B_OK : E2B_ERR_TLS_CERTIFICATE);
+      if (i > 0) CHECK_HAS(err.message, i == 4 ? "it has expired" : "it is for another host");
+      else net_echo(&c, &l, 100, 50);
+      e2b__link_close(&l);
+    }
+    if (i == 0) {
+      CHECK_INT(net_connect(&c, &l, "0:0::1", s.port, true, &err), E2B_OK);
+      e2b__link_close(&l);
+    }
+    net_client_free(&c);
+    net_tls_server_stop(&s);
+    CHECK_INT(s.named, 0);
+    if (i == 0) CHECK_INT(s.resumed, 1);
+  }
 }
 
 static void test_tls_unknown_ca(void) {
@@ -32055,7 +32107,7 @@ static const test tests[] = {
   UNIT(dns_interleave), UNIT(dns_cache), UNIT(dns_oldest), UNIT(link_plain), UNIT(link_refused), UNIT(link_dual_stack),
   UNIT(link_resolving), UNIT(link_reset), UNIT(link_many_fds), UNIT(link_happy_eyeballs), UNIT(link_custom),
   UNIT(tls_ok), UNIT(tls_resume), UNIT(tls_resume_corrupt), UNIT(tls_session_slots), UNIT(tls_certificates),
-  UNIT(tls_address_names), UNIT(tls_unknown_ca), UNIT(tls_ca), UNIT(tls_not_tls), UNIT(tls_alpn_mismatch),
+  UNIT(tls_address_names), UNIT(tls_ipv6_literal), UNIT(tls_unknown_ca), UNIT(tls_ca), UNIT(tls_not_tls), UNIT(tls_alpn_mismatch),
 #if defined(MBEDTLS_SSL_PROTO_TLS1)
   UNIT(tls_old_server),
 #endif
