@@ -294,8 +294,9 @@ E2B_API const char *e2b_phase_name(e2b_phase phase);                /* "headers"
 /* public: memory */
 /* ------------------------------------------------------------------------------------------------------------------ */
 
-/* All three or none. They get the context pointer first and the size on free and realloc. Called only on the thread that
- * uses the client. alloc_fn and realloc_fn may fail with NULL: every call then ends in E2B_ERR_NO_MEMORY. */
+/* All three or none. They get the context pointer first and the size on free and realloc, and return memory aligned as
+ * malloc's is. Called only on the thread that uses the client. alloc_fn and realloc_fn may fail with NULL: every call then
+ * ends in E2B_ERR_NO_MEMORY. */
 typedef struct e2b_allocator {
   void *(*alloc_fn)(void *user, size_t size);
   void *(*realloc_fn)(void *user, void *ptr, size_t old_size, size_t new_size);
@@ -382,7 +383,9 @@ typedef struct e2b_transport {
   uint32_t flags;
 } e2b_transport;
 
-/* Verification of the peer's chain and name is always on unless insecure_skip_verify says otherwise. */
+/* Verification of the peer's chain and name is always on unless insecure_skip_verify says otherwise. The system's
+ * certificates are those of env SSL_CERT_FILE and SSL_CERT_DIR (a list with ':' between, ';' on Windows) when one of them is
+ * set, else the bundle of this system, on Windows its ROOT store. */
 typedef struct e2b_tls_config {
   const char *ca_pem;        /* certificates to trust instead of the system's: PEM, or one DER certificate; copied      */
   size_t ca_pem_len;         /* 0 = strlen                                                                              */
@@ -6789,6 +6792,24 @@ static e2b_err e2b__tls_ca_from_config(e2b__tls_shared *s, const e2b_tls_config 
   return rc;
 }
 
+#if defined(MBEDTLS_FS_IO)
+/* A list of directories, as OpenSSL and Go read it: those that do not exist are left out. The last failure, or 0. */
+static int e2b__tls_ca_from_dirs(e2b__tls_shared *s, const char *list, const e2b_logger *logger) {
+  int one, code = 0;
+  while (*list) {
+    size_t len = strcspn(list, E2B__WIN32 ? ";" : ":");
+    char *dir = e2b__mem_dup(s->mem, list, len);
+    if (!dir) return MBEDTLS_ERR_SSL_ALLOC_FAILED;
+    one = len ? e2b__tls_ca_from_path(s, dir, true, logger) : 0;
+    e2b__mem_free_str(s->mem, dir);
+    if (one < 0) code = one;
+    if (e2b__tls_no_memory(one)) return one;
+    list += list[len] ? len + 1 : len;
+  }
+  return code;
+}
+#endif
+
 /* SSL_CERT_FILE and SSL_CERT_DIR, else the system's; to a chain that may hold some already. */
 static e2b_err e2b__tls_ca_from_machine(e2b__tls_shared *s, bool no_env, const e2b_logger *logger, e2b_error *err) {
   int code;
@@ -6799,8 +6820,8 @@ static e2b_err e2b__tls_ca_from_machine(e2b__tls_shared *s, bool no_env, const e
     if (code < 0 || !e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "SSL_CERT_FILE", env_file);
   }
   if (e2b__given(env_dir)) {
-    code = e2b__tls_ca_from_path(s, env_dir, true, logger);
-    if (!e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "SSL_CERT_DIR", env_dir);
+    code = e2b__tls_ca_from_dirs(s, env_dir, logger);
+    if (!e2b__tls_ca_loaded(s) || e2b__tls_no_memory(code)) return e2b__tls_ca_error(err, code, "SSL_CERT_DIR", env_dir);
   }
   if (e2b__given(env_file) || e2b__given(env_dir)) return E2B_OK;
 #else
@@ -8176,6 +8197,11 @@ static e2b_err e2b__link_connect_error(e2b__link *l, e2b_error *err) {
   if (err) err->sys_code = o->sys_code;
   if (o->dns) e2b__dns_forget(l->net->names, e2b__link_to_host(l));
   return code;
+}
+
+/* The caller's patience is over. */
+static void e2b__link_gave_up(e2b__link *l) {
+  if (l->state == E2B__LINK_CONNECTING && l->opening->dns) e2b__dns_forget(l->net->names, e2b__link_to_host(l));
 }
 
 /* E2B_OK = connected, the other attempts are closed. */
@@ -10018,6 +10044,7 @@ static void e2b__connect_timeout(e2b__req *req) {
   e2b_phase phase = e2b__req_phase(req);
   const e2b__proxy *proxy = req->conn->link.proxy;
   char via[100] = "";
+  e2b__link_gave_up(&req->conn->link);
   if (proxy) (void)snprintf(via, sizeof via, " through the proxy %.60s:%u", proxy->host, (unsigned)proxy->port);
   e2b__error_set(&err, E2B_ERR_TIMEOUT, phase, "connecting to %.80s:%u%s took longer than connect_timeout_ms (%d ms; phase: %s)",
                  req->host, (unsigned)req->port, via, (int)client->config.connect_timeout_ms, e2b_phase_name(phase));

@@ -5269,7 +5269,7 @@ static e2b_err net_ca(const char *pem, size_t len, const char *file, e2b_error *
 }
 
 static void test_tls_ca(void) {
-  char bundle[8192], path[] = "/tmp/e2b-test-ca-XXXXXX";
+  char bundle[8192], path[] = "/tmp/e2b-test-ca-XXXXXX", dir[] = "/tmp/e2b-test-certs-XXXXXX";
   uint8_t der[2048];
   size_t len = strlen(net_the_pki->ca_pem), der_len = net_cert_make(NULL, der, sizeof der);
   e2b_error err[2];
@@ -5305,7 +5305,21 @@ static void test_tls_ca(void) {
   CHECK_INT(net_ca(NULL, 0, NULL, err), E2B_ERR_TLS);
   CHECK_HAS(err[0].message, "SSL_CERT_FILE /nonexistent/env.pem");
   (void)unsetenv("SSL_CERT_FILE");
-  (void)unlink(path);
+  CHECK(mkdtemp(dir) != NULL);
+  (void)snprintf(bundle, sizeof bundle, "%s/ca.pem", dir);
+  CHECK_INT(rename(path, bundle), 0);
+  (void)setenv("SSL_CERT_DIR", dir, 1);
+  CHECK_INT(net_ca(NULL, 0, NULL, err), E2B_OK);
+  (void)snprintf(bundle, sizeof bundle, "/nonexistent/certs::%s:", dir); /* a list, as .NET's tools set it */
+  (void)setenv("SSL_CERT_DIR", bundle, 1);
+  CHECK_INT(net_ca(NULL, 0, NULL, err), E2B_OK);
+  (void)setenv("SSL_CERT_DIR", "/nonexistent/certs:/nonexistent/more", 1);
+  CHECK_INT(net_ca(NULL, 0, NULL, err), E2B_ERR_TLS);
+  CHECK_HAS(err[0].message, "SSL_CERT_DIR /nonexistent/certs:/nonexistent/more cannot be used");
+  (void)unsetenv("SSL_CERT_DIR");
+  (void)snprintf(bundle, sizeof bundle, "%s/ca.pem", dir);
+  (void)unlink(bundle);
+  (void)rmdir(dir);
 }
 
 /* What servers that do not speak TLS as we want it get to hear. */
@@ -22480,6 +22494,38 @@ static void test_proxy_unreachable(void) {
   e2b_client_free(client);
 }
 
+/* When none of a name's addresses answers, the next call asks for them again, be it that they refuse or that they keep
+ * silent until the deadline. */
+static void test_dns_after_silence(void) {
+  static const char *const plans[] = { "-rr", "-ss" };
+  size_t i;
+  for (i = 0; i < E2B__COUNT(plans); i++) {
+    e2b_sandbox_list list = { { 0 }, NULL, 0, NULL };
+    e2b_client_config config;
+    e2b_client *client;
+    e2b_error err;
+    e2b__dns *d;
+    net_script s;
+    e2b_transport t = net_script_transport(&s, plans[i], 0);
+    memset(&config, 0, sizeof config);
+    config.no_env = true;
+    config.api_key = "key";
+    config.api_url = "http://silent.test";
+    config.transport = &t;
+    config.connect_timeout_ms = 50;
+    client = edge_client(&config, &err);
+    d = e2b__dns_start(client->net.waker, "10.0.0.1");
+    e2b__dns_add(d, "\12\0\0\2", 4);
+    (void)snprintf(d->host, sizeof d->host, "silent.test");
+    client->net.names[0].dns = d;
+    client->net.names[0].expires_ms = now_ms() + 600000;
+    CHECK_RC(e2b_api_list(client, NULL, &list, &err), i ? E2B_ERR_TIMEOUT : E2B_ERR_CONNECT);
+    CHECK(client->net.names[0].dns == NULL);
+    e2b_client_free(client);
+    CHECK_INT(s.open_now, 0);
+  }
+}
+
 /* ---- transports that cannot tell the loop everything ---- */
 
 static intptr_t unseen_fd(void *user, void *conn) {
@@ -32163,7 +32209,7 @@ static const test tests[] = {
 
   UNIT(sha256),
 
-  UNIT(fixed_heap_random), UNIT(fixed_heap_edges), UNIT(hosts), UNIT(hosts_used), UNIT(proxy_urls), UNIT(no_proxy), UNIT(transport_unseen),
+  UNIT(fixed_heap_random), UNIT(fixed_heap_edges), UNIT(hosts), UNIT(hosts_used), UNIT(proxy_urls), UNIT(no_proxy), UNIT(transport_unseen), UNIT(dns_after_silence),
   UNIT(proxy_environment), UNIT(proxy_refusals), UNIT(proxy_unreachable), UNIT(proxy_plain), UNIT(proxy_tunnel),
   UNIT(proxy_no_memory), UNIT(tls_client_certificate), UNIT(tls_pins), UNIT(tls_more_authorities), UNIT(tls_13_only),
   UNIT(tls_options), UNIT(edges_copied),
