@@ -11733,10 +11733,17 @@ static bool e2b__domain_is_ip(const char *domain) {
   return domain[0] == '[' || e2b__host_is_ip(e2b__str_n(domain, strcspn(domain, ":")));
 }
 
+/* What is wrong with a host or URL. */
+static const char *e2b__config_host_fault(const char *text, const char *fault) {
+  for (; *text; text++)
+    if ((uint8_t)*text >= 0x80) return "has letters that are not ASCII: write the name as DNS has it (xn--...)";
+  return fault;
+}
+
 static e2b_err e2b__config_check_url(const char *url, const char *name, e2b_error *err) {
   e2b__url parts;
   if (!url || e2b__url_parse(url, &parts)) return E2B_OK;
-  return e2b__invalid(err, name, "is not of the form http(s)://host[:port][/path]");
+  return e2b__invalid(err, name, e2b__config_host_fault(url, "is not of the form http(s)://host[:port][/path]"));
 }
 
 static e2b_err e2b__config_check_value(const char *value, const char *name, e2b_error *err) {
@@ -11774,7 +11781,8 @@ static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_er
     return e2b__fail(err, E2B_ERR_NOT_BUILT, "traffic_token_provider is set, but this build has E2B_NO_TRAFFIC_TOKEN");
 #endif
   if (!e2b__domain_ok(config->domain))
-    return e2b__invalid(err, "domain (or E2B_DOMAIN)", "is not a host or host:port, without scheme and path");
+    return e2b__invalid(err, "domain (or E2B_DOMAIN)",
+                        e2b__config_host_fault(config->domain, "is not a host or host:port, without scheme and path"));
   if (!config->api_url && config->protocol == E2B_PROTOCOL_NATIVE && e2b__domain_is_ip(config->domain))
     return e2b__invalid(err, "domain (or E2B_DOMAIN)",
                         "is an address, under which there is no api.<domain>: set api_url and "

@@ -6146,6 +6146,8 @@ static void test_client_refuses(void) {
   memset(&transport, 0, sizeof transport);
   SB_REFUSED(transport, &transport);
 #undef SB_REFUSED
+  (void)(c = zero, c.domain = "b\xc3\xbc" "cher.example", sb_refused(&c, "xn--"), 0);
+  (void)(c = zero, c.api_url = "https://b\xc3\xbc" "cher.example", sb_refused(&c, "xn--"), 0);
   sb_environment("E2B_API_URL=nonsense");
   c = zero;
   c.no_env = false;
