@@ -6589,9 +6589,15 @@ static void e2b__tls_code_text(int code, char *out, size_t cap) {
 #endif
 }
 
+/* A code has the one of a high-level module in its upper bits and perhaps that of a low-level one below. Codes of PSA are
+ * smaller than any of the high-level ones. */
 static bool e2b__tls_no_memory(int code) {
-  return code == MBEDTLS_ERR_SSL_ALLOC_FAILED || code == MBEDTLS_ERR_X509_ALLOC_FAILED ||
-         code == MBEDTLS_ERR_PK_ALLOC_FAILED;
+  unsigned high = (unsigned)-code & 0xFF80u, low = (unsigned)-code & 0x7Fu;
+  if (code >= 0) return false;
+  if (code == MBEDTLS_ERR_SSL_ALLOC_FAILED || code == MBEDTLS_ERR_X509_ALLOC_FAILED || code == MBEDTLS_ERR_PK_ALLOC_FAILED)
+    return true;
+  if (high == 0x1180u || high == 0x4D80u || high == 0x5180u || high == 0x6180u) return true; /* PEM, ECP, MD, cipher */
+  return (high == 0 || high >= 0x1000u) && (low == 0x10u || low == 0x6Au);                   /* big numbers, ASN.1 */
 }
 
 /* Fails with NO_MEMORY or E2B_ERR_TLS. */
@@ -10100,8 +10106,8 @@ static void e2b__timers_fire(e2b_client *client) {
 }
 
 static bool e2b__conn_unseen(const e2b__conn *conn) {
-  bool busy = conn->state != E2B__CONN_CLOSED && !conn->idle && !(conn->req && e2b__req_held(conn->req));
-  return busy && e2b__link_unseen(&conn->link);
+  bool held = conn->req && e2b__req_held(conn->req) && !conn->want_write;
+  return conn->state != E2B__CONN_CLOSED && !conn->idle && !held && e2b__link_unseen(&conn->link);
 }
 
 /* When the loop has to look again without any I/O: 0 = now, E2B__NEVER = no timer. */

@@ -5657,6 +5657,21 @@ static void test_tls_no_memory(void) {
   CHECK(done);
 }
 
+/* mbedTLS has many codes for that, and they hide below others. */
+static void test_tls_no_memory_codes(void) {
+  static const int yes[] = { MBEDTLS_ERR_SSL_ALLOC_FAILED, MBEDTLS_ERR_X509_ALLOC_FAILED, MBEDTLS_ERR_PK_ALLOC_FAILED,
+                             -0x0010, -0x006A, -0x1180, -0x4F90, -0x5180, -0x4D80, -0x21EA };
+  static const int no[] = { 0, 112, 0x10, -0x000E, -0x0090, -0x2700, -0x4F80, -0x7780, -0x7B00,
+                            MBEDTLS_ERR_SSL_WANT_READ, MBEDTLS_ERR_X509_FATAL_ERROR };
+  e2b_error err;
+  size_t i;
+  for (i = 0; i < E2B__COUNT(yes); i++)
+    if (!CHECK(e2b__tls_no_memory(yes[i]))) printf("  -0x%04X\n", (unsigned)-yes[i]);
+  for (i = 0; i < E2B__COUNT(no); i++)
+    if (!CHECK(!e2b__tls_no_memory(no[i]))) printf("  -0x%04X\n", (unsigned)-no[i]);
+  CHECK_INT(e2b__tls_ca_error(&err, -0x1180, "tls.ca_file", "ca.pem"), E2B_ERR_NO_MEMORY);
+}
+
 static void net_on_alarm(int signal_number) {
   E2B__UNUSED(signal_number);
 }
@@ -32159,7 +32174,7 @@ static const test tests[] = {
 #if defined(MBEDTLS_SSL_PROTO_TLS1)
   UNIT(tls_old_server),
 #endif
-  UNIT(tls_eof), UNIT(tls_empty_records), UNIT(tls_idle_tickets), UNIT(tls_one_byte), UNIT(tls_cut), UNIT(tls_no_memory), UNIT(tls_signals),
+  UNIT(tls_eof), UNIT(tls_empty_records), UNIT(tls_idle_tickets), UNIT(tls_one_byte), UNIT(tls_cut), UNIT(tls_no_memory), UNIT(tls_no_memory_codes), UNIT(tls_signals),
   UNIT(sandbox_names), UNIT(client_defaults), UNIT(client_precedence), UNIT(client_environment), UNIT(client_urls),
   UNIT(client_refuses), UNIT(client_copies), UNIT(sandbox_create_minimal), UNIT(sandbox_create_everything),
   UNIT(sandbox_golden_requests), UNIT(sandbox_private_protocol), UNIT(sandbox_answer_domain), UNIT(sandbox_attach),
