@@ -351,7 +351,7 @@ typedef struct e2b_logger {
 } e2b_logger;
 
 /* A transport of your own: a modem, lwIP, a tunnel, a test. No function may block. Negative results other than the two
- * below are your error codes and appear in e2b_error.sys_code. */
+ * below are your error codes and appear in e2b_error.sys_code. What e2b_endpoint points to is valid during open_fn only. */
 #define E2B_IO_AGAIN (-1000)  /* would block */
 #define E2B_IO_EOF (-1001)    /* the peer closed its side */
 
@@ -372,7 +372,8 @@ typedef struct e2b_transport {
   int (*ready_fn)(void *user, void *conn);                             /* 0 connected, E2B_IO_AGAIN under way, < 0      */
   int (*rx_fn)(void *user, void *conn, void *buf, size_t cap);         /* > 0 bytes, E2B_IO_AGAIN, E2B_IO_EOF, < 0      */
   int (*tx_fn)(void *user, void *conn, const void *buf, size_t len);   /* > 0 bytes, E2B_IO_AGAIN, < 0                  */
-  void (*shut_fn)(void *user, void *conn);                             /* close and free; called once for each open     */
+  void (*shut_fn)(void *user, void *conn);                             /* close and free; called once for each conn that
+                                                                          open_fn gave, not when it failed              */
   intptr_t (*fd_fn)(void *user, void *conn);                           /* optional; < 0 = cannot be polled: the connection
                                                                           is then looked at every 10 ms                 */
   void (*wait_fn)(void *user, int timeout_ms);                         /* optional, without fd_fn: sleep until something may
