@@ -375,7 +375,7 @@ typedef struct e2b_transport {
   void (*shut_fn)(void *user, void *conn);                             /* close and free; called once for each conn that
                                                                           open_fn gave, not when it failed              */
   intptr_t (*fd_fn)(void *user, void *conn);                           /* optional; < 0 = cannot be polled: the connection
-                                                                          is then looked at every 10 ms                 */
+                                                                          is then looked at every 20 ms                 */
   void (*wait_fn)(void *user, int timeout_ms);                         /* optional, without fd_fn: sleep until something may
                                                                           be ready. e2b_client_wake and _interrupt do not
                                                                           end it: return now and then where they are used */
@@ -10036,7 +10036,7 @@ static e2b__task *e2b__task_new(e2b_client *client, const e2b_call *call, e2b_er
 /* >>>> loop */
 /* ================================================================================================================== */
 
-#define E2B__UNSEEN_MS 10u /* between looks at what no descriptor tells of */
+#define E2B__UNSEEN_MS 20u /* between looks at what no descriptor tells of */
 
 static void e2b__idle_timeout(e2b__req *req) {
   e2b_error err;
