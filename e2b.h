@@ -294,8 +294,9 @@ E2B_API const char *e2b_phase_name(e2b_phase phase);                /* "headers"
 /* public: memory */
 /* ------------------------------------------------------------------------------------------------------------------ */
 
-/* All three or none. They get the context pointer first and the size on free and realloc. Called only on the thread that
- * uses the client. alloc_fn and realloc_fn may fail with NULL: every call then ends in E2B_ERR_NO_MEMORY. */
+/* All three or none. They get the context pointer first and the size on free and realloc, and return memory aligned as
+ * malloc's is. Called only on the thread that uses the client. alloc_fn and realloc_fn may fail with NULL: every call then
+ * ends in E2B_ERR_NO_MEMORY. */
 typedef struct e2b_allocator {
   void *(*alloc_fn)(void *user, size_t size);
   void *(*realloc_fn)(void *user, void *ptr, size_t old_size, size_t new_size);
@@ -350,7 +351,7 @@ typedef struct e2b_logger {
 } e2b_logger;
 
 /* A transport of your own: a modem, lwIP, a tunnel, a test. No function may block. Negative results other than the two
- * below are your error codes and appear in e2b_error.sys_code. */
+ * below are your error codes and appear in e2b_error.sys_code. What e2b_endpoint points to is valid during open_fn only. */
 #define E2B_IO_AGAIN (-1000)  /* would block */
 #define E2B_IO_EOF (-1001)    /* the peer closed its side */
 
@@ -371,15 +372,21 @@ typedef struct e2b_transport {
   int (*ready_fn)(void *user, void *conn);                             /* 0 connected, E2B_IO_AGAIN under way, < 0      */
   int (*rx_fn)(void *user, void *conn, void *buf, size_t cap);         /* > 0 bytes, E2B_IO_AGAIN, E2B_IO_EOF, < 0      */
   int (*tx_fn)(void *user, void *conn, const void *buf, size_t len);   /* > 0 bytes, E2B_IO_AGAIN, < 0                  */
-  void (*shut_fn)(void *user, void *conn);                             /* close and free; called once for each open     */
-  intptr_t (*fd_fn)(void *user, void *conn);                           /* optional; < 0 = cannot be polled              */
-  void (*wait_fn)(void *user, int timeout_ms);                         /* optional: sleep until something may be ready  */
+  void (*shut_fn)(void *user, void *conn);                             /* close and free; called once for each conn that
+                                                                          open_fn gave, not when it failed              */
+  intptr_t (*fd_fn)(void *user, void *conn);                           /* optional; < 0 = cannot be polled: the connection
+                                                                          is then looked at every 20 ms                 */
+  void (*wait_fn)(void *user, int timeout_ms);                         /* optional, without fd_fn: sleep until something may
+                                                                          be ready. e2b_client_wake and _interrupt do not
+                                                                          end it: return now and then where they are used */
   const char *(*alpn_fn)(void *user, void *conn);                      /* optional, with HAS_TLS: the protocol, or NULL */
   void *user;
   uint32_t flags;
 } e2b_transport;
 
-/* Verification of the peer's chain and name is always on unless insecure_skip_verify says otherwise. */
+/* Verification of the peer's chain and name is always on unless insecure_skip_verify says otherwise. The system's
+ * certificates are those of env SSL_CERT_FILE and SSL_CERT_DIR (a list with ':' between, ';' on Windows) when one of them is
+ * set, else the bundle of this system, on Windows its ROOT store. */
 typedef struct e2b_tls_config {
   const char *ca_pem;        /* certificates to trust instead of the system's: PEM, or one DER certificate; copied      */
   size_t ca_pem_len;         /* 0 = strlen                                                                              */
@@ -6529,7 +6536,11 @@ static void e2b__dns_forget(e2b__dns_slot *slots, const char *host) {
 #endif
 #if E2B__MBEDTLS3 && defined(MBEDTLS_SSL_PROTO_TLS1_3)
   #define E2B__TLS13 1
-  #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2 and 1.3, or only 1.3 with tls.min_tls13)"
+  #if defined(MBEDTLS_SSL_PROTO_TLS1_2)
+    #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2 and 1.3, or only 1.3 with tls.min_tls13)"
+  #else
+    #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.3, this mbedTLS has no other)"
+  #endif
 #else
   #define E2B__TLS13 0
   #define E2B__TLS_NO_VERSION "no TLS version in common (here: 1.2)"
@@ -6583,9 +6594,15 @@ static void e2b__tls_code_text(int code, char *out, size_t cap) {
 #endif
 }
 
+/* A code has the one of a high-level module in its upper bits and perhaps that of a low-level one below. Codes of PSA are
+ * smaller than any of the high-level ones. */
 static bool e2b__tls_no_memory(int code) {
-  return code == MBEDTLS_ERR_SSL_ALLOC_FAILED || code == MBEDTLS_ERR_X509_ALLOC_FAILED ||
-         code == MBEDTLS_ERR_PK_ALLOC_FAILED;
+  unsigned high = (unsigned)-code & 0xFF80u, low = (unsigned)-code & 0x7Fu;
+  if (code >= 0) return false;
+  if (code == MBEDTLS_ERR_SSL_ALLOC_FAILED || code == MBEDTLS_ERR_X509_ALLOC_FAILED || code == MBEDTLS_ERR_PK_ALLOC_FAILED)
+    return true;
+  if (high == 0x1180u || high == 0x4D80u || high == 0x5180u || high == 0x6180u) return true; /* PEM, ECP, MD, cipher */
+  return (high == 0 || high >= 0x1000u) && (low == 0x10u || low == 0x6Au);                   /* big numbers, ASN.1 */
 }
 
 /* Fails with NO_MEMORY or E2B_ERR_TLS. */
@@ -6786,6 +6803,24 @@ static e2b_err e2b__tls_ca_from_config(e2b__tls_shared *s, const e2b_tls_config 
   return rc;
 }
 
+#if defined(MBEDTLS_FS_IO)
+/* A list of directories, as OpenSSL and Go read it: those that do not exist are left out. The last failure, or 0. */
+static int e2b__tls_ca_from_dirs(e2b__tls_shared *s, const char *list, const e2b_logger *logger) {
+  int one, code = 0;
+  while (*list) {
+    size_t len = strcspn(list, E2B__WIN32 ? ";" : ":");
+    char *dir = e2b__mem_dup(s->mem, list, len);
+    if (!dir) return MBEDTLS_ERR_SSL_ALLOC_FAILED;
+    one = len ? e2b__tls_ca_from_path(s, dir, true, logger) : 0;
+    e2b__mem_free_str(s->mem, dir);
+    if (one < 0) code = one;
+    if (e2b__tls_no_memory(one)) return one;
+    list += list[len] ? len + 1 : len;
+  }
+  return code;
+}
+#endif
+
 /* SSL_CERT_FILE and SSL_CERT_DIR, else the system's; to a chain that may hold some already. */
 static e2b_err e2b__tls_ca_from_machine(e2b__tls_shared *s, bool no_env, const e2b_logger *logger, e2b_error *err) {
   int code;
@@ -6796,8 +6831,8 @@ static e2b_err e2b__tls_ca_from_machine(e2b__tls_shared *s, bool no_env, const e
     if (code < 0 || !e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "SSL_CERT_FILE", env_file);
   }
   if (e2b__given(env_dir)) {
-    code = e2b__tls_ca_from_path(s, env_dir, true, logger);
-    if (!e2b__tls_ca_loaded(s)) return e2b__tls_ca_error(err, code, "SSL_CERT_DIR", env_dir);
+    code = e2b__tls_ca_from_dirs(s, env_dir, logger);
+    if (!e2b__tls_ca_loaded(s) || e2b__tls_no_memory(code)) return e2b__tls_ca_error(err, code, "SSL_CERT_DIR", env_dir);
   }
   if (e2b__given(env_file) || e2b__given(env_dir)) return E2B_OK;
 #else
@@ -6859,6 +6894,9 @@ static void e2b__tls_conf_version(mbedtls_ssl_config *conf, bool min_tls13) {
     MBEDTLS_TLS1_3_SIG_NONE,
   };
   #if E2B__TLS13
+    #if !defined(MBEDTLS_SSL_PROTO_TLS1_2)
+  min_tls13 = true; /* a range that begins with what it was built without is refused */
+    #endif
   mbedtls_ssl_conf_min_tls_version(conf, min_tls13 ? MBEDTLS_SSL_VERSION_TLS1_3 : MBEDTLS_SSL_VERSION_TLS1_2);
   #else
   E2B__UNUSED(min_tls13); /* refused before */
@@ -7093,7 +7131,8 @@ static bool e2b__tls_pinned(const e2b__tls_shared *s, const mbedtls_x509_crt *ce
 }
 
 /* Called for each certificate of a chain, the server's own last. mbedTLS 2.28 does not know addresses as names: it
- * flags a mismatch, which is cleared here when the address is found. */
+ * flags a mismatch, which is cleared here when the address is found. Of an IPv6 address mbedTLS is told nothing: here is
+ * the only place where it is compared. */
 static int e2b__tls_verify(void *arg, mbedtls_x509_crt *cert, int depth, uint32_t *flags) {
   e2b__tls *t = (e2b__tls *)arg;
   if (depth == 0) t->seen = true;
@@ -7106,9 +7145,10 @@ static int e2b__tls_verify(void *arg, mbedtls_x509_crt *cert, int depth, uint32_
     *flags = 0;
     return 0;
   }
-  if (depth == 0 && t->addr_len && (*flags & MBEDTLS_X509_BADCERT_CN_MISMATCH) &&
-      e2b__tls_names_addr(cert, t->addr, t->addr_len))
+  if (depth == 0 && t->addr_len && e2b__tls_names_addr(cert, t->addr, t->addr_len))
     *flags &= ~(uint32_t)MBEDTLS_X509_BADCERT_CN_MISMATCH;
+  else if (depth == 0 && t->addr_len == 16)
+    *flags |= MBEDTLS_X509_BADCERT_CN_MISMATCH;
   if (depth == 0 && *flags) {
     int n = mbedtls_x509_dn_gets(t->subject, sizeof t->subject, &cert->subject);
     if (n < 0) t->subject[0] = 0;
@@ -7218,7 +7258,8 @@ static e2b_err e2b__tls_new(e2b__tls_shared *s, const e2b_transport *transport, 
   t->addr_len = e2b__dns_literal(name, t->addr);
   mbedtls_ssl_init(&t->ssl);
   code = mbedtls_ssl_setup(&t->ssl, &s->conf);
-  if (code == 0) code = mbedtls_ssl_set_hostname(&t->ssl, name);
+  /* The name is for SNI too, which has no addresses (RFC 6066): Java's servers end the handshake when they see an IPv6 one. */
+  if (code == 0) code = mbedtls_ssl_set_hostname(&t->ssl, t->addr_len == 16 ? NULL : name);
   if (code != 0) {
     e2b__tls_free(t);
     return e2b__tls_setup_error(err, code, "TLS connection");
@@ -7458,10 +7499,11 @@ static int e2b__tls_read(e2b__tls *t, void *buf, size_t cap, bool *unclean, e2b_
       t->ended = true;
       return E2B_IO_EOF;
     }
-    if (n == 0 || n == MBEDTLS_ERR_SSL_CONN_EOF) {
+    if (n == MBEDTLS_ERR_SSL_CONN_EOF || (n == 0 && t->rx_eof)) {
       *unclean = true;
       return E2B_IO_EOF;
     }
+    if (n == 0) continue; /* the second of two records without data */
     if (!e2b__tls_wants_more(n)) return e2b__tls_io_error(t, n, err);
     if (e2b__tls_blocked(t, n)) return E2B_IO_AGAIN;
   }
@@ -7721,15 +7763,19 @@ static bool e2b__host_is_loopback(const char *host) {
   return len ? memcmp(addr, loopback6, 16) == 0 : e2b__dns_name_within(host, "localhost");
 }
 
-/* Is the address in the block, "10.0.0.0/8"? */
-static bool e2b__host_in_block(const char *host, e2b_str block) {
+/* Is the address in the block, "10.0.0.0/8" or "10.0.0.0/8:port"? */
+static bool e2b__host_in_block(const char *host, uint16_t port, e2b_str block) {
   uint8_t a[16], b[16];
   uint8_t len = e2b__dns_literal(host, a);
+  uint16_t only = port;
   const char *slash = (const char *)memchr(block.ptr, '/', block.len);
-  e2b_str digits = e2b__str_n(slash + 1, block.len - (size_t)(slash - block.ptr) - 1);
+  e2b_str digits = e2b__str_n(slash + 1, block.len - (size_t)(slash - block.ptr) - 1), rest = digits;
   unsigned bits = 0;
   size_t i;
   if (!len || e2b__host_literal(e2b__str_n(block.ptr, (size_t)(slash - block.ptr)), b) != len) return false;
+  for (; rest.len && rest.ptr[0] != ':'; rest.len--) rest.ptr++;
+  digits.len -= rest.len;
+  if (!e2b__url_port(rest, &only) || only != port) return false;
   if (digits.len < 1 || digits.len > 3) return false;
   for (i = 0; i < digits.len; i++) {
     if (!e2b__is_digit(digits.ptr[i])) return false;
@@ -7746,7 +7792,7 @@ static bool e2b__proxy_entry_fits(e2b_str entry, const char *host, uint16_t port
   e2b_str name;
   uint16_t only = port;
   if (e2b__str_eq(entry, "*")) return true;
-  if (entry.len && memchr(entry.ptr, '/', entry.len)) return e2b__host_in_block(host, entry);
+  if (entry.len && memchr(entry.ptr, '/', entry.len)) return e2b__host_in_block(host, port, entry);
   if (!e2b__host_port_split(entry, &name, &only) || only != port) return false;
   if (name.len > 1 && name.ptr[0] == '*' && name.ptr[1] == '.') name = e2b__str_n(name.ptr + 1, name.len - 1);
   if (name.ptr[0] == '.') name = e2b__str_n(name.ptr + 1, name.len - 1);
@@ -8164,6 +8210,11 @@ static e2b_err e2b__link_connect_error(e2b__link *l, e2b_error *err) {
   return code;
 }
 
+/* The caller's patience is over. */
+static void e2b__link_gave_up(e2b__link *l) {
+  if (l->state == E2B__LINK_CONNECTING && l->opening->dns) e2b__dns_forget(l->net->names, e2b__link_to_host(l));
+}
+
 /* E2B_OK = connected, the other attempts are closed. */
 static e2b_err e2b__link_connect(e2b__link *l, uint64_t now_ms, e2b_error *err) {
   e2b__opening *o = l->opening;
@@ -8379,6 +8430,19 @@ static size_t e2b__link_fds(const e2b__link *l, e2b_pollfd *out, size_t cap, boo
     e2b__link_fd(l, l->conn, events, out, cap, &count);
   }
   return count;
+}
+
+/* Whether something may happen to it that no descriptor tells of: then it has to be looked at from time to time. That is a
+ * connection of a transport that has descriptors, but none for this one; and, where it has none at all, a look-up on
+ * another thread, because nobody waits for the waker. */
+static bool e2b__link_unseen(const e2b__link *l) {
+  const e2b_transport *tp = l->net->transport;
+  size_t i;
+  if (tp == e2b__net_transport()) return false;
+  if (!tp->fd_fn) return l->state == E2B__LINK_RESOLVING;
+  for (i = 0; l->opening && i < l->opening->live; i++)
+    if (tp->fd_fn(tp->user, l->opening->attempts[i].conn) < 0) return true;
+  return l->connected && tp->fd_fn(tp->user, l->conn) < 0;
 }
 
 /* When to step it even if no descriptor is ready: 0 = now, E2B__NEVER. */
@@ -9983,6 +10047,8 @@ static e2b__task *e2b__task_new(e2b_client *client, const e2b_call *call, e2b_er
 /* >>>> loop */
 /* ================================================================================================================== */
 
+#define E2B__UNSEEN_MS 20u /* between looks at what no descriptor tells of */
+
 static void e2b__idle_timeout(e2b__req *req) {
   e2b_error err;
   e2b_phase phase = e2b__req_phase(req);
@@ -9994,8 +10060,12 @@ static void e2b__connect_timeout(e2b__req *req) {
   e2b_error err;
   e2b_client *client = req->client;
   e2b_phase phase = e2b__req_phase(req);
-  e2b__error_set(&err, E2B_ERR_TIMEOUT, phase, "connecting to %s:%u took longer than connect_timeout_ms (%d ms; phase: %s)", req->host,
-                 (unsigned)req->port, (int)client->config.connect_timeout_ms, e2b_phase_name(phase));
+  const e2b__proxy *proxy = req->conn->link.proxy;
+  char via[100] = "";
+  e2b__link_gave_up(&req->conn->link);
+  if (proxy) (void)snprintf(via, sizeof via, " through the proxy %.60s:%u", proxy->host, (unsigned)proxy->port);
+  e2b__error_set(&err, E2B_ERR_TIMEOUT, phase, "connecting to %.80s:%u%s took longer than connect_timeout_ms (%d ms; phase: %s)",
+                 req->host, (unsigned)req->port, via, (int)client->config.connect_timeout_ms, e2b_phase_name(phase));
   e2b__conn_fail(req->conn, &err);
 }
 
@@ -10047,6 +10117,11 @@ static void e2b__timers_fire(e2b_client *client) {
   }
 }
 
+static bool e2b__conn_unseen(const e2b__conn *conn) {
+  bool held = conn->req && e2b__req_held(conn->req) && !conn->want_write;
+  return conn->state != E2B__CONN_CLOSED && !conn->idle && !held && e2b__link_unseen(&conn->link);
+}
+
 /* When the loop has to look again without any I/O: 0 = now, E2B__NEVER = no timer. */
 static uint64_t e2b__next_timer(const e2b_client *client) {
   uint64_t next = (uint64_t)E2B__NEVER;
@@ -10073,6 +10148,8 @@ static uint64_t e2b__next_timer(const e2b_client *client) {
     next = E2B__MIN(next, e2b__conn_h2_deadline(conn));
 #endif
   }
+  for (conn = client->conns; conn; conn = conn->next)
+    if (e2b__conn_unseen(conn)) return E2B__MIN(next, client->now + E2B__UNSEEN_MS);
   return next;
 }
 
@@ -10159,6 +10236,12 @@ static void e2b__conns_mark(e2b_client *client, const e2b_pollfd *ready, size_t 
   }
 }
 
+static void e2b__conns_mark_unseen(e2b_client *client) {
+  e2b__conn *conn;
+  for (conn = client->conns; conn; conn = conn->next)
+    if (e2b__conn_unseen(conn)) conn->ready = true;
+}
+
 static void e2b__conns_kick_opening(e2b_client *client) {
   e2b__conn *conn;
   for (conn = client->conns; conn; conn = conn->next)
@@ -10237,6 +10320,7 @@ static int e2b__turn(e2b_client *client, int timeout_ms, const e2b_pollfd *ready
   client->work = false;
   if (ready) e2b__conns_mark(client, ready, count);
   else e2b__io_wait(client, timeout_ms);
+  e2b__conns_mark_unseen(client);
   if (e2b__waker_drain(client->net.waker)) e2b__conns_kick_opening(client); /* perhaps a name look-up is done */
   if (timeout_ms) client->now = e2b__now_ms(client);
   e2b__conns_step(client);
@@ -11719,10 +11803,17 @@ static bool e2b__domain_is_ip(const char *domain) {
   return domain[0] == '[' || e2b__host_is_ip(e2b__str_n(domain, strcspn(domain, ":")));
 }
 
+/* What is wrong with a host or URL. */
+static const char *e2b__config_host_fault(const char *text, const char *fault) {
+  for (; *text; text++)
+    if ((uint8_t)*text >= 0x80) return "has letters that are not ASCII: write the name as DNS has it (xn--...)";
+  return fault;
+}
+
 static e2b_err e2b__config_check_url(const char *url, const char *name, e2b_error *err) {
   e2b__url parts;
   if (!url || e2b__url_parse(url, &parts)) return E2B_OK;
-  return e2b__invalid(err, name, "is not of the form http(s)://host[:port][/path]");
+  return e2b__invalid(err, name, e2b__config_host_fault(url, "is not of the form http(s)://host[:port][/path]"));
 }
 
 static e2b_err e2b__config_check_value(const char *value, const char *name, e2b_error *err) {
@@ -11760,7 +11851,8 @@ static e2b_err e2b__config_check_service(const e2b_client_config *config, e2b_er
     return e2b__fail(err, E2B_ERR_NOT_BUILT, "traffic_token_provider is set, but this build has E2B_NO_TRAFFIC_TOKEN");
 #endif
   if (!e2b__domain_ok(config->domain))
-    return e2b__invalid(err, "domain (or E2B_DOMAIN)", "is not a host or host:port, without scheme and path");
+    return e2b__invalid(err, "domain (or E2B_DOMAIN)",
+                        e2b__config_host_fault(config->domain, "is not a host or host:port, without scheme and path"));
   if (!config->api_url && config->protocol == E2B_PROTOCOL_NATIVE && e2b__domain_is_ip(config->domain))
     return e2b__invalid(err, "domain (or E2B_DOMAIN)",
                         "is an address, under which there is no api.<domain>: set api_url and "
