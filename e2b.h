@@ -13314,6 +13314,7 @@ static e2b_err e2b__create(e2b_client *client, const char *template_id, const e2
   e2b__json_writer w;
   e2b__rest_task *rest;
   e2b_err code;
+  if (!client) return e2b__invalid(err, "client", "is NULL");
   if (!out) return e2b__invalid(err, "out", "is NULL");
   if (!e2b__given(template_id)) template_id = e2b__default_template(client);
   code = e2b__create_check(template_id, opts, err);
