@@ -5422,7 +5422,10 @@ static e2b_err e2b__h2_on_goaway(e2b__h2 *h2) {
   for (stream = h2->streams; stream; stream = next) {
     next = stream->next;
     if (stream->id <= last) continue;
-    e2b__h2_end_stream(stream, E2B_ERR_CLOSED, "the server closed the connection (GOAWAY) and did not look at the request", h2->goaway_code, true);
+    if (stream->answered) /* whatever the server says now: it did look at it */
+      e2b__h2_end_stream(stream, E2B_ERR_TRUNCATED, "the server closed the connection (GOAWAY) within its answer", h2->goaway_code, false);
+    else
+      e2b__h2_end_stream(stream, E2B_ERR_CLOSED, "the server closed the connection (GOAWAY) and did not look at the request", h2->goaway_code, true);
     next = h2->streams; /* on_end may have ended others */
   }
   return h2->err;
@@ -5433,7 +5436,7 @@ static e2b_err e2b__h2_on_reset(e2b__h2 *h2) {
   uint32_t code = e2b__h2_get_u32(h2->payload.data);
   if (!e2b__h2_known(h2, h2->id)) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a reset of a stream that was never opened");
   if (!stream) return E2B_OK;
-  if (code == E2B__H2_REFUSED_STREAM || code == E2B__H2_HTTP_1_1_REQUIRED)
+  if (!stream->answered && (code == E2B__H2_REFUSED_STREAM || code == E2B__H2_HTTP_1_1_REQUIRED))
     e2b__h2_end_stream(stream, E2B_ERR_UNAVAILABLE, "the server refused the request", code, true);
   else
     e2b__h2_end_stream(stream, stream->answered ? E2B_ERR_TRUNCATED : E2B_ERR_CLOSED, "the server reset the stream", code, false);

@@ -14129,6 +14129,43 @@ static void test_pool_silence(void) {
   pool_end(&w);
 }
 
+/* Who has begun an answer has looked at the request, whatever he says of it later: nothing goes out again. */
+static void test_pool_refused_late(void) {
+  static pool_world w;
+  pool_call calls[3];
+  int round;
+  for (round = 0; round < 2; round++) {
+    pool_new(&w);
+    pool_begin(&w);
+    pool_warm(&w);
+    pool_move(&w, &calls[0]);
+    pool_download(&w, &calls[1], 0, false);
+    pool_read(&w, &calls[2], 0);
+    POOL_UNTIL(&w, w.asked_count == 4 && w.asked[1].ended);
+    pool_head(&w, 0, 0, w.asked[1].id, ":status=200\n");
+    pool_head(&w, 0, 0, w.asked[2].id, ":status=200\n");
+    pool_head(&w, 0, 0, w.asked[3].id, ":status=103\n"); /* by that he has looked at it as well */
+    pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[2].id, "part", 4);
+    POOL_UNTIL(&w, calls[1].taken == 4);
+    if (round) {
+      pool_goaway(&w, 0, 1, E2B__H2_INTERNAL_ERROR);
+    } else {
+      pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, POOL_REFUSED);
+      pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[2].id, POOL_REFUSED);
+      pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[3].id, POOL_REFUSED);
+    }
+    POOL_UNTIL(&w, w.asked_count > 4 || (calls[0].done != E2B_PENDING && calls[1].done != E2B_PENDING && calls[2].done != E2B_PENDING));
+    CHECK_INT(calls[0].done, E2B_ERR_TRUNCATED);
+    CHECK(calls[0].err.maybe_done);
+    CHECK_INT(calls[1].done, E2B_ERR_TRUNCATED);
+    CHECK_INT(calls[2].done, E2B_ERR_TRUNCATED);
+    CHECK_INT(calls[1].taken, 4);
+    CHECK_INT(w.asked_count, 4);
+    pool_call_free(&calls[2]);
+    pool_end(&w);
+  }
+}
+
 /* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
 static void test_pool_deadlines(void) {
   static pool_world w;
@@ -31982,6 +32019,7 @@ static const test tests[] = {
   UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(old_envd_users), UNIT(kruise_answers), UNIT(kruise_old_envd),
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
+  UNIT(pool_refused_late),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
