@@ -9596,19 +9596,26 @@ static e2b__conn *e2b__conn_find(e2b_client *client, e2b__req *req, bool *wait) 
   return NULL;
 }
 
-/* Makes room for one more connection if the limits allow: by closing the longest idle one when the pool is full. */
+/* Makes room for one more connection if the limits allow: by closing the longest idle one when the pool is full. One of the same
+ * origin is idle here only when the request cannot have it (it needs a fresh one, or HTTP/1.1). */
 static bool e2b__conn_room(e2b_client *client, const e2b__req *req) {
-  e2b__conn *conn, *oldest = NULL;
+  e2b__conn *conn, *oldest = NULL, *useless = NULL;
   uint32_t same = 0;
   if (client->conn_count < client->config.max_connections &&
       client->config.max_connections_per_host >= client->config.max_connections)
     return true;
   for (conn = client->conns; conn; conn = conn->next) {
     if (conn->state == E2B__CONN_CLOSED) continue;
-    if (conn->port == req->port && conn->tls == req->tls && strcmp(conn->host, req->host) == 0) same++;
+    if (conn->port == req->port && conn->tls == req->tls && strcmp(conn->host, req->host) == 0) {
+      same++;
+      if (conn->idle) useless = conn;
+    }
     if (conn->idle && (!oldest || conn->idle_since < oldest->idle_since)) oldest = conn;
   }
-  if (same >= client->config.max_connections_per_host) return false;
+  if (same >= client->config.max_connections_per_host) {
+    if (useless) e2b__conn_close(useless);
+    return useless != NULL && same == client->config.max_connections_per_host;
+  }
   if (client->conn_count < client->config.max_connections) return true;
   if (oldest) e2b__conn_close(oldest);
   return oldest != NULL;

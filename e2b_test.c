@@ -14166,6 +14166,32 @@ static void test_pool_refused_late(void) {
   }
 }
 
+/* With one connection per host, what has to go out by another one is not kept waiting by the old one, which lies idle. */
+static void test_pool_host_limit(void) {
+  static pool_world w;
+  pool_call calls[2];
+  int round;
+  for (round = 0; round < 2; round++) {
+    pool_new(&w);
+    w.config.max_connections_per_host = 1;
+    pool_begin(&w);
+    pool_warm(&w);
+    pool_move(&w, &calls[0]);
+    POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+    if (round) pool_answer(&w, 1, ":status=421\n", "");
+    else pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, POOL_REFUSED);
+    pool_turns(&w, 50);
+    if (CHECK_INT(w.asked_count, 3) && CHECK_INT(w.asked[2].side, 1)) {
+      POOL_UNTIL(&w, w.asked[2].ended);
+      pool_answer(&w, 2, POOL_OK, "");
+      POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+      CHECK_INT(calls[0].done, E2B_OK);
+    }
+    CHECK_INT(w.client->conn_count, 1);
+    pool_end(&w);
+  }
+}
+
 /* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
 static void test_pool_deadlines(void) {
   static pool_world w;
@@ -32019,7 +32045,7 @@ static const test tests[] = {
   UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(old_envd_users), UNIT(kruise_answers), UNIT(kruise_old_envd),
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
-  UNIT(pool_refused_late),
+  UNIT(pool_refused_late), UNIT(pool_host_limit),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
