@@ -8832,6 +8832,7 @@ static void e2b__conn_awaited(e2b__conn *conn, const e2b_error *failed) {
   e2b__req *req;
   if (!conn->awaited) return;
   conn->awaited = false;
+  client->work = true; /* also for a loop that asks how long it may sleep */
   for (req = client->reqs; req;) {
     bool waited = req->opening == conn;
     if (waited) req->opening = NULL;
@@ -9414,10 +9415,16 @@ static bool e2b__conn_h2_broken(e2b__conn *conn) {
   return true;
 }
 
+/* How many more streams the server allows now. */
+static uint32_t e2b__conn_h2_places(const e2b__conn *conn) {
+  return conn->h2->max_streams - E2B__MIN(conn->h2->max_streams, conn->h2->stream_count);
+}
+
 /* Returns false when there is nothing more to read now. */
 static bool e2b__conn_h2_receive(e2b__conn *conn) {
   e2b_client *client = conn->client;
   size_t cap = client->config.io_buffer_size;
+  uint32_t places = e2b__conn_h2_places(conn);
   e2b_error err;
   int n;
   memset(&err, 0, sizeof err);
@@ -9436,6 +9443,7 @@ static bool e2b__conn_h2_receive(e2b__conn *conn) {
   conn->last_rx = client->now;
   (void)e2b__h2_feed(conn->h2, client->io, (size_t)n, client->now);
   if (e2b__conn_h2_broken(conn)) return false;
+  if (client->queued_count && e2b__conn_h2_places(conn) > places) client->work = true;
   e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
   return (size_t)n == cap || conn->link.tls;
 }

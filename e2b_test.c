@@ -14192,6 +14192,122 @@ static void test_pool_host_limit(void) {
   }
 }
 
+/* One turn of an event loop that sleeps as long as it is told. False: it would have slept for more than a second. */
+static bool pool_driven(pool_world *w) {
+  e2b_pollfd fds[16];
+  struct pollfd polls[16];
+  size_t i, count = e2b_client_fds(w->client, fds, E2B__COUNT(fds));
+  int wait = e2b_client_next_timeout(w->client), n;
+  for (i = 0; i < count; i++) {
+    polls[i].fd = (int)fds[i].fd;
+    polls[i].events = (short)((fds[i].events & E2B_FD_READ ? POLLIN : 0) | (fds[i].events & E2B_FD_WRITE ? POLLOUT : 0));
+  }
+  n = poll(polls, (nfds_t)count, wait < 0 || wait > 100 ? 100 : wait);
+  for (i = 0; i < count; i++) fds[i].revents = polls[i].revents ? fds[i].events : 0;
+  if (n == 0 && (wait < 0 || wait > 1000)) return false;
+  (void)e2b_client_process(w->client, fds, count, 0);
+  return true;
+}
+
+/* A loop of one's own is told not to sleep when there is a place for somebody who waits: the server allows more streams. */
+static void test_pool_driven(void) {
+  static pool_world w;
+  pool_call calls[2];
+  int i;
+  pool_new(&w);
+  w.settings = "000300000001";
+  w.config.max_connections_per_host = 1;
+  pool_begin(&w);
+  pool_warm(&w);
+  for (i = 0; i < 2; i++) pool_read(&w, &calls[i], 0);
+  pool_turns(&w, 5);
+  CHECK_INT(w.asked_count, 2);
+  pool_settings(&w, 0, "000300000002");
+  while (pool_driven(&w)) pool_take(&w, 0);
+  if (CHECK_INT(w.asked_count, 3)) pool_answer(&w, 2, ":status=200\n", "");
+  pool_answer(&w, 1, ":status=200\n", "");
+  for (i = 0; i < 2; i++) {
+    POOL_UNTIL(&w, calls[i].done != E2B_PENDING);
+    CHECK_INT(calls[i].done, E2B_OK);
+    pool_call_free(&calls[i]);
+  }
+  pool_end(&w);
+}
+
+static const char *pool_http1(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  return "http/1.1";
+}
+
+static int pool_open_later(void *user, const e2b_endpoint *to, void **conn) {
+  static int opened;
+  E2B__UNUSED(user);
+  E2B__UNUSED(to);
+  *conn = &opened;
+  return E2B_IO_AGAIN;
+}
+
+static int pool_ready(void *user, void *conn) {
+  E2B__UNUSED(conn);
+  return *(int *)user;
+}
+
+static int pool_mute_rx(void *user, void *conn, void *buf, size_t cap) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  E2B__UNUSED(buf);
+  E2B__UNUSED(cap);
+  return E2B_IO_AGAIN;
+}
+
+static int pool_mute_tx(void *user, void *conn, const void *buf, size_t len) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  E2B__UNUSED(buf);
+  return (int)len;
+}
+
+static void pool_shut(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+}
+
+/* The same for those who waited to see whether a connection would be HTTP/2: it is not, and they need their own. */
+static void test_pool_opened(void) {
+  static pool_world w;
+  pool_call calls[2];
+  e2b_transport transport;
+  int i, state = E2B_IO_AGAIN;
+  pool_new(&w);
+  pool_begin(&w);
+  e2b_client_free(w.client);
+  memset(&transport, 0, sizeof transport);
+  transport.open_fn = pool_open_later;
+  transport.ready_fn = pool_ready;
+  transport.rx_fn = pool_mute_rx;
+  transport.tx_fn = pool_mute_tx;
+  transport.shut_fn = pool_shut;
+  transport.alpn_fn = pool_http1;
+  transport.user = &state;
+  transport.flags = E2B_TRANSPORT_HAS_TLS | E2B_TRANSPORT_HAS_DNS;
+  w.config.transport = &transport;
+  w.config.http_version = 0;
+  w.config.api_url = w.config.sandbox_url = "https://host.test";
+  w.client = e2b_client_create(&w.config, &w.err);
+  w.sandbox = pool_sandbox(&w, "sbx1");
+  for (i = 0; i < 2; i++) pool_read(&w, &calls[i], 0);
+  (void)e2b_client_process(w.client, NULL, 0, 0);
+  CHECK(w.client->conn_count == 1 && w.client->queued_count == 1);
+  state = 0;
+  (void)e2b_client_process(w.client, NULL, 0, 0);
+  CHECK(w.client->queued_count == 0 || e2b_client_next_timeout(w.client) == 0);
+  (void)e2b_client_process(w.client, NULL, 0, 0);
+  CHECK(w.client->conn_count == 2 && w.client->queued_count == 0);
+  for (i = 0; i < 2; i++) e2b_op_cancel(w.client, calls[i].op);
+  pool_end(&w);
+}
+
 /* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
 static void test_pool_deadlines(void) {
   static pool_world w;
@@ -32045,7 +32161,7 @@ static const test tests[] = {
   UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(old_envd_users), UNIT(kruise_answers), UNIT(kruise_old_envd),
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
-  UNIT(pool_refused_late), UNIT(pool_host_limit),
+  UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
