@@ -8879,16 +8879,22 @@ static e2b_phase e2b__req_phase(const e2b__req *req) {
   return req->body_ended && (req->stream ? e2b__req_was_sent(req) : conn->out.len == 0) ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
 }
 
+/* The same for the time after it was let go: what waits to be sent on an HTTP/2 connection cannot be taken back (the tables of
+ * HPACK depend on it) and goes out, even if its stream is reset behind it. */
+static bool e2b__req_may_arrive(const e2b__req *req) {
+  return req->stream || e2b__req_was_sent(req);
+}
+
 /* Where it stands when its call ends for another reason; *maybe_done: the server may have acted. */
 static e2b_phase e2b__req_stands(const e2b__req *req, bool *maybe_done) {
-  *maybe_done = e2b__req_was_sent(req) && !req->idempotent;
+  *maybe_done = e2b__req_may_arrive(req) && !req->idempotent;
   return e2b__req_phase(req);
 }
 
 /* Takes the request off its connection: of HTTP/2, only its stream ends. */
 static void e2b__req_leave(e2b__req *req) {
   e2b__conn *conn = req->conn;
-  req->sent = e2b__req_was_sent(req);
+  req->sent = e2b__req_may_arrive(req);
   req->conn = NULL;
   if (!conn) return;
 #if !defined(E2B_NO_HTTP2)
@@ -9270,7 +9276,8 @@ static void e2b__conn_h2_on_end(e2b__h2_stream *stream, const e2b__h2_end *end) 
     req->h1_only = conn->tls && conn->client->config.http_version != 2;
     again = req->h1_only;
   }
-  if (end->err && ((again && e2b__req_repeatable(req)) || e2b__conn_raced(conn, req, stream->answered, end->err))) {
+  if (end->err && ((again && e2b__req_repeatable(req)) ||
+                   (end->code != E2B__H2_ENHANCE_YOUR_CALM && e2b__conn_raced(conn, req, stream->answered, end->err)))) {
     req->stream = NULL;
     e2b__req_requeue(req);
     if (end->unprocessed) req->fresh_since = conn->number; /* nothing is wrong with later ones */

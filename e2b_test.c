@@ -14308,6 +14308,55 @@ static void test_pool_opened(void) {
   pool_end(&w);
 }
 
+/* What is on its way out and cannot be taken back may still be done, also when nothing of it had left when its time was over. */
+static void test_pool_unsent(void) {
+  static pool_world w;
+  pool_call upload, call;
+  e2b_request_opts opts;
+  e2b_response answer;
+  int i;
+  pool_new(&w);
+  w.settings = "00047fffffff";
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_word(&w, 0, E2B__H2_WINDOW_UPDATE, 0, 0x7ff00000 - 65535);
+  pool_upload(&w, &upload, (size_t)64 << 20);
+  for (i = 0; i < 1000 && !w.client->conns->want_write; i++) (void)e2b_client_poll(w.client, 1);
+  CHECK(w.client->conns->want_write);
+  memset(&call, 0, sizeof call);
+  memset(&opts, 0, sizeof opts);
+  memset(&answer, 0, sizeof answer);
+  call.done = E2B_PENDING;
+  opts.call.on_done = pool_done;
+  opts.call.user = &call;
+  opts.call.timeout_ms = 20;
+  CHECK_INT(e2b_api_request(w.client, "POST", "/once", &opts, &answer, &w.err), E2B_PENDING); /* has no body */
+  for (i = 0; i < 1000 && call.done == E2B_PENDING; i++) (void)e2b_client_poll(w.client, 1);
+  CHECK_INT(call.done, E2B_ERR_TIMEOUT);
+  POOL_UNTIL(&w, w.asked_count == 3 || upload.given == upload.size);
+  if (w.asked_count == 3) CHECK(w.asked[2].ended && strstr(w.asked[2].fields, "/once\n") && call.err.maybe_done);
+  else CHECK(!call.err.maybe_done);
+  e2b_op_cancel(w.client, upload.op);
+  pool_end(&w);
+}
+
+/* ENHANCE_YOUR_CALM: not once more at once, though it could do no harm. */
+static void test_pool_calm(void) {
+  static pool_world w;
+  pool_call call;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_read(&w, &call, 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, E2B__H2_ENHANCE_YOUR_CALM);
+  pool_turns(&w, 20);
+  CHECK_INT(call.done, E2B_ERR_CLOSED);
+  CHECK_INT(w.asked_count, 1 + 1);
+  pool_call_free(&call);
+  pool_end(&w);
+}
+
 /* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
 static void test_pool_deadlines(void) {
   static pool_world w;
@@ -32161,7 +32210,7 @@ static const test tests[] = {
   UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(old_envd_users), UNIT(kruise_answers), UNIT(kruise_old_envd),
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
-  UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened),
+  UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened), UNIT(pool_unsent), UNIT(pool_calm),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
