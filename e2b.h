@@ -550,7 +550,8 @@ E2B_API size_t e2b_client_code_interpreter_url(const e2b_client *client, const c
 E2B_API int e2b_client_poll(e2b_client *client, int timeout_ms);
 
 /* For frame loops: never waits, and starts no further piece of work once budget_us have passed (one piece is at most one
- * buffer of data or one step of a TLS handshake). Returns true when work was left for the next call. */
+ * buffer of data or one step of a TLS handshake); but each call does at least one, and connections take turns, so that
+ * nobody is left out by a small budget. Returns true when work was left for the next call. */
 E2B_API bool e2b_client_pump(e2b_client *client, uint32_t budget_us);
 
 /* Polls until no operation is under way. E2B_ERR_TIMEOUT when some still are after timeout_ms (-1 = no limit). */
@@ -8440,6 +8441,7 @@ struct e2b_client {
 
   e2b__op_slot *slots;
   uint32_t slot_count, op_count;
+  uint32_t step_from;        /* whose turn it is among the operations made of others, when the budget is small */
   e2b__op *done, *done_tail; /* finished, not delivered */
   uint32_t delivered;        /* completions of this turn */
   e2b_sandbox *sandboxes;
@@ -10048,7 +10050,7 @@ static void e2b__timers_fire(e2b_client *client) {
     void (*fire)(e2b__req *) = NULL;
     if (now >= req->deadline) fire = e2b__req_timeout;
     else if (now >= e2b__req_open_deadline(req)) fire = e2b__connect_timeout;
-    else if (now >= e2b__req_idle_deadline(req)) fire = e2b__idle_timeout;
+    else if (now >= e2b__req_idle_deadline(req) && !req->conn->kick) fire = e2b__idle_timeout; /* what came was read */
     if (fire) fire(req);
     req = fire ? client->reqs : req->next;
   }
@@ -10198,18 +10200,28 @@ static void e2b__io_wait(e2b_client *client, int timeout_ms) {
   }
 }
 
+/* At least one, whatever the budget; those that it does not reach come first in the next turn. */
 static void e2b__conns_step(e2b_client *client) {
-  e2b__conn *conn;
-  for (conn = client->conns; conn; conn = conn->next) {
+  e2b__conn **at, **unreached = NULL, *first;
+  bool stepped = false;
+  for (at = &client->conns; *at; at = &(*at)->next) {
+    e2b__conn *conn = *at;
     if (conn->state == E2B__CONN_CLOSED) continue;
     if (!conn->ready && !conn->kick && !(conn->state == E2B__CONN_OPEN && !conn->idle && e2b__link_buffered(&conn->link))) continue;
-    if (e2b__budget_spent(client)) {
+    if (stepped && e2b__budget_spent(client)) {
       conn->kick = true;
       client->work = true;
+      if (!unreached) unreached = at;
     } else {
       e2b__conn_step(conn);
+      stepped = true;
     }
   }
+  if (!unreached || unreached == &client->conns) return;
+  first = *unreached;
+  *unreached = NULL;
+  *at = client->conns;
+  client->conns = first;
 }
 
 static void e2b__bury_dead(e2b_client *client) {
@@ -10230,13 +10242,21 @@ static void e2b__bury_dead(e2b_client *client) {
   }
 }
 
-/* Operations made of others go on. */
+/* Operations made of others go on: at least one, in turn. */
 static void e2b__ops_step(e2b_client *client) {
-  uint32_t i;
-  for (i = 0; i < client->slot_count; i++) {
-    e2b__op *op = client->slots[i].op;
+  uint32_t i, count = client->slot_count, from = client->step_from;
+  bool stepped = false;
+  for (i = 0; i < count; i++) {
+    uint32_t at = (from + i) % count;
+    e2b__op *op = client->slots[at].op;
     if (!op || !op->step || op->finished) continue;
-    if (!e2b__budget_spent(client)) op->step(op); else client->work = true;
+    if (stepped && e2b__budget_spent(client)) {
+      client->step_from = at;
+      client->work = true;
+      return;
+    }
+    op->step(op);
+    stepped = true;
   }
 }
 

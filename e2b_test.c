@@ -13583,13 +13583,14 @@ static void pool_take(pool_world *w, int side) {
 
 static void pool_turn(pool_world *w) {
   struct pollfd p;
-  int i;
+  int i, on = 1;
   (void)e2b_client_poll(w->client, 1);
   p.fd = w->listener;
   p.events = POLLIN;
   while (poll(&p, 1, 0) > 0 && CHECK(w->side_count < (int)E2B__COUNT(w->sides))) {
     pool_side *s = &w->sides[w->side_count++];
     s->fd = accept(w->listener, NULL, NULL);
+    (void)setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     s->dump = hpack_dump_new();
     e2b__buf_init(&s->in, &w->mem, SIZE_MAX);
     e2b__hpack_decoder_init(&s->decoder, &w->mem);
@@ -14354,6 +14355,128 @@ static void test_pool_calm(void) {
   CHECK_INT(call.done, E2B_ERR_CLOSED);
   CHECK_INT(w.asked_count, 1 + 1);
   pool_call_free(&call);
+  pool_end(&w);
+}
+
+static uint64_t pool_tick(void *user) {
+  return ++((pool_world *)user)->clock;
+}
+
+/* However small the budget, and however much one connection has to say: each call does something, and nobody is left out. */
+static void test_pool_budget(void) {
+  static const e2b_host_entry all = { "*", "127.0.0.1" };
+  static pool_world w;
+  static char bytes[100];
+  pool_call calls[2];
+  e2b_attach_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  char url[64];
+  int i;
+  pool_new(&w);
+  w.config.hosts = &all;
+  w.config.host_count = 1;
+  w.config.now_ms_fn = pool_tick; /* each look at it finds that a millisecond has passed */
+  w.config.request_timeout_ms = w.config.idle_ms = 10000000;
+  w.config.connect_timeout_ms = 10000000;
+  pool_begin(&w);
+  memset(&opts, 0, sizeof opts);
+  (void)snprintf(url, sizeof url, "http://other.test:%u", (unsigned)w.port);
+  opts.base_url = url;
+  CHECK_INT(e2b_sandbox_attach(w.client, "sbx2", &opts, &sandbox, &w.err), E2B_OK);
+  pool_read(&w, &calls[0], 0);
+  w.sandbox = sandbox;
+  pool_download(&w, &calls[1], 0, false);
+  for (i = 0; i < 200 && w.asked_count < 2; i++) {
+    (void)e2b_client_pump(w.client, 0);
+    pool_turn(&w);
+  }
+  if (CHECK_INT(w.asked_count, 2)) {
+    int download = strstr(w.asked[0].fields, "other.test") != NULL ? 0 : 1, read = !download;
+    pool_turns(&w, 5);
+    pool_head(&w, w.asked[download].side, 0, w.asked[download].id, ":status=200\n");
+    pool_answer(&w, read, ":status=200\n", "text");
+    for (i = 0; i < 400 && calls[0].done == E2B_PENDING; i++) { /* something is always there for the other one */
+      pool_write(&w, w.asked[download].side, E2B__H2_DATA, 0, w.asked[download].id, bytes, 100);
+      (void)e2b_client_pump(w.client, i % 2 ? 1 : 500);
+    }
+    CHECK_INT(calls[0].done, E2B_OK);
+    CHECK(calls[1].taken > 0);
+  }
+  e2b_op_cancel(w.client, calls[1].op);
+  if (calls[0].done == E2B_PENDING) e2b_op_cancel(w.client, calls[0].op);
+  pool_call_free(&calls[0]);
+  pool_end(&w);
+}
+
+/* What came in time but was not read for want of time is no silence. */
+static void test_pool_budget_idle(void) {
+  static const e2b_host_entry all = { "*", "127.0.0.1" };
+  static pool_world w;
+  pool_call calls[2];
+  e2b_attach_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  char url[64];
+  int i;
+  pool_new(&w);
+  w.config.hosts = &all;
+  w.config.host_count = 1;
+  w.config.now_ms_fn = pool_tick;
+  w.config.request_timeout_ms = 10000000;
+  w.config.idle_ms = 15000;
+  pool_begin(&w);
+  memset(&opts, 0, sizeof opts);
+  (void)snprintf(url, sizeof url, "http://other.test:%u", (unsigned)w.port);
+  opts.base_url = url;
+  CHECK_INT(e2b_sandbox_attach(w.client, "sbx2", &opts, &sandbox, &w.err), E2B_OK);
+  pool_read(&w, &calls[0], 0);
+  w.sandbox = sandbox;
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_turns(&w, 5);
+  for (i = 0; i < 2; i++) pool_answer(&w, i, ":status=200\n", "text");
+  w.clock += 16000;
+  for (i = 0; i < 50 && (calls[0].done == E2B_PENDING || calls[1].done == E2B_PENDING); i++) (void)e2b_client_pump(w.client, 1);
+  for (i = 0; i < 2; i++) {
+    CHECK_INT(calls[i].done, E2B_OK);
+    pool_call_free(&calls[i]);
+  }
+  pool_end(&w);
+}
+
+/* The same for calls made of others: two of them begin, each in its turn. */
+static void test_pool_budget_bulk(void) {
+  static pool_world w;
+  e2b_read_item items[2];
+  e2b_bulk_opts opts;
+  pool_call calls[2];
+  int i;
+  pool_new(&w);
+  w.config.now_ms_fn = pool_tick;
+  w.config.request_timeout_ms = w.config.idle_ms = w.config.connect_timeout_ms = 10000000;
+  pool_begin(&w);
+  pool_warm(&w);
+  memset(items, 0, sizeof items);
+  for (i = 0; i < 2; i++) {
+    memset(&opts, 0, sizeof opts);
+    memset(&calls[i], 0, sizeof calls[i]);
+    calls[i].done = E2B_PENDING;
+    opts.call.on_done = pool_done;
+    opts.call.user = &calls[i];
+    items[i].path = i ? "/b" : "/a";
+    CHECK_INT(e2b_files_read_many(w.sandbox, &items[i], 1, &opts, &w.err), E2B_PENDING);
+  }
+  for (i = 0; i < 50; i++) (void)e2b_client_pump(w.client, 0);
+  for (i = 0; i < 5; i++) pool_take(&w, 0);
+  CHECK_INT(w.asked_count, 3);
+  for (i = 1; i < w.asked_count; i++) pool_answer(&w, i, ":status=200\n", "text");
+  for (i = 0; i < 200 && (calls[0].done == E2B_PENDING || calls[1].done == E2B_PENDING); i++) {
+    (void)e2b_client_pump(w.client, 0);
+    if (i % 10 == 0) sleep_ms(1);
+  }
+  for (i = 0; i < 2; i++) {
+    CHECK_INT(calls[i].done, E2B_OK);
+    e2b_mem_free(&items[i].content.mem);
+  }
   pool_end(&w);
 }
 
@@ -32211,6 +32334,7 @@ static const test tests[] = {
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
   UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened), UNIT(pool_unsent), UNIT(pool_calm),
+  UNIT(pool_budget), UNIT(pool_budget_idle), UNIT(pool_budget_bulk),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
