@@ -10321,9 +10321,18 @@ static e2b_err e2b__task_run(e2b__task *task, const e2b_call *call, e2b_error *e
   return code;
 }
 
+/* Whether anything is under way; a result that nobody took yet is not. */
+static bool e2b__client_busy(const e2b_client *client) {
+  uint32_t i;
+  if (client->reqs || client->done) return true;
+  for (i = 0; client->op_count && i < client->slot_count; i++)
+    if (client->slots[i].op && !client->slots[i].op->delivered) return true;
+  return false;
+}
+
 E2B_API int e2b_client_poll(e2b_client *client, int timeout_ms) {
   if (!client || client->in_turn) return E2B_ERR_BAD_STATE;
-  if (!client->reqs && !client->done && !client->op_count && timeout_ms < 0) timeout_ms = 0;
+  if (timeout_ms < 0 && !e2b__client_busy(client)) timeout_ms = 0;
   return e2b__turn(client, timeout_ms, NULL, 0, 0);
 }
 

@@ -14480,6 +14480,32 @@ static void test_pool_budget_bulk(void) {
   pool_end(&w);
 }
 
+/* A result that nobody has taken yet is nothing under way: waiting without a limit returns at once. */
+static void test_pool_uncollected(void) {
+  static pool_world w;
+  e2b_files_opts opts;
+  e2b_op op;
+  e2b_buf out;
+  uint64_t before;
+  pool_new(&w);
+  w.config.idle_connection_ms = 1000;
+  pool_begin(&w);
+  memset(&opts, 0, sizeof opts);
+  memset(&out, 0, sizeof out);
+  opts.call.op = &op;
+  CHECK_INT(e2b_files_read(w.sandbox, "/x", &opts, &out, &w.err), E2B_PENDING);
+  POOL_UNTIL(&w, w.asked_count == 1);
+  pool_answer(&w, 0, ":status=200\n", "x");
+  POOL_UNTIL(&w, w.client->reqs == NULL);
+  pool_turns(&w, 3);
+  before = now_ms();
+  (void)e2b_client_poll(w.client, -1);
+  CHECK(now_ms() - before < 500);
+  CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_OK);
+  e2b_mem_free(&out.mem);
+  pool_end(&w);
+}
+
 /* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
 static void test_pool_deadlines(void) {
   static pool_world w;
@@ -32334,7 +32360,7 @@ static const test tests[] = {
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
   UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened), UNIT(pool_unsent), UNIT(pool_calm),
-  UNIT(pool_budget), UNIT(pool_budget_idle), UNIT(pool_budget_bulk),
+  UNIT(pool_budget), UNIT(pool_budget_idle), UNIT(pool_budget_bulk), UNIT(pool_uncollected),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
