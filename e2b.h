@@ -503,7 +503,9 @@ typedef struct e2b_client_config {
   uint32_t max_connections;          /* 1024; more requests wait in a queue, with their deadlines                       */
   uint32_t max_connections_per_host; /* = max_connections: with HTTP/1.1 every open stream holds one                    */
   uint32_t max_idle_connections;     /* 64, kept for reuse                                                              */
-  uint32_t idle_connection_ms;       /* 60000, then closed                                                              */
+  uint32_t idle_connection_ms;       /* 60000, then closed. One of HTTP/2 that was silent for 30 s is asked by a PING
+                                        before it is used again: a request that must not be done twice waits for the
+                                        answer, one that may be goes out with it; without one in 2 s both go elsewhere  */
   uint32_t io_buffer_size;           /* 16384: largest read or write, and what an active connection buffers             */
   uint32_t max_header_bytes;         /* 65536 of one response                                                           */
   uint32_t max_message_bytes;        /* 16 MiB: one answer of JSON or protobuf, one message of a stream                 */
@@ -8749,7 +8751,11 @@ struct e2b__conn {
   e2b__req *req;          /* it is opened for; HTTP/1.1: it carries */
   struct e2b__h2 *h2;     /* NULL = HTTP/1.1 */
   uint32_t number;        /* counted by stats.connections_made */
-  uint64_t last_rx;
+  uint64_t last_rx;       /* a byte was read */
+  uint64_t busy_since;    /* HTTP/2: it got its first stream after having had none */
+  bool ping_sent;         /* HTTP/2: at ping_at, the PING that must be answered, or followed by any byte, within ping_wait; */
+  uint32_t ping_wait;     /* 0 = there is none */
+  uint64_t ping_at;
   uint64_t tx_written;    /* bytes given to the network */
   e2b__buf out;           /* what goes to the link next; refilled only when empty */
   size_t out_done;
@@ -9231,6 +9237,8 @@ static bool e2b__conn_receive_once(e2b__conn *conn) {
 
 #define E2B__H2_PING_AFTER_MS 20000u /* of silence while something is asked: is the server still there? */
 #define E2B__H2_PING_WAIT_MS 10000u
+#define E2B__H2_DOUBT_AFTER_MS 30000u /* of silence: is the server still there, before it gets another request? */
+#define E2B__H2_DOUBT_WAIT_MS 2000u  /* when the connection carries nothing that would be lost with it */
 #define E2B__H2_SETTLE_MS 30000u     /* to acknowledge our SETTINGS */
 
 static e2b_err e2b__conn_h2_on_head(e2b__h2_stream *stream, int status, const e2b__headers *headers) {
@@ -9309,7 +9317,7 @@ static void e2b__conn_h2_attach(e2b__conn *conn, e2b__req *req) {
   e2b__conn_host(conn, host, sizeof host);
   req->conn = conn;
   req->last_progress = conn->client->now;
-  if (conn->h2->stream_count == 0) conn->last_rx = conn->client->now; /* until now it had nothing to say */
+  if (conn->h2->stream_count == 0) conn->busy_since = conn->client->now; /* until now it had nothing to say */
   req->tx_mark = conn->tx_written + (conn->out.len - conn->out_done) + conn->h2->out.len;
   req->body_ended = req->body_len == E2B__BODY_NONE || req->body_len == 0;
   req->stream = e2b__h2_open(conn->h2, req->method, conn->tls, e2b__str(host), e2b__str_n((const char *)req->path.data, req->path.len),
@@ -9450,6 +9458,8 @@ static bool e2b__conn_h2_receive(e2b__conn *conn) {
   }
   client->stats.bytes_rx += (uint64_t)n;
   conn->last_rx = client->now;
+  if (conn->ping_wait) client->work = true; /* requests may wait for that */
+  conn->ping_wait = 0;
   (void)e2b__h2_feed(conn->h2, client->io, (size_t)n, client->now);
   if (e2b__conn_h2_broken(conn)) return false;
   if (client->queued_count && e2b__conn_h2_places(conn) > places) client->work = true;
@@ -9462,6 +9472,8 @@ static void e2b__conn_h2_step(e2b__conn *conn) {
   uint64_t fair = client->stats.bytes_rx + e2b__conn_fair_share(client);
   int rounds;
   if (e2b__conn_h2_broken(conn)) return; /* while requests were put on it, or taken off */
+  if (!conn->ping_sent) conn->ping_at = client->now;
+  conn->ping_sent = true;
   e2b__conn_h2_send(conn);
   for (rounds = 0; rounds < 64 && client->stats.bytes_rx < fair && conn->state == E2B__CONN_OPEN; rounds++) {
     if (rounds && e2b__budget_spent(client)) break;
@@ -9479,10 +9491,22 @@ static void e2b__conn_h2_step(e2b__conn *conn) {
 
 /* When a connection that says nothing has to be looked at. */
 static uint64_t e2b__conn_h2_deadline(const e2b__conn *conn) {
-  uint64_t silent;
-  if (conn->state != E2B__CONN_OPEN || !conn->h2 || conn->idle) return (uint64_t)E2B__NEVER;
-  silent = conn->last_rx + E2B__H2_PING_AFTER_MS + (conn->h2->ping_waits ? E2B__H2_PING_WAIT_MS : 0);
-  return conn->h2->settings_waiting ? E2B__MIN(silent, conn->open_deadline) : silent;
+  uint64_t silent = E2B__MAX(conn->last_rx, conn->busy_since) + E2B__H2_PING_AFTER_MS;
+  if (conn->state != E2B__CONN_OPEN || !conn->h2) return (uint64_t)E2B__NEVER;
+  if (conn->ping_wait) silent = conn->ping_sent ? conn->ping_at + conn->ping_wait : (uint64_t)E2B__NEVER;
+  else if (conn->idle) return (uint64_t)E2B__NEVER;
+  else if (conn->h2->ping_waits) silent += E2B__H2_PING_WAIT_MS; /* it measures the path */
+  return conn->h2->settings_waiting && !conn->idle ? E2B__MIN(silent, conn->open_deadline) : silent;
+}
+
+/* Asks whether the server is still there. Its time begins when the PING goes out, whenever that is. */
+static void e2b__conn_h2_ping(e2b__conn *conn, uint32_t wait_ms) {
+  conn->h2->ping_waits = false; /* that an older one was lost is no reason not to ask */
+  e2b__h2_ping(conn->h2);
+  conn->ping_wait = wait_ms;
+  conn->ping_sent = false;
+  conn->kick = true;
+  conn->client->work = true;
 }
 
 static void e2b__conn_h2_silent(e2b__conn *conn) {
@@ -9493,9 +9517,7 @@ static void e2b__conn_h2_silent(e2b__conn *conn) {
   } else if (conn->h2->ping_waits) {
     e2b__conn_fail_with(conn, E2B_ERR_CLOSED, "the server does not answer any more, not even to a PING");
   } else {
-    e2b__h2_ping(conn->h2);
-    conn->kick = true;
-    conn->client->work = true;
+    e2b__conn_h2_ping(conn, E2B__H2_PING_WAIT_MS);
   }
 }
 #else
@@ -9565,6 +9587,17 @@ static void e2b__conn_step(e2b__conn *conn) {
 }
 
 #if !defined(E2B_NO_HTTP2)
+/* A connection that was silent for long may be dead without a word: NAT boxes forget, machines sleep. It is asked by a PING. What
+ * may be sent again goes out along with it, and elsewhere when no answer comes; anything else waits for the answer, because what
+ * was written to a dead connection may have been done. */
+static bool e2b__conn_h2_doubtful(e2b__conn *conn, const e2b__req *req, bool *wait) {
+  if (!conn->ping_wait && conn->client->now >= conn->last_rx + E2B__H2_DOUBT_AFTER_MS)
+    e2b__conn_h2_ping(conn, conn->idle ? E2B__H2_DOUBT_WAIT_MS : E2B__H2_PING_WAIT_MS);
+  if (!conn->ping_wait || (req->idempotent && e2b__req_repeatable(req))) return false;
+  *wait = true;
+  return true;
+}
+
 /* Whether an HTTP/2 connection takes one more request. *wait: no, but it is not to be helped by another connection. */
 static bool e2b__conn_h2_takes(e2b__conn *conn, const e2b__req *req, bool *wait) {
   uint64_t seen = conn->client->stats.bytes_rx - 1;
@@ -9575,7 +9608,7 @@ static bool e2b__conn_h2_takes(e2b__conn *conn, const e2b__req *req, bool *wait)
   }
   if (conn->state != E2B__CONN_OPEN || conn->h2->draining || conn->tx_error.code) return false;
   if (conn->h2->max_streams == 0) *wait = true;
-  return conn->h2->stream_count < conn->h2->max_streams;
+  return conn->h2->stream_count < conn->h2->max_streams && !e2b__conn_h2_doubtful(conn, req, wait);
 }
 #endif
 

@@ -14085,7 +14085,7 @@ static void test_pool_silence(void) {
   POOL_UNTIL(&w, !w.client->conns->h2->ping_waits); /* of measuring */
   w.sides[0].pings = 0;
   w.deaf = true;
-  w.clock += 300000;
+  w.clock += 29999;
   pool_read(&w, &calls[0], 0);
   POOL_UNTIL(&w, w.asked_count == 2);
   pool_turns(&w, 5);
@@ -14504,6 +14504,158 @@ static void test_pool_uncollected(void) {
   CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_OK);
   e2b_mem_free(&out.mem);
   pool_end(&w);
+}
+
+/* Nobody drives the client for a minute: that the server was silent meanwhile says nothing before it had the time to answer a PING. */
+static void test_pool_away(void) {
+  static pool_world w;
+  pool_call call;
+  pool_new(&w);
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  pool_begin(&w);
+  pool_warm(&w);
+  POOL_UNTIL(&w, !w.client->conns->h2->ping_waits);
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+  w.sides[0].pings = 0;
+  w.clock += 60000;
+  (void)e2b_client_poll(w.client, 0); /* finds that it is late */
+  (void)e2b_client_poll(w.client, 0); /* and asks; the answer cannot be there yet */
+  (void)e2b_client_poll(w.client, 0);
+  CHECK_INT(call.done, E2B_PENDING);
+  w.clock += 9999; /* has not been read for long */
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  pool_turns(&w, 5);
+  CHECK_INT(call.done, E2B_PENDING);
+  pool_answer(&w, 1, POOL_OK, "");
+  POOL_UNTIL(&w, call.done != E2B_PENDING);
+  CHECK_INT(call.done, E2B_OK);
+  pool_end(&w);
+}
+
+static void pool_doubt_begin(pool_world *w, uint64_t idle_ms) {
+  pool_new(w);
+  w->clock = 1000000;
+  w->config.idle_ms = w->config.request_timeout_ms = 600000;
+  w->config.idle_connection_ms = 600000;
+  pool_begin(w);
+  pool_warm(w);
+  POOL_UNTIL(w, !w->client->conns->h2->ping_waits); /* of measuring */
+  w->sides[0].pings = 0;
+  w->deaf = true;
+  w->clock += idle_ms;
+}
+
+static void pool_pong(pool_world *w) {
+  pool_write(w, 0, E2B__H2_PING, E2B__H2_ACK, 0, "e2b.h\0\0\0", 8);
+}
+
+static void pool_doubt_end(pool_world *w, int at, int side, pool_call *call) {
+  POOL_UNTIL(w, w->asked_count == at + 1 && w->asked[at].ended);
+  CHECK_INT(w->asked[at].side, side);
+  pool_answer(w, at, POOL_OK, "");
+  POOL_UNTIL(w, call->done != E2B_PENDING);
+  CHECK_INT(call->done, E2B_OK);
+  CHECK_INT(pool_made(w), side + 1);
+  pool_call_free(call);
+  pool_end(w);
+}
+
+/* A connection that lay idle for 30 s is asked by a PING. What must not be done twice waits for the answer, for 2 s; what may goes
+ * out with the PING, and again elsewhere when no answer comes. */
+static void test_pool_doubt(void) {
+  static pool_world w;
+  pool_call call;
+  pool_doubt_begin(&w, 29999); /* not yet */
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  CHECK_INT(w.sides[0].pings, 0);
+  pool_doubt_end(&w, 1, 0, &call);
+
+  pool_doubt_begin(&w, 30000); /* a POST: the server is there */
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  w.clock += 1999;
+  pool_turns(&w, 5);
+  CHECK(w.asked_count == 1 && call.done == E2B_PENDING);
+  pool_pong(&w);
+  pool_doubt_end(&w, 1, 0, &call);
+
+  pool_doubt_begin(&w, 30000); /* is gone: it was not sent, and goes out by another connection */
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  CHECK_INT(e2b_client_next_timeout(w.client), 2000);
+  w.clock += 2000;
+  pool_turns(&w, 2);
+  CHECK_INT(w.sides[0].pings, 1);
+  pool_doubt_end(&w, 1, 1, &call);
+
+  pool_doubt_begin(&w, 300000); /* a GET does not wait */
+  pool_read(&w, &call, 0);
+  POOL_UNTIL(&w, w.sides[0].pings == 1 && w.asked_count == 2);
+  CHECK_INT(w.asked[1].side, 0);
+  w.clock += 1999;
+  pool_turns(&w, 5);
+  pool_pong(&w);
+  pool_turns(&w, 5);
+  w.clock += 5000;
+  pool_turns(&w, 5);
+  CHECK(call.done == E2B_PENDING && w.sides[0].fd >= 0);
+  pool_doubt_end(&w, 1, 0, &call);
+
+  pool_doubt_begin(&w, 300000); /* and is sent once more */
+  pool_read(&w, &call, 0);
+  POOL_UNTIL(&w, w.sides[0].pings == 1 && w.asked_count == 2);
+  w.clock += 2000;
+  pool_doubt_end(&w, 2, 1, &call);
+
+  pool_doubt_begin(&w, 30000); /* the answer came in time, but nobody drove the client */
+  pool_move(&w, &call);
+  (void)e2b_client_poll(w.client, 0);
+  w.deaf = false;
+  pool_take(&w, 0);
+  w.clock += 60000;
+  pool_doubt_end(&w, 1, 0, &call);
+
+  pool_doubt_begin(&w, 30000); /* any byte is a sign of life */
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  pool_settings(&w, 0, "");
+  pool_doubt_end(&w, 1, 0, &call);
+}
+
+/* The same beside other requests: what was never answered is no sign of life, and a stream that runs is given more time. */
+static void test_pool_doubt_busy(void) {
+  static pool_world w;
+  pool_call calls[2];
+  pool_doubt_begin(&w, 25000);
+  pool_read(&w, &calls[0], 5000);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  w.clock += 5000;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_ERR_TIMEOUT);
+  pool_call_free(&calls[0]);
+  pool_move(&w, &calls[1]); /* not to a connection that nothing came from for 30 s */
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  pool_turns(&w, 3);
+  CHECK_INT(w.asked_count, 2);
+  w.clock += 2000;
+  pool_doubt_end(&w, 2, 1, &calls[1]);
+
+  pool_doubt_begin(&w, 0);
+  pool_download(&w, &calls[0], 0, false);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  w.clock += 20000;
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  w.clock += 9999;
+  pool_move(&w, &calls[1]);
+  pool_turns(&w, 5);
+  CHECK(w.asked_count == 2 && calls[0].done == E2B_PENDING);
+  pool_pong(&w);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  e2b_op_cancel(w.client, calls[0].op);
+  pool_doubt_end(&w, 2, 0, &calls[1]);
 }
 
 /* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
@@ -32360,7 +32512,8 @@ static const test tests[] = {
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
   UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened), UNIT(pool_unsent), UNIT(pool_calm),
-  UNIT(pool_budget), UNIT(pool_budget_idle), UNIT(pool_budget_bulk), UNIT(pool_uncollected),
+  UNIT(pool_budget), UNIT(pool_budget_idle), UNIT(pool_budget_bulk), UNIT(pool_uncollected), UNIT(pool_away),
+  UNIT(pool_doubt), UNIT(pool_doubt_busy),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
