@@ -8532,6 +8532,7 @@ struct e2b__req {
   bool body_ended, source_waits;
   bool idempotent;             /* may be sent again when a reused connection turns out to be dead */
   bool fresh;                  /* is being sent again: by a connection numbered above fresh_since (0: no idle HTTP/1.1 one) */
+  bool crowded;                /* was refused once for being one too many */
   bool h1_only;                /* the server demanded it (HTTP_1_1_REQUIRED) */
   e2b__conn *opening;          /* queued: waits for that one, opened for another request, as it may turn out to be HTTP/2 */
   bool sent;                   /* a byte of it was given to the network */
@@ -8617,6 +8618,7 @@ static e2b_err e2b__req_submit(e2b__req *req) {
   e2b_err failed = req->path.err ? req->path.err : req->body.err ? req->body.err : req->headers.text.err;
   if (failed || !req->host) return failed ? failed : E2B_ERR_NO_MEMORY;
   e2b__req_clear_answer(req);
+  req->crowded = false;
   req->last_progress = req->client->now;
   e2b__req_set_state(req, E2B__REQ_QUEUED);
   e2b__req_link(req, false);
@@ -8787,9 +8789,14 @@ static e2b_err e2b__req_head(e2b__req *req, int status, const e2b__headers *head
   return req->events->on_head ? req->events->on_head(req) : E2B_OK;
 }
 
-/* Whether it may go out once more: what was taken from its source is not lost. */
+/* Whether all of it can be sent again: nothing that was taken from its source is lost. */
+static bool e2b__req_is_whole(const e2b__req *req) {
+  return req->idempotent || !req->events->on_source || req->body_done <= req->body.len;
+}
+
+/* Whether it may go out once more. */
 static bool e2b__req_repeatable(const e2b__req *req) {
-  return !req->fresh && (req->idempotent || !req->events->on_source || req->body_done <= req->body.len);
+  return !req->fresh && e2b__req_is_whole(req);
 }
 
 /* 421: the server does not answer for this host on this connection and did nothing, whatever the method: once more, on another
@@ -9276,11 +9283,27 @@ static void e2b__conn_h2_error(const e2b__conn *conn, const e2b__h2_end *end, e2
   }
 }
 
+/* A burst on a new connection can be more than the server takes at a time, which it had not said yet: what it refused for that
+ * goes out again when there is a place, and has its retry still. */
+static bool e2b__req_crowded_out(e2b__req *req, const e2b__h2 *h2, const e2b__h2_end *end) {
+  bool fresh = req->fresh;
+  uint32_t since = req->fresh_since;
+  if (!end->unprocessed || end->code != E2B__H2_REFUSED_STREAM || h2->stream_count < h2->max_streams) return false;
+  if (req->crowded || !e2b__req_is_whole(req)) return false;
+  req->crowded = true;
+  req->stream = NULL;
+  e2b__req_requeue(req);
+  req->fresh = fresh;
+  req->fresh_since = since;
+  return true;
+}
+
 static void e2b__conn_h2_on_end(e2b__h2_stream *stream, const e2b__h2_end *end) {
   e2b__req *req = (e2b__req *)stream->owner;
   e2b__conn *conn = req->conn;
   e2b_error err;
   bool again = end->unprocessed;
+  if (e2b__req_crowded_out(req, conn->h2, end)) return;
   req->sent = e2b__req_was_sent(req) && !end->unprocessed;
   if (end->unprocessed && end->code == E2B__H2_HTTP_1_1_REQUIRED) {
     req->h1_only = conn->tls && conn->client->config.http_version != 2;
@@ -9333,12 +9356,17 @@ static void e2b__conn_h2_attach(e2b__conn *conn, e2b__req *req) {
 
 static bool e2b__conn_h2_begin(e2b__conn *conn) {
   const e2b_client_config *config = &conn->client->config;
+  const e2b__conn *other;
   conn->h2 = (e2b__h2 *)e2b__mem_alloc(&conn->client->mem, sizeof *conn->h2);
   if (!conn->h2) return false;
   conn->client->h2_count++;
   conn->open_deadline = conn->client->now + E2B__H2_SETTLE_MS;
   e2b__h2_init(conn->h2, &conn->client->mem, config->stream_buffer_size, config->max_stream_window, config->max_header_bytes,
                &e2b__conn_h2_events);
+  for (other = conn->client->conns; other; other = other->next) { /* it will take as many streams as it does elsewhere */
+    if (!other->h2 || !other->h2->settled || other->port != conn->port || other->tls != conn->tls || strcmp(other->host, conn->host) != 0) continue;
+    conn->h2->max_streams = E2B__MIN(conn->h2->max_streams, E2B__MAX(other->h2->max_streams, 1u));
+  }
   return true;
 }
 

@@ -14658,6 +14658,51 @@ static void test_pool_doubt_busy(void) {
   pool_doubt_end(&w, 2, 0, &calls[1]);
 }
 
+/* A burst on a new connection, before the server said how many streams it takes: what it refuses for that is sent again when there is
+ * a place, there or on other connections, and each gets its answer. */
+static void test_pool_burst(void) {
+  enum { COUNT = 9, PLACES = 2 };
+  static pool_world w;
+  pool_call calls[COUNT];
+  int round, i, at, greeted, open[12];
+  for (round = 0; round < 2; round++) {
+    memset(open, 0, sizeof open);
+    pool_new(&w);
+    w.settings = NULL; /* that comes late */
+    if (round) w.config.max_connections_per_host = 1;
+    pool_begin(&w);
+    for (i = 0; i < COUNT; i++) {
+      if (i % 2) pool_move(&w, &calls[i]); else pool_read(&w, &calls[i], 0);
+    }
+    for (i = at = greeted = 0; i < 200; i++) {
+      int k;
+      pool_turns(&w, 3);
+      if (greeted < w.side_count && w.sides[greeted].greeted) pool_settings(&w, greeted++, "000300000002");
+      for (; at < w.asked_count && w.asked[at].ended; at++) {
+        pool_asked *a = &w.asked[at];
+        if (open[a->side]++ < PLACES) continue;
+        pool_word(&w, a->side, E2B__H2_RST_STREAM, a->id, POOL_REFUSED);
+        a->reset = POOL_REFUSED;
+        open[a->side]--;
+      }
+      for (k = 0; i % 10 == 9 && k < at; k++) { /* one is answered */
+        pool_asked *a = &w.asked[k];
+        if (a->reset >= 0) continue;
+        pool_answer(&w, k, POOL_OK, strstr(a->fields, ":method=GET") ? "x" : "");
+        a->reset = 0;
+        open[a->side]--;
+        break;
+      }
+    }
+    for (i = 0; i < COUNT; i++) {
+      if (!CHECK_INT(calls[i].done, E2B_OK)) printf("  %s\n", calls[i].err.message);
+      pool_call_free(&calls[i]);
+    }
+    CHECK(pool_made(&w) <= (round ? 1u : (COUNT + PLACES - 1u) / PLACES));
+    pool_end(&w);
+  }
+}
+
 /* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
 static void test_pool_deadlines(void) {
   static pool_world w;
@@ -32513,7 +32558,7 @@ static const test tests[] = {
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
   UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened), UNIT(pool_unsent), UNIT(pool_calm),
   UNIT(pool_budget), UNIT(pool_budget_idle), UNIT(pool_budget_bulk), UNIT(pool_uncollected), UNIT(pool_away),
-  UNIT(pool_doubt), UNIT(pool_doubt_busy),
+  UNIT(pool_doubt), UNIT(pool_doubt_busy), UNIT(pool_burst),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
