@@ -372,7 +372,8 @@ typedef struct e2b_transport {
   int (*rx_fn)(void *user, void *conn, void *buf, size_t cap);         /* > 0 bytes, E2B_IO_AGAIN, E2B_IO_EOF, < 0      */
   int (*tx_fn)(void *user, void *conn, const void *buf, size_t len);   /* > 0 bytes, E2B_IO_AGAIN, < 0                  */
   void (*shut_fn)(void *user, void *conn);                             /* close and free; called once for each open     */
-  intptr_t (*fd_fn)(void *user, void *conn);                           /* optional; < 0 = cannot be polled              */
+  intptr_t (*fd_fn)(void *user, void *conn);                           /* optional; < 0 = cannot be polled: is looked at
+                                                                          when wait_fn returns, or every 10 ms          */
   void (*wait_fn)(void *user, int timeout_ms);                         /* optional: sleep until something may be ready  */
   const char *(*alpn_fn)(void *user, void *conn);                      /* optional, with HAS_TLS: the protocol, or NULL */
   void *user;
@@ -8383,6 +8384,17 @@ static size_t e2b__link_fds(const e2b__link *l, e2b_pollfd *out, size_t cap, boo
   return count;
 }
 
+/* It may have something to say that no descriptor would tell of. */
+static bool e2b__link_blind(const e2b__link *l) {
+  const e2b_transport *tp = l->net->transport;
+  size_t i;
+  if (!tp->fd_fn) return true;
+  if (l->state == E2B__LINK_TUNNEL || l->state == E2B__LINK_TLS || l->state == E2B__LINK_READY) return tp->fd_fn(tp->user, l->conn) < 0;
+  for (i = 0; l->state == E2B__LINK_CONNECTING && i < l->opening->live; i++)
+    if (tp->fd_fn(tp->user, l->opening->attempts[i].conn) < 0) return true;
+  return false;
+}
+
 /* When to step it even if no descriptor is ready: 0 = now, E2B__NEVER. */
 static uint64_t e2b__link_deadline(const e2b__link *l) {
   const e2b__opening *o = l->opening;
@@ -8433,6 +8445,7 @@ struct e2b_client {
   bool in_turn;             /* user callbacks run only then: blocking calls are refused */
   bool closing;             /* in e2b_client_free: nothing new is started */
   bool work;                /* something can be done without waiting for the network */
+  bool blind;               /* a connection that is awaited has no descriptor */
   uint64_t budget_end_us;   /* no further piece of work starts after it; 0 = no budget */
 
   e2b__conn *conns;
@@ -8833,6 +8846,12 @@ static e2b_err e2b__conn_on_body(void *owner, const uint8_t *data, size_t len) {
 
 static const e2b__h1_events e2b__conn_h1_events = { e2b__conn_on_head, e2b__conn_on_body };
 
+/* There is more to do than the budget of this turn allows. */
+static void e2b__conn_later(e2b__conn *conn) {
+  conn->kick = true;
+  conn->client->work = true;
+}
+
 static void e2b__conn_set_idle(e2b__conn *conn, bool idle) {
   if (conn->idle == idle) return;
   conn->idle = idle;
@@ -9124,6 +9143,7 @@ static void e2b__conn_send(e2b__conn *conn) {
       if (req->body_ended || req->source_waits) return;
       if (rounds && e2b__budget_spent(conn->client)) {
         conn->want_write = true;
+        e2b__conn_later(conn);
         return;
       }
       n = e2b__conn_fill(conn);
@@ -9427,6 +9447,7 @@ static void e2b__conn_h2_send(e2b__conn *conn) {
       conn->out.len = conn->out_done = 0;
       if (rounds && e2b__budget_spent(conn->client)) {
         conn->want_write = true;
+        e2b__conn_later(conn);
         return;
       }
       if (!e2b__conn_h2_fill(conn)) break;
@@ -9504,7 +9525,10 @@ static void e2b__conn_h2_step(e2b__conn *conn) {
   conn->ping_sent = true;
   e2b__conn_h2_send(conn);
   for (rounds = 0; rounds < 64 && client->stats.bytes_rx < fair && conn->state == E2B__CONN_OPEN; rounds++) {
-    if (rounds && e2b__budget_spent(client)) break;
+    if (rounds && e2b__budget_spent(client)) {
+      e2b__conn_later(conn);
+      break;
+    }
     if (!e2b__conn_h2_receive(conn)) break;
   }
   if (conn->state != E2B__CONN_OPEN) return;
@@ -9609,7 +9633,10 @@ static void e2b__conn_step(e2b__conn *conn) {
   if (conn->state == E2B__CONN_OPEN) e2b__conn_send(conn);
   fair = client->stats.bytes_rx + e2b__conn_fair_share(client);
   for (rounds = 0; rounds < 64 && client->stats.bytes_rx < fair && conn->state == E2B__CONN_OPEN; rounds++) {
-    if (rounds && e2b__budget_spent(client)) return;
+    if (rounds && e2b__budget_spent(client)) {
+      e2b__conn_later(conn);
+      return;
+    }
     if (!e2b__conn_receive_once(conn)) return;
   }
 }
@@ -10211,8 +10238,13 @@ static size_t e2b__polls_fill(e2b_client *client) {
   client->polls[count].fd = e2b__waker_fd(client->net.waker);
   client->polls[count].events = E2B_FD_READ;
   client->polls[count++].revents = 0;
-  for (conn = client->conns; conn; conn = conn->next)
-    count += e2b__conn_fds(conn, client->polls + count, client->poll_cap - count);
+  client->blind = false;
+  for (conn = client->conns; conn; conn = conn->next) {
+    size_t n = e2b__conn_fds(conn, client->polls + count, client->poll_cap - count);
+    count += n;
+    if (!n && conn->state != E2B__CONN_CLOSED && !conn->idle && !(conn->req && e2b__req_held(conn->req)) && e2b__link_blind(&conn->link))
+      client->blind = true;
+  }
   return count;
 }
 
@@ -10242,6 +10274,11 @@ static void e2b__conns_kick_opening(e2b_client *client) {
     if (conn->state == E2B__CONN_OPENING) conn->kick = true;
 }
 
+/* How long to sleep at most: no descriptor tells of all that is awaited. */
+static int e2b__blind_wait(const e2b_client *client, int timeout_ms) {
+  return client->blind && (timeout_ms < 0 || timeout_ms > 10) ? 10 : timeout_ms;
+}
+
 /* Waits for I/O and marks what is ready. */
 static void e2b__io_wait(e2b_client *client, int timeout_ms) {
   const e2b_transport *transport = client->net.transport;
@@ -10253,8 +10290,12 @@ static void e2b__io_wait(e2b_client *client, int timeout_ms) {
     return;
   }
   count = e2b__polls_fill(client);
+  if (client->blind) {
+    if (transport->wait_fn && timeout_ms != 0) transport->wait_fn(transport->user, timeout_ms);
+    timeout_ms = transport->wait_fn ? 0 : e2b__blind_wait(client, timeout_ms);
+  }
   ready = count ? e2b__net_poll(&client->net, client->polls, count, timeout_ms) : -1;
-  if (ready > 0) e2b__conns_mark(client, client->polls, count);
+  if (ready > 0 || (count && client->blind)) e2b__conns_mark(client, client->polls, count);
   if (ready < 0) { /* no memory: look at all of them */
     e2b__conn *conn;
     for (conn = client->conns; conn; conn = conn->next) conn->ready = conn->state != E2B__CONN_CLOSED;
@@ -10419,7 +10460,7 @@ E2B_API size_t e2b_client_fds(e2b_client *client, e2b_pollfd *out, size_t cap) {
 E2B_API int e2b_client_next_timeout(e2b_client *client) {
   if (!client) return -1;
   client->now = e2b__now_ms(client);
-  return e2b__wait_ms(client, -1);
+  return e2b__blind_wait(client, e2b__wait_ms(client, -1));
 }
 
 E2B_API e2b_err e2b_client_drain(e2b_client *client, int timeout_ms) {

@@ -14703,6 +14703,112 @@ static void test_pool_burst(void) {
   }
 }
 
+/* Pump says so when it left something unread. */
+static void test_pool_budget_says(void) {
+  static pool_world w;
+  static char bytes[16000];
+  pool_call call;
+  size_t before;
+  int i;
+  pool_new(&w);
+  w.config.now_ms_fn = pool_tick;
+  w.config.io_buffer_size = 1024;
+  w.config.request_timeout_ms = w.config.idle_ms = w.config.connect_timeout_ms = 10000000;
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &call, 0, false);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_head(&w, 0, 0, w.asked[1].id, ":status=200\n");
+  pool_write(&w, 0, E2B__H2_DATA, E2B__H2_END_STREAM, w.asked[1].id, bytes, sizeof bytes);
+  sleep_ms(20);
+  for (i = 0; i < 100 && call.done == E2B_PENDING; i++) {
+    before = call.taken;
+    CHECK(e2b_client_pump(w.client, 1) || call.taken == sizeof bytes);
+    CHECK(call.taken <= before + 1024);
+  }
+  CHECK(call.done == E2B_OK && call.taken == sizeof bytes);
+  pool_end(&w);
+}
+
+typedef struct pool_blind { /* a transport whose connections cannot be polled, though it has an fd_fn */
+  size_t sent;
+  unsigned rx, waits;
+  bool asked;
+} pool_blind;
+
+static int pool_blind_open(void *user, const e2b_endpoint *to, void **conn) {
+  E2B__UNUSED(to);
+  *conn = user;
+  return 0;
+}
+
+static int pool_blind_rx(void *user, void *conn, void *buf, size_t cap) {
+  static const char answer[] = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ntext";
+  pool_blind *b = (pool_blind *)user;
+  size_t n = E2B__MIN(cap, sizeof answer - 1 - b->sent);
+  E2B__UNUSED(conn);
+  if (++b->rx < 10 || !b->asked || !n) return E2B_IO_AGAIN; /* takes its time */
+  memcpy(buf, answer + b->sent, n);
+  b->sent += n;
+  return (int)n;
+}
+
+static int pool_blind_tx(void *user, void *conn, const void *buf, size_t len) {
+  E2B__UNUSED(conn);
+  E2B__UNUSED(buf);
+  ((pool_blind *)user)->asked = true;
+  return (int)len;
+}
+
+static void pool_blind_wait(void *user, int timeout_ms) {
+  E2B__UNUSED(timeout_ms);
+  ((pool_blind *)user)->waits++;
+}
+
+static intptr_t pool_no_fd(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  return -1;
+}
+
+/* A connection of a custom transport that has no descriptor is looked at all the same, and waited for by wait_fn, if there is one. */
+static void test_pool_no_fd(void) {
+  static pool_world w;
+  e2b_transport transport;
+  e2b_files_opts opts;
+  pool_blind blind;
+  e2b_buf out;
+  int round;
+  for (round = 0; round < 2; round++) {
+    pool_new(&w);
+    pool_begin(&w);
+    e2b_client_free(w.client);
+    memset(&blind, 0, sizeof blind);
+    memset(&transport, 0, sizeof transport);
+    transport.open_fn = pool_blind_open;
+    transport.ready_fn = pool_ready;
+    transport.rx_fn = pool_blind_rx;
+    transport.tx_fn = pool_blind_tx;
+    transport.shut_fn = pool_shut;
+    transport.fd_fn = pool_no_fd;
+    if (round) transport.wait_fn = pool_blind_wait;
+    transport.user = &blind;
+    transport.flags = E2B_TRANSPORT_HAS_DNS;
+    w.config.transport = &transport;
+    w.config.http_version = 1;
+    w.config.api_url = w.config.sandbox_url = "http://host.test";
+    w.client = e2b_client_create(&w.config, &w.err);
+    w.sandbox = pool_sandbox(&w, "sbx1");
+    memset(&out, 0, sizeof out);
+    memset(&opts, 0, sizeof opts);
+    opts.call.timeout_ms = 2000;
+    CHECK_INT(e2b_files_read(w.sandbox, "/x", &opts, &out, &w.err), E2B_OK);
+    CHECK(out.len == 4 && (blind.waits > 5) == (round != 0));
+    e2b_mem_free(&out.mem);
+    pool_end(&w);
+  }
+}
+
 /* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
 static void test_pool_deadlines(void) {
   static pool_world w;
@@ -32558,7 +32664,7 @@ static const test tests[] = {
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
   UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened), UNIT(pool_unsent), UNIT(pool_calm),
   UNIT(pool_budget), UNIT(pool_budget_idle), UNIT(pool_budget_bulk), UNIT(pool_uncollected), UNIT(pool_away),
-  UNIT(pool_doubt), UNIT(pool_doubt_busy), UNIT(pool_burst),
+  UNIT(pool_doubt), UNIT(pool_doubt_busy), UNIT(pool_burst), UNIT(pool_budget_says), UNIT(pool_no_fd),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
