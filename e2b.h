@@ -4729,7 +4729,7 @@ static void e2b__hpack_encode(e2b__hpack_encoder *encoder, e2b__buf *out, e2b_st
 #define E2B__H2_MAX_SETTINGS 32       /* in one frame */
 #define E2B__H2_MAX_IDLE_FRAMES 1000  /* within 10 s, without data in between: SETTINGS, PING, PRIORITY, unknown ... */
 #define E2B__H2_MAX_EMPTY 100         /* empty DATA and HEADERS in a row */
-#define E2B__H2_MAX_RESETS 10         /* streams the peer spoiled */
+#define E2B__H2_MAX_RESETS 10         /* streams the peer spoiled, within 10 s */
 #define E2B__H2_MAX_ACKS 64           /* answers the peer asked for and does not read */
 #define E2B__H2_RESET_MEMORY 128      /* ids of streams we reset, for which late frames are no fault */
 #define E2B__H2_SAMPLE_MS 10          /* least time between two measurements of the path */
@@ -4837,7 +4837,7 @@ struct e2b__h2 {
   int64_t length;
   /* against floods */
   uint32_t idle_frames, empty_frames, spoiled, acks;
-  uint64_t idle_since;
+  uint64_t idle_since, spoiled_since;
   uint32_t reset_ids[E2B__H2_RESET_MEMORY], reset_count;
   /* how much the path carries in one round trip */
   uint64_t now, sample_at;
@@ -5130,6 +5130,10 @@ static void e2b__h2_end_stream(e2b__h2_stream *stream, e2b_err err, const char *
 /* Resets a stream and tells its owner. */
 static e2b_err e2b__h2_spoil(e2b__h2_stream *stream, e2b_err err, uint32_t code, const char *detail) {
   e2b__h2 *h2 = stream->h2;
+  if (h2->now >= h2->spoiled_since + 10000u) {
+    h2->spoiled_since = h2->now;
+    h2->spoiled = 0;
+  }
   if (code == E2B__H2_PROTOCOL_ERROR && ++h2->spoiled > E2B__H2_MAX_RESETS) return e2b__h2_calm(h2, "the server spoils stream after stream");
   e2b__h2_put_word(&h2->out, E2B__H2_RST_STREAM, stream->id, code);
   e2b__h2_remember_reset(h2, stream->id);
@@ -5427,9 +5431,11 @@ static e2b_err e2b__h2_on_goaway(e2b__h2 *h2) {
     next = stream->next;
     if (stream->id <= last) continue;
     if (stream->answered) /* whatever the server says now: it did look at it */
-      e2b__h2_end_stream(stream, E2B_ERR_TRUNCATED, "the server closed the connection (GOAWAY) within its answer", h2->goaway_code, false);
+      e2b__h2_end_stream(stream, E2B_ERR_TRUNCATED, "the server closed the connection (GOAWAY) within its answer",
+                         h2->goaway_code, false);
     else
-      e2b__h2_end_stream(stream, E2B_ERR_CLOSED, "the server closed the connection (GOAWAY) and did not look at the request", h2->goaway_code, true);
+      e2b__h2_end_stream(stream, E2B_ERR_CLOSED, "the server closed the connection (GOAWAY) and did not look at the request",
+                         h2->goaway_code, true);
     next = h2->streams; /* on_end may have ended others */
   }
   return h2->err;
@@ -8389,7 +8395,8 @@ static bool e2b__link_blind(const e2b__link *l) {
   const e2b_transport *tp = l->net->transport;
   size_t i;
   if (!tp->fd_fn) return true;
-  if (l->state == E2B__LINK_TUNNEL || l->state == E2B__LINK_TLS || l->state == E2B__LINK_READY) return tp->fd_fn(tp->user, l->conn) < 0;
+  if (l->state == E2B__LINK_TUNNEL || l->state == E2B__LINK_TLS || l->state == E2B__LINK_READY)
+    return tp->fd_fn(tp->user, l->conn) < 0;
   for (i = 0; l->state == E2B__LINK_CONNECTING && i < l->opening->live; i++)
     if (tp->fd_fn(tp->user, l->opening->attempts[i].conn) < 0) return true;
   return false;
@@ -8759,6 +8766,7 @@ struct e2b__conn {
   bool reused;            /* carried a request before this one */
   bool kick;              /* step it in the next turn whether its socket is ready or not */
   bool ready;             /* its socket is */
+  bool unreached;         /* the budget of the turn was spent before it was stepped */
   bool want_write;
   bool awaited;           /* while it opens, by queued requests */
   e2b__link link;
@@ -9384,7 +9392,8 @@ static bool e2b__conn_h2_begin(e2b__conn *conn) {
   e2b__h2_init(conn->h2, &conn->client->mem, config->stream_buffer_size, config->max_stream_window, config->max_header_bytes,
                &e2b__conn_h2_events);
   for (other = conn->client->conns; other; other = other->next) { /* it will take as many streams as it does elsewhere */
-    if (!other->h2 || !other->h2->settled || other->port != conn->port || other->tls != conn->tls || strcmp(other->host, conn->host) != 0) continue;
+    if (!other->h2 || !other->h2->settled) continue;
+    if (other->port != conn->port || other->tls != conn->tls || strcmp(other->host, conn->host) != 0) continue;
     conn->h2->max_streams = E2B__MIN(conn->h2->max_streams, E2B__MAX(other->h2->max_streams, 1u));
   }
   return true;
@@ -9613,7 +9622,7 @@ static void e2b__conn_step(e2b__conn *conn) {
   e2b_err code;
   uint64_t fair;
   int rounds;
-  conn->kick = conn->ready = false;
+  conn->kick = conn->ready = conn->unreached = false;
   if (conn->state == E2B__CONN_OPENING) {
     memset(&err, 0, sizeof err);
     code = e2b__link_step(&conn->link, client->now, &err);
@@ -10138,7 +10147,7 @@ static void e2b__timers_fire(e2b_client *client) {
     void (*fire)(e2b__req *) = NULL;
     if (now >= req->deadline) fire = e2b__req_timeout;
     else if (now >= e2b__req_open_deadline(req)) fire = e2b__connect_timeout;
-    else if (now >= e2b__req_idle_deadline(req) && !req->conn->kick) fire = e2b__idle_timeout; /* what came was read */
+    else if (now >= e2b__req_idle_deadline(req) && !req->conn->unreached) fire = e2b__idle_timeout;
     if (fire) fire(req);
     req = fire ? client->reqs : req->next;
   }
@@ -10242,8 +10251,8 @@ static size_t e2b__polls_fill(e2b_client *client) {
   for (conn = client->conns; conn; conn = conn->next) {
     size_t n = e2b__conn_fds(conn, client->polls + count, client->poll_cap - count);
     count += n;
-    if (!n && conn->state != E2B__CONN_CLOSED && !conn->idle && !(conn->req && e2b__req_held(conn->req)) && e2b__link_blind(&conn->link))
-      client->blind = true;
+    if (n || conn->state == E2B__CONN_CLOSED || conn->idle || (conn->req && e2b__req_held(conn->req))) continue;
+    if (e2b__link_blind(&conn->link)) client->blind = true;
   }
   return count;
 }
@@ -10311,8 +10320,8 @@ static void e2b__conns_step(e2b_client *client) {
     if (conn->state == E2B__CONN_CLOSED) continue;
     if (!conn->ready && !conn->kick && !(conn->state == E2B__CONN_OPEN && !conn->idle && e2b__link_buffered(&conn->link))) continue;
     if (stepped && e2b__budget_spent(client)) {
-      conn->kick = true;
-      client->work = true;
+      e2b__conn_later(conn);
+      conn->unreached = true;
       if (!unreached) unreached = at;
     } else {
       e2b__conn_step(conn);

@@ -14809,6 +14809,33 @@ static void test_pool_no_fd(void) {
   }
 }
 
+/* Answers that are not valid now and then, as one sandbox of many can give them, do not cost the others their connection. */
+static void test_pool_spoiled(void) {
+  static pool_world w;
+  pool_call call, other;
+  int i;
+  pool_new(&w);
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 10000000;
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &other, 0, false);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  for (i = 0; i < 15; i++) {
+    pool_read(&w, &call, 0);
+    POOL_UNTIL(&w, w.asked_count == i + 3);
+    pool_head(&w, 0, E2B__H2_END_STREAM, w.asked[i + 2].id, ":status=200\ncontent-length=5\n");
+    POOL_UNTIL(&w, call.done != E2B_PENDING);
+    CHECK_INT(call.done, E2B_ERR_TRUNCATED);
+    pool_call_free(&call);
+    w.clock += 5000;
+  }
+  CHECK_INT(other.done, E2B_PENDING);
+  CHECK_INT(pool_made(&w), 1);
+  e2b_op_cancel(w.client, other.op);
+  pool_end(&w);
+}
+
 /* Deadlines and idle limits belong to the stream: its neighbours do not notice. */
 static void test_pool_deadlines(void) {
   static pool_world w;
@@ -32664,7 +32691,7 @@ static const test tests[] = {
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
   UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened), UNIT(pool_unsent), UNIT(pool_calm),
   UNIT(pool_budget), UNIT(pool_budget_idle), UNIT(pool_budget_bulk), UNIT(pool_uncollected), UNIT(pool_away),
-  UNIT(pool_doubt), UNIT(pool_doubt_busy), UNIT(pool_burst), UNIT(pool_budget_says), UNIT(pool_no_fd),
+  UNIT(pool_doubt), UNIT(pool_doubt_busy), UNIT(pool_burst), UNIT(pool_budget_says), UNIT(pool_no_fd), UNIT(pool_spoiled),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
