@@ -512,7 +512,9 @@ typedef struct e2b_client_config {
   uint32_t max_connections;          /* 1024; more requests wait in a queue, with their deadlines                       */
   uint32_t max_connections_per_host; /* = max_connections: with HTTP/1.1 every open stream holds one                    */
   uint32_t max_idle_connections;     /* 64, kept for reuse                                                              */
-  uint32_t idle_connection_ms;       /* 60000, then closed                                                              */
+  uint32_t idle_connection_ms;       /* 60000, then closed. One of HTTP/2 that was silent for 30 s is asked by a PING
+                                        before it is used again: a request that must not be done twice waits for the
+                                        answer, one that may be goes out with it; without one in 2 s both go elsewhere  */
   uint32_t io_buffer_size;           /* 16384: largest read or write, and what an active connection buffers             */
   uint32_t max_header_bytes;         /* 65536 of one response                                                           */
   uint32_t max_message_bytes;        /* 16 MiB: one answer of JSON or protobuf, one message of a stream                 */
@@ -559,7 +561,8 @@ E2B_API size_t e2b_client_code_interpreter_url(const e2b_client *client, const c
 E2B_API int e2b_client_poll(e2b_client *client, int timeout_ms);
 
 /* For frame loops: never waits, and starts no further piece of work once budget_us have passed (one piece is at most one
- * buffer of data or one step of a TLS handshake). Returns true when work was left for the next call. */
+ * buffer of data or one step of a TLS handshake); but each call does at least one, and connections take turns, so that
+ * nobody is left out by a small budget. Returns true when work was left for the next call. */
 E2B_API bool e2b_client_pump(e2b_client *client, uint32_t budget_us);
 
 /* Polls until no operation is under way. E2B_ERR_TIMEOUT when some still are after timeout_ms (-1 = no limit). */
@@ -4736,7 +4739,7 @@ static void e2b__hpack_encode(e2b__hpack_encoder *encoder, e2b__buf *out, e2b_st
 #define E2B__H2_MAX_SETTINGS 32       /* in one frame */
 #define E2B__H2_MAX_IDLE_FRAMES 1000  /* within 10 s, without data in between: SETTINGS, PING, PRIORITY, unknown ... */
 #define E2B__H2_MAX_EMPTY 100         /* empty DATA and HEADERS in a row */
-#define E2B__H2_MAX_RESETS 10         /* streams the peer spoiled */
+#define E2B__H2_MAX_RESETS 10         /* streams the peer spoiled, within 10 s */
 #define E2B__H2_MAX_ACKS 64           /* answers the peer asked for and does not read */
 #define E2B__H2_RESET_MEMORY 128      /* ids of streams we reset, for which late frames are no fault */
 #define E2B__H2_SAMPLE_MS 10          /* least time between two measurements of the path */
@@ -4844,7 +4847,7 @@ struct e2b__h2 {
   int64_t length;
   /* against floods */
   uint32_t idle_frames, empty_frames, spoiled, acks;
-  uint64_t idle_since;
+  uint64_t idle_since, spoiled_since;
   uint32_t reset_ids[E2B__H2_RESET_MEMORY], reset_count;
   /* how much the path carries in one round trip */
   uint64_t now, sample_at;
@@ -5137,6 +5140,10 @@ static void e2b__h2_end_stream(e2b__h2_stream *stream, e2b_err err, const char *
 /* Resets a stream and tells its owner. */
 static e2b_err e2b__h2_spoil(e2b__h2_stream *stream, e2b_err err, uint32_t code, const char *detail) {
   e2b__h2 *h2 = stream->h2;
+  if (h2->now >= h2->spoiled_since + 10000u) {
+    h2->spoiled_since = h2->now;
+    h2->spoiled = 0;
+  }
   if (code == E2B__H2_PROTOCOL_ERROR && ++h2->spoiled > E2B__H2_MAX_RESETS) return e2b__h2_calm(h2, "the server spoils stream after stream");
   e2b__h2_put_word(&h2->out, E2B__H2_RST_STREAM, stream->id, code);
   e2b__h2_remember_reset(h2, stream->id);
@@ -5433,7 +5440,12 @@ static e2b_err e2b__h2_on_goaway(e2b__h2 *h2) {
   for (stream = h2->streams; stream; stream = next) {
     next = stream->next;
     if (stream->id <= last) continue;
-    e2b__h2_end_stream(stream, E2B_ERR_CLOSED, "the server closed the connection (GOAWAY) and did not look at the request", h2->goaway_code, true);
+    if (stream->answered) /* whatever the server says now: it did look at it */
+      e2b__h2_end_stream(stream, E2B_ERR_TRUNCATED, "the server closed the connection (GOAWAY) within its answer",
+                         h2->goaway_code, false);
+    else
+      e2b__h2_end_stream(stream, E2B_ERR_CLOSED, "the server closed the connection (GOAWAY) and did not look at the request",
+                         h2->goaway_code, true);
     next = h2->streams; /* on_end may have ended others */
   }
   return h2->err;
@@ -5444,7 +5456,7 @@ static e2b_err e2b__h2_on_reset(e2b__h2 *h2) {
   uint32_t code = e2b__h2_get_u32(h2->payload.data);
   if (!e2b__h2_known(h2, h2->id)) return e2b__h2_protocol(h2, E2B__H2_PROTOCOL_ERROR, "a reset of a stream that was never opened");
   if (!stream) return E2B_OK;
-  if (code == E2B__H2_REFUSED_STREAM || code == E2B__H2_HTTP_1_1_REQUIRED)
+  if (!stream->answered && (code == E2B__H2_REFUSED_STREAM || code == E2B__H2_HTTP_1_1_REQUIRED))
     e2b__h2_end_stream(stream, E2B_ERR_UNAVAILABLE, "the server refused the request", code, true);
   else
     e2b__h2_end_stream(stream, stream->answered ? E2B_ERR_TRUNCATED : E2B_ERR_CLOSED, "the server reset the stream", code, false);
@@ -8505,6 +8517,7 @@ struct e2b_client {
 
   e2b__op_slot *slots;
   uint32_t slot_count, op_count;
+  uint32_t step_from;        /* whose turn it is among the operations made of others, when the budget is small */
   e2b__op *done, *done_tail; /* finished, not delivered */
   uint32_t delivered;        /* completions of this turn */
   e2b_sandbox *sandboxes;
@@ -8593,6 +8606,7 @@ struct e2b__req {
   bool body_ended, source_waits;
   bool idempotent;             /* may be sent again when a reused connection turns out to be dead */
   bool fresh;                  /* is being sent again: by a connection numbered above fresh_since (0: no idle HTTP/1.1 one) */
+  bool crowded;                /* was refused once for being one too many */
   bool h1_only;                /* the server demanded it (HTTP_1_1_REQUIRED) */
   e2b__conn *opening;          /* queued: waits for that one, opened for another request, as it may turn out to be HTTP/2 */
   bool sent;                   /* a byte of it was given to the network */
@@ -8678,6 +8692,7 @@ static e2b_err e2b__req_submit(e2b__req *req) {
   e2b_err failed = req->path.err ? req->path.err : req->body.err ? req->body.err : req->headers.text.err;
   if (failed || !req->host) return failed ? failed : E2B_ERR_NO_MEMORY;
   e2b__req_clear_answer(req);
+  req->crowded = false;
   req->last_progress = req->client->now;
   e2b__req_set_state(req, E2B__REQ_QUEUED);
   e2b__req_link(req, false);
@@ -8812,6 +8827,7 @@ struct e2b__conn {
   bool reused;            /* carried a request before this one */
   bool kick;              /* step it in the next turn whether its socket is ready or not */
   bool ready;             /* its socket is */
+  bool unreached;         /* the budget of the turn was spent before it was stepped */
   bool want_write;
   bool awaited;           /* while it opens, by queued requests */
   e2b__link link;
@@ -8819,7 +8835,11 @@ struct e2b__conn {
   e2b__req *req;          /* it is opened for; HTTP/1.1: it carries */
   struct e2b__h2 *h2;     /* NULL = HTTP/1.1 */
   uint32_t number;        /* counted by stats.connections_made */
-  uint64_t last_rx;
+  uint64_t last_rx;       /* a byte was read */
+  uint64_t busy_since;    /* HTTP/2: it got its first stream after having had none */
+  bool ping_sent;         /* HTTP/2: at ping_at, the PING that must be answered, or followed by any byte, within ping_wait; */
+  uint32_t ping_wait;     /* 0 = there is none */
+  uint64_t ping_at;
   uint64_t tx_written;    /* bytes given to the network */
   e2b__buf out;           /* what goes to the link next; refilled only when empty */
   size_t out_done;
@@ -8851,9 +8871,14 @@ static e2b_err e2b__req_head(e2b__req *req, int status, const e2b__headers *head
   return req->events->on_head ? req->events->on_head(req) : E2B_OK;
 }
 
-/* Whether it may go out once more: what was taken from its source is not lost. */
+/* Whether all of it can be sent again: nothing that was taken from its source is lost. */
+static bool e2b__req_is_whole(const e2b__req *req) {
+  return req->idempotent || !req->events->on_source || req->body_done <= req->body.len;
+}
+
+/* Whether it may go out once more. */
 static bool e2b__req_repeatable(const e2b__req *req) {
-  return !req->fresh && (req->idempotent || !req->events->on_source || req->body_done <= req->body.len);
+  return !req->fresh && e2b__req_is_whole(req);
 }
 
 /* 421: the server does not answer for this host on this connection and did nothing, whatever the method: once more, on another
@@ -8890,6 +8915,12 @@ static e2b_err e2b__conn_on_body(void *owner, const uint8_t *data, size_t len) {
 
 static const e2b__h1_events e2b__conn_h1_events = { e2b__conn_on_head, e2b__conn_on_body };
 
+/* There is more to do than the budget of this turn allows. */
+static void e2b__conn_later(e2b__conn *conn) {
+  conn->kick = true;
+  conn->client->work = true;
+}
+
 static void e2b__conn_set_idle(e2b__conn *conn, bool idle) {
   if (conn->idle == idle) return;
   conn->idle = idle;
@@ -8904,6 +8935,7 @@ static void e2b__conn_awaited(e2b__conn *conn, const e2b_error *failed) {
   e2b__req *req;
   if (!conn->awaited) return;
   conn->awaited = false;
+  client->work = true; /* also for a loop that asks how long it may sleep */
   for (req = client->reqs; req;) {
     bool waited = req->opening == conn;
     if (waited) req->opening = NULL;
@@ -8950,16 +8982,22 @@ static e2b_phase e2b__req_phase(const e2b__req *req) {
   return req->body_ended && (req->stream ? e2b__req_was_sent(req) : conn->out.len == 0) ? E2B_PHASE_HEADERS : E2B_PHASE_SEND;
 }
 
+/* The same for the time after it was let go: what waits to be sent on an HTTP/2 connection cannot be taken back (the tables of
+ * HPACK depend on it) and goes out, even if its stream is reset behind it. */
+static bool e2b__req_may_arrive(const e2b__req *req) {
+  return req->stream || e2b__req_was_sent(req);
+}
+
 /* Where it stands when its call ends for another reason; *maybe_done: the server may have acted. */
 static e2b_phase e2b__req_stands(const e2b__req *req, bool *maybe_done) {
-  *maybe_done = e2b__req_was_sent(req) && !req->idempotent;
+  *maybe_done = e2b__req_may_arrive(req) && !req->idempotent;
   return e2b__req_phase(req);
 }
 
 /* Takes the request off its connection: of HTTP/2, only its stream ends. */
 static void e2b__req_leave(e2b__req *req) {
   e2b__conn *conn = req->conn;
-  req->sent = e2b__req_was_sent(req);
+  req->sent = e2b__req_may_arrive(req);
   req->conn = NULL;
   if (!conn) return;
 #if !defined(E2B_NO_HTTP2)
@@ -9174,6 +9212,7 @@ static void e2b__conn_send(e2b__conn *conn) {
       if (req->body_ended || req->source_waits) return;
       if (rounds && e2b__budget_spent(conn->client)) {
         conn->want_write = true;
+        e2b__conn_later(conn);
         return;
       }
       n = e2b__conn_fill(conn);
@@ -9294,6 +9333,8 @@ static bool e2b__conn_receive_once(e2b__conn *conn) {
 
 #define E2B__H2_PING_AFTER_MS 20000u /* of silence while something is asked: is the server still there? */
 #define E2B__H2_PING_WAIT_MS 10000u
+#define E2B__H2_DOUBT_AFTER_MS 30000u /* of silence: is the server still there, before it gets another request? */
+#define E2B__H2_DOUBT_WAIT_MS 2000u  /* when the connection carries nothing that would be lost with it */
 #define E2B__H2_SETTLE_MS 30000u     /* to acknowledge our SETTINGS */
 
 static e2b_err e2b__conn_h2_on_head(e2b__h2_stream *stream, int status, const e2b__headers *headers) {
@@ -9331,17 +9372,34 @@ static void e2b__conn_h2_error(const e2b__conn *conn, const e2b__h2_end *end, e2
   }
 }
 
+/* A burst on a new connection can be more than the server takes at a time, which it had not said yet: what it refused for that
+ * goes out again when there is a place, and has its retry still. */
+static bool e2b__req_crowded_out(e2b__req *req, const e2b__h2 *h2, const e2b__h2_end *end) {
+  bool fresh = req->fresh;
+  uint32_t since = req->fresh_since;
+  if (!end->unprocessed || end->code != E2B__H2_REFUSED_STREAM || h2->stream_count < h2->max_streams) return false;
+  if (req->crowded || !e2b__req_is_whole(req)) return false;
+  req->crowded = true;
+  req->stream = NULL;
+  e2b__req_requeue(req);
+  req->fresh = fresh;
+  req->fresh_since = since;
+  return true;
+}
+
 static void e2b__conn_h2_on_end(e2b__h2_stream *stream, const e2b__h2_end *end) {
   e2b__req *req = (e2b__req *)stream->owner;
   e2b__conn *conn = req->conn;
   e2b_error err;
   bool again = end->unprocessed;
+  if (e2b__req_crowded_out(req, conn->h2, end)) return;
   req->sent = e2b__req_was_sent(req) && !end->unprocessed;
   if (end->unprocessed && end->code == E2B__H2_HTTP_1_1_REQUIRED) {
     req->h1_only = conn->tls && conn->client->config.http_version != 2;
     again = req->h1_only;
   }
-  if (end->err && ((again && e2b__req_repeatable(req)) || e2b__conn_raced(conn, req, stream->answered, end->err))) {
+  if (end->err && ((again && e2b__req_repeatable(req)) ||
+                   (end->code != E2B__H2_ENHANCE_YOUR_CALM && e2b__conn_raced(conn, req, stream->answered, end->err)))) {
     req->stream = NULL;
     e2b__req_requeue(req);
     if (end->unprocessed) req->fresh_since = conn->number; /* nothing is wrong with later ones */
@@ -9371,7 +9429,7 @@ static void e2b__conn_h2_attach(e2b__conn *conn, e2b__req *req) {
   e2b__conn_host(conn, host, sizeof host);
   req->conn = conn;
   req->last_progress = conn->client->now;
-  if (conn->h2->stream_count == 0) conn->last_rx = conn->client->now; /* until now it had nothing to say */
+  if (conn->h2->stream_count == 0) conn->busy_since = conn->client->now; /* until now it had nothing to say */
   req->tx_mark = conn->tx_written + (conn->out.len - conn->out_done) + conn->h2->out.len;
   req->body_ended = req->body_len == E2B__BODY_NONE || req->body_len == 0;
   req->stream = e2b__h2_open(conn->h2, req->method, conn->tls, e2b__str(host), e2b__str_n((const char *)req->path.data, req->path.len),
@@ -9387,12 +9445,18 @@ static void e2b__conn_h2_attach(e2b__conn *conn, e2b__req *req) {
 
 static bool e2b__conn_h2_begin(e2b__conn *conn) {
   const e2b_client_config *config = &conn->client->config;
+  const e2b__conn *other;
   conn->h2 = (e2b__h2 *)e2b__mem_alloc(&conn->client->mem, sizeof *conn->h2);
   if (!conn->h2) return false;
   conn->client->h2_count++;
   conn->open_deadline = conn->client->now + E2B__H2_SETTLE_MS;
   e2b__h2_init(conn->h2, &conn->client->mem, config->stream_buffer_size, config->max_stream_window, config->max_header_bytes,
                &e2b__conn_h2_events);
+  for (other = conn->client->conns; other; other = other->next) { /* it will take as many streams as it does elsewhere */
+    if (!other->h2 || !other->h2->settled) continue;
+    if (other->port != conn->port || other->tls != conn->tls || strcmp(other->host, conn->host) != 0) continue;
+    conn->h2->max_streams = E2B__MIN(conn->h2->max_streams, E2B__MAX(other->h2->max_streams, 1u));
+  }
   return true;
 }
 
@@ -9453,6 +9517,7 @@ static void e2b__conn_h2_send(e2b__conn *conn) {
       conn->out.len = conn->out_done = 0;
       if (rounds && e2b__budget_spent(conn->client)) {
         conn->want_write = true;
+        e2b__conn_later(conn);
         return;
       }
       if (!e2b__conn_h2_fill(conn)) break;
@@ -9486,10 +9551,16 @@ static bool e2b__conn_h2_broken(e2b__conn *conn) {
   return true;
 }
 
+/* How many more streams the server allows now. */
+static uint32_t e2b__conn_h2_places(const e2b__conn *conn) {
+  return conn->h2->max_streams - E2B__MIN(conn->h2->max_streams, conn->h2->stream_count);
+}
+
 /* Returns false when there is nothing more to read now. */
 static bool e2b__conn_h2_receive(e2b__conn *conn) {
   e2b_client *client = conn->client;
   size_t cap = client->config.io_buffer_size;
+  uint32_t places = e2b__conn_h2_places(conn);
   e2b_error err;
   int n;
   memset(&err, 0, sizeof err);
@@ -9506,8 +9577,11 @@ static bool e2b__conn_h2_receive(e2b__conn *conn) {
   }
   client->stats.bytes_rx += (uint64_t)n;
   conn->last_rx = client->now;
+  if (conn->ping_wait) client->work = true; /* requests may wait for that */
+  conn->ping_wait = 0;
   (void)e2b__h2_feed(conn->h2, client->io, (size_t)n, client->now);
   if (e2b__conn_h2_broken(conn)) return false;
+  if (client->queued_count && e2b__conn_h2_places(conn) > places) client->work = true;
   e2b__conn_set_idle(conn, conn->h2->stream_count == 0);
   return (size_t)n == cap || conn->link.tls;
 }
@@ -9517,9 +9591,14 @@ static void e2b__conn_h2_step(e2b__conn *conn) {
   uint64_t fair = client->stats.bytes_rx + e2b__conn_fair_share(client);
   int rounds;
   if (e2b__conn_h2_broken(conn)) return; /* while requests were put on it, or taken off */
+  if (!conn->ping_sent) conn->ping_at = client->now;
+  conn->ping_sent = true;
   e2b__conn_h2_send(conn);
   for (rounds = 0; rounds < 64 && client->stats.bytes_rx < fair && conn->state == E2B__CONN_OPEN; rounds++) {
-    if (rounds && e2b__budget_spent(client)) break;
+    if (rounds && e2b__budget_spent(client)) {
+      e2b__conn_later(conn);
+      break;
+    }
     if (!e2b__conn_h2_receive(conn)) break;
   }
   if (conn->state != E2B__CONN_OPEN) return;
@@ -9534,10 +9613,22 @@ static void e2b__conn_h2_step(e2b__conn *conn) {
 
 /* When a connection that says nothing has to be looked at. */
 static uint64_t e2b__conn_h2_deadline(const e2b__conn *conn) {
-  uint64_t silent;
-  if (conn->state != E2B__CONN_OPEN || !conn->h2 || conn->idle) return (uint64_t)E2B__NEVER;
-  silent = conn->last_rx + E2B__H2_PING_AFTER_MS + (conn->h2->ping_waits ? E2B__H2_PING_WAIT_MS : 0);
-  return conn->h2->settings_waiting ? E2B__MIN(silent, conn->open_deadline) : silent;
+  uint64_t silent = E2B__MAX(conn->last_rx, conn->busy_since) + E2B__H2_PING_AFTER_MS;
+  if (conn->state != E2B__CONN_OPEN || !conn->h2) return (uint64_t)E2B__NEVER;
+  if (conn->ping_wait) silent = conn->ping_sent ? conn->ping_at + conn->ping_wait : (uint64_t)E2B__NEVER;
+  else if (conn->idle) return (uint64_t)E2B__NEVER;
+  else if (conn->h2->ping_waits) silent += E2B__H2_PING_WAIT_MS; /* it measures the path */
+  return conn->h2->settings_waiting && !conn->idle ? E2B__MIN(silent, conn->open_deadline) : silent;
+}
+
+/* Asks whether the server is still there. Its time begins when the PING goes out, whenever that is. */
+static void e2b__conn_h2_ping(e2b__conn *conn, uint32_t wait_ms) {
+  conn->h2->ping_waits = false; /* that an older one was lost is no reason not to ask */
+  e2b__h2_ping(conn->h2);
+  conn->ping_wait = wait_ms;
+  conn->ping_sent = false;
+  conn->kick = true;
+  conn->client->work = true;
 }
 
 static void e2b__conn_h2_silent(e2b__conn *conn) {
@@ -9548,9 +9639,7 @@ static void e2b__conn_h2_silent(e2b__conn *conn) {
   } else if (conn->h2->ping_waits) {
     e2b__conn_fail_with(conn, E2B_ERR_CLOSED, "the server does not answer any more, not even to a PING");
   } else {
-    e2b__h2_ping(conn->h2);
-    conn->kick = true;
-    conn->client->work = true;
+    e2b__conn_h2_ping(conn, E2B__H2_PING_WAIT_MS);
   }
 }
 #else
@@ -9594,7 +9683,7 @@ static void e2b__conn_step(e2b__conn *conn) {
   e2b_err code;
   uint64_t fair;
   int rounds;
-  conn->kick = conn->ready = false;
+  conn->kick = conn->ready = conn->unreached = false;
   if (conn->state == E2B__CONN_OPENING) {
     memset(&err, 0, sizeof err);
     code = e2b__link_step(&conn->link, client->now, &err);
@@ -9614,12 +9703,26 @@ static void e2b__conn_step(e2b__conn *conn) {
   if (conn->state == E2B__CONN_OPEN) e2b__conn_send(conn);
   fair = client->stats.bytes_rx + e2b__conn_fair_share(client);
   for (rounds = 0; rounds < 64 && client->stats.bytes_rx < fair && conn->state == E2B__CONN_OPEN; rounds++) {
-    if (rounds && e2b__budget_spent(client)) return;
+    if (rounds && e2b__budget_spent(client)) {
+      e2b__conn_later(conn);
+      return;
+    }
     if (!e2b__conn_receive_once(conn)) return;
   }
 }
 
 #if !defined(E2B_NO_HTTP2)
+/* A connection that was silent for long may be dead without a word: NAT boxes forget, machines sleep. It is asked by a PING. What
+ * may be sent again goes out along with it, and elsewhere when no answer comes; anything else waits for the answer, because what
+ * was written to a dead connection may have been done. */
+static bool e2b__conn_h2_doubtful(e2b__conn *conn, const e2b__req *req, bool *wait) {
+  if (!conn->ping_wait && conn->client->now >= conn->last_rx + E2B__H2_DOUBT_AFTER_MS)
+    e2b__conn_h2_ping(conn, conn->idle ? E2B__H2_DOUBT_WAIT_MS : E2B__H2_PING_WAIT_MS);
+  if (!conn->ping_wait || (req->idempotent && e2b__req_repeatable(req))) return false;
+  *wait = true;
+  return true;
+}
+
 /* Whether an HTTP/2 connection takes one more request. *wait: no, but it is not to be helped by another connection. */
 static bool e2b__conn_h2_takes(e2b__conn *conn, const e2b__req *req, bool *wait) {
   uint64_t seen = conn->client->stats.bytes_rx - 1;
@@ -9630,7 +9733,7 @@ static bool e2b__conn_h2_takes(e2b__conn *conn, const e2b__req *req, bool *wait)
   }
   if (conn->state != E2B__CONN_OPEN || conn->h2->draining || conn->tx_error.code) return false;
   if (conn->h2->max_streams == 0) *wait = true;
-  return conn->h2->stream_count < conn->h2->max_streams;
+  return conn->h2->stream_count < conn->h2->max_streams && !e2b__conn_h2_doubtful(conn, req, wait);
 }
 #endif
 
@@ -9668,19 +9771,26 @@ static e2b__conn *e2b__conn_find(e2b_client *client, e2b__req *req, bool *wait) 
   return NULL;
 }
 
-/* Makes room for one more connection if the limits allow: by closing the longest idle one when the pool is full. */
+/* Makes room for one more connection if the limits allow: by closing the longest idle one when the pool is full. One of the same
+ * origin is idle here only when the request cannot have it (it needs a fresh one, or HTTP/1.1). */
 static bool e2b__conn_room(e2b_client *client, const e2b__req *req) {
-  e2b__conn *conn, *oldest = NULL;
+  e2b__conn *conn, *oldest = NULL, *useless = NULL;
   uint32_t same = 0;
   if (client->conn_count < client->config.max_connections &&
       client->config.max_connections_per_host >= client->config.max_connections)
     return true;
   for (conn = client->conns; conn; conn = conn->next) {
     if (conn->state == E2B__CONN_CLOSED) continue;
-    if (conn->port == req->port && conn->tls == req->tls && strcmp(conn->host, req->host) == 0) same++;
+    if (conn->port == req->port && conn->tls == req->tls && strcmp(conn->host, req->host) == 0) {
+      same++;
+      if (conn->idle) useless = conn;
+    }
     if (conn->idle && (!oldest || conn->idle_since < oldest->idle_since)) oldest = conn;
   }
-  if (same >= client->config.max_connections_per_host) return false;
+  if (same >= client->config.max_connections_per_host) {
+    if (useless) e2b__conn_close(useless);
+    return useless != NULL && same == client->config.max_connections_per_host;
+  }
   if (client->conn_count < client->config.max_connections) return true;
   if (oldest) e2b__conn_close(oldest);
   return oldest != NULL;
@@ -10104,7 +10214,7 @@ static void e2b__timers_fire(e2b_client *client) {
     void (*fire)(e2b__req *) = NULL;
     if (now >= req->deadline) fire = e2b__req_timeout;
     else if (now >= e2b__req_open_deadline(req)) fire = e2b__connect_timeout;
-    else if (now >= e2b__req_idle_deadline(req)) fire = e2b__idle_timeout;
+    else if (now >= e2b__req_idle_deadline(req) && !req->conn->unreached) fire = e2b__idle_timeout;
     if (fire) fire(req);
     req = fire ? client->reqs : req->next;
   }
@@ -10267,18 +10377,28 @@ static void e2b__io_wait(e2b_client *client, int timeout_ms) {
   }
 }
 
+/* At least one, whatever the budget; those that it does not reach come first in the next turn. */
 static void e2b__conns_step(e2b_client *client) {
-  e2b__conn *conn;
-  for (conn = client->conns; conn; conn = conn->next) {
+  e2b__conn **at, **unreached = NULL, *first;
+  bool stepped = false;
+  for (at = &client->conns; *at; at = &(*at)->next) {
+    e2b__conn *conn = *at;
     if (conn->state == E2B__CONN_CLOSED) continue;
     if (!conn->ready && !conn->kick && !(conn->state == E2B__CONN_OPEN && !conn->idle && e2b__link_buffered(&conn->link))) continue;
-    if (e2b__budget_spent(client)) {
-      conn->kick = true;
-      client->work = true;
+    if (stepped && e2b__budget_spent(client)) {
+      e2b__conn_later(conn);
+      conn->unreached = true;
+      if (!unreached) unreached = at;
     } else {
       e2b__conn_step(conn);
+      stepped = true;
     }
   }
+  if (!unreached || unreached == &client->conns) return;
+  first = *unreached;
+  *unreached = NULL;
+  *at = client->conns;
+  client->conns = first;
 }
 
 static void e2b__bury_dead(e2b_client *client) {
@@ -10299,13 +10419,21 @@ static void e2b__bury_dead(e2b_client *client) {
   }
 }
 
-/* Operations made of others go on. */
+/* Operations made of others go on: at least one, in turn. */
 static void e2b__ops_step(e2b_client *client) {
-  uint32_t i;
-  for (i = 0; i < client->slot_count; i++) {
-    e2b__op *op = client->slots[i].op;
+  uint32_t i, count = client->slot_count, from = client->step_from;
+  bool stepped = false;
+  for (i = 0; i < count; i++) {
+    uint32_t at = (from + i) % count;
+    e2b__op *op = client->slots[at].op;
     if (!op || !op->step || op->finished) continue;
-    if (!e2b__budget_spent(client)) op->step(op); else client->work = true;
+    if (stepped && e2b__budget_spent(client)) {
+      client->step_from = at;
+      client->work = true;
+      return;
+    }
+    op->step(op);
+    stepped = true;
   }
 }
 
@@ -10371,9 +10499,18 @@ static e2b_err e2b__task_run(e2b__task *task, const e2b_call *call, e2b_error *e
   return code;
 }
 
+/* Whether anything is under way; a result that nobody took yet is not. */
+static bool e2b__client_busy(const e2b_client *client) {
+  uint32_t i;
+  if (client->reqs || client->done) return true;
+  for (i = 0; client->op_count && i < client->slot_count; i++)
+    if (client->slots[i].op && !client->slots[i].op->delivered) return true;
+  return false;
+}
+
 E2B_API int e2b_client_poll(e2b_client *client, int timeout_ms) {
   if (!client || client->in_turn) return E2B_ERR_BAD_STATE;
-  if (!client->reqs && !client->done && !client->op_count && timeout_ms < 0) timeout_ms = 0;
+  if (timeout_ms < 0 && !e2b__client_busy(client)) timeout_ms = 0;
   return e2b__turn(client, timeout_ms, NULL, 0, 0);
 }
 

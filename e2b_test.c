@@ -13960,13 +13960,14 @@ static void pool_take(pool_world *w, int side) {
 
 static void pool_turn(pool_world *w) {
   struct pollfd p;
-  int i;
+  int i, on = 1;
   (void)e2b_client_poll(w->client, 1);
   p.fd = w->listener;
   p.events = POLLIN;
   while (poll(&p, 1, 0) > 0 && CHECK(w->side_count < (int)E2B__COUNT(w->sides))) {
     pool_side *s = &w->sides[w->side_count++];
     s->fd = accept(w->listener, NULL, NULL);
+    (void)setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     s->dump = hpack_dump_new();
     e2b__buf_init(&s->in, &w->mem, SIZE_MAX);
     e2b__hpack_decoder_init(&s->decoder, &w->mem);
@@ -14461,7 +14462,7 @@ static void test_pool_silence(void) {
   POOL_UNTIL(&w, !w.client->conns->h2->ping_waits); /* of measuring */
   w.sides[0].pings = 0;
   w.deaf = true;
-  w.clock += 300000;
+  w.clock += 29999;
   pool_read(&w, &calls[0], 0);
   POOL_UNTIL(&w, w.asked_count == 2);
   pool_turns(&w, 5);
@@ -14503,6 +14504,633 @@ static void test_pool_silence(void) {
   w.clock += 60000;
   POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
   CHECK_INT(calls[0].done, E2B_OK);
+  pool_end(&w);
+}
+
+/* Who has begun an answer has looked at the request, whatever he says of it later: nothing goes out again. */
+static void test_pool_refused_late(void) {
+  static pool_world w;
+  pool_call calls[3];
+  int round;
+  for (round = 0; round < 2; round++) {
+    pool_new(&w);
+    pool_begin(&w);
+    pool_warm(&w);
+    pool_move(&w, &calls[0]);
+    pool_download(&w, &calls[1], 0, false);
+    pool_read(&w, &calls[2], 0);
+    POOL_UNTIL(&w, w.asked_count == 4 && w.asked[1].ended);
+    pool_head(&w, 0, 0, w.asked[1].id, ":status=200\n");
+    pool_head(&w, 0, 0, w.asked[2].id, ":status=200\n");
+    pool_head(&w, 0, 0, w.asked[3].id, ":status=103\n"); /* by that he has looked at it as well */
+    pool_write(&w, 0, E2B__H2_DATA, 0, w.asked[2].id, "part", 4);
+    POOL_UNTIL(&w, calls[1].taken == 4);
+    if (round) {
+      pool_goaway(&w, 0, 1, E2B__H2_INTERNAL_ERROR);
+    } else {
+      pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, POOL_REFUSED);
+      pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[2].id, POOL_REFUSED);
+      pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[3].id, POOL_REFUSED);
+    }
+    POOL_UNTIL(&w, w.asked_count > 4 || (calls[0].done != E2B_PENDING && calls[1].done != E2B_PENDING && calls[2].done != E2B_PENDING));
+    CHECK_INT(calls[0].done, E2B_ERR_TRUNCATED);
+    CHECK(calls[0].err.maybe_done);
+    CHECK_INT(calls[1].done, E2B_ERR_TRUNCATED);
+    CHECK_INT(calls[2].done, E2B_ERR_TRUNCATED);
+    CHECK_INT(calls[1].taken, 4);
+    CHECK_INT(w.asked_count, 4);
+    pool_call_free(&calls[2]);
+    pool_end(&w);
+  }
+}
+
+/* With one connection per host, what has to go out by another one is not kept waiting by the old one, which lies idle. */
+static void test_pool_host_limit(void) {
+  static pool_world w;
+  pool_call calls[2];
+  int round;
+  for (round = 0; round < 2; round++) {
+    pool_new(&w);
+    w.config.max_connections_per_host = 1;
+    pool_begin(&w);
+    pool_warm(&w);
+    pool_move(&w, &calls[0]);
+    POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+    if (round) pool_answer(&w, 1, ":status=421\n", "");
+    else pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, POOL_REFUSED);
+    pool_turns(&w, 50);
+    if (CHECK_INT(w.asked_count, 3) && CHECK_INT(w.asked[2].side, 1)) {
+      POOL_UNTIL(&w, w.asked[2].ended);
+      pool_answer(&w, 2, POOL_OK, "");
+      POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+      CHECK_INT(calls[0].done, E2B_OK);
+    }
+    CHECK_INT(w.client->conn_count, 1);
+    pool_end(&w);
+  }
+}
+
+/* One turn of an event loop that sleeps as long as it is told. False: it would have slept for more than a second. */
+static bool pool_driven(pool_world *w) {
+  e2b_pollfd fds[16];
+  struct pollfd polls[16];
+  size_t i, count = e2b_client_fds(w->client, fds, E2B__COUNT(fds));
+  int wait = e2b_client_next_timeout(w->client), n;
+  for (i = 0; i < count; i++) {
+    polls[i].fd = (int)fds[i].fd;
+    polls[i].events = (short)((fds[i].events & E2B_FD_READ ? POLLIN : 0) | (fds[i].events & E2B_FD_WRITE ? POLLOUT : 0));
+  }
+  n = poll(polls, (nfds_t)count, wait < 0 || wait > 100 ? 100 : wait);
+  for (i = 0; i < count; i++) fds[i].revents = polls[i].revents ? fds[i].events : 0;
+  if (n == 0 && (wait < 0 || wait > 1000)) return false;
+  (void)e2b_client_process(w->client, fds, count, 0);
+  return true;
+}
+
+/* A loop of one's own is told not to sleep when there is a place for somebody who waits: the server allows more streams. */
+static void test_pool_driven(void) {
+  static pool_world w;
+  pool_call calls[2];
+  int i;
+  pool_new(&w);
+  w.settings = "000300000001";
+  w.config.max_connections_per_host = 1;
+  pool_begin(&w);
+  pool_warm(&w);
+  for (i = 0; i < 2; i++) pool_read(&w, &calls[i], 0);
+  pool_turns(&w, 5);
+  CHECK_INT(w.asked_count, 2);
+  pool_settings(&w, 0, "000300000002");
+  while (pool_driven(&w)) pool_take(&w, 0);
+  if (CHECK_INT(w.asked_count, 3)) pool_answer(&w, 2, ":status=200\n", "");
+  pool_answer(&w, 1, ":status=200\n", "");
+  for (i = 0; i < 2; i++) {
+    POOL_UNTIL(&w, calls[i].done != E2B_PENDING);
+    CHECK_INT(calls[i].done, E2B_OK);
+    pool_call_free(&calls[i]);
+  }
+  pool_end(&w);
+}
+
+static const char *pool_http1(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  return "http/1.1";
+}
+
+static int pool_open_later(void *user, const e2b_endpoint *to, void **conn) {
+  static int opened;
+  E2B__UNUSED(user);
+  E2B__UNUSED(to);
+  *conn = &opened;
+  return E2B_IO_AGAIN;
+}
+
+static int pool_ready(void *user, void *conn) {
+  E2B__UNUSED(conn);
+  return *(int *)user;
+}
+
+static int pool_mute_rx(void *user, void *conn, void *buf, size_t cap) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  E2B__UNUSED(buf);
+  E2B__UNUSED(cap);
+  return E2B_IO_AGAIN;
+}
+
+static int pool_mute_tx(void *user, void *conn, const void *buf, size_t len) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+  E2B__UNUSED(buf);
+  return (int)len;
+}
+
+static void pool_shut(void *user, void *conn) {
+  E2B__UNUSED(user);
+  E2B__UNUSED(conn);
+}
+
+/* The same for those who waited to see whether a connection would be HTTP/2: it is not, and they need their own. */
+static void test_pool_opened(void) {
+  static pool_world w;
+  pool_call calls[2];
+  e2b_transport transport;
+  int i, state = E2B_IO_AGAIN;
+  pool_new(&w);
+  pool_begin(&w);
+  e2b_client_free(w.client);
+  memset(&transport, 0, sizeof transport);
+  transport.open_fn = pool_open_later;
+  transport.ready_fn = pool_ready;
+  transport.rx_fn = pool_mute_rx;
+  transport.tx_fn = pool_mute_tx;
+  transport.shut_fn = pool_shut;
+  transport.alpn_fn = pool_http1;
+  transport.user = &state;
+  transport.flags = E2B_TRANSPORT_HAS_TLS | E2B_TRANSPORT_HAS_DNS;
+  w.config.transport = &transport;
+  w.config.http_version = 0;
+  w.config.api_url = w.config.sandbox_url = "https://host.test";
+  w.client = e2b_client_create(&w.config, &w.err);
+  w.sandbox = pool_sandbox(&w, "sbx1");
+  for (i = 0; i < 2; i++) pool_read(&w, &calls[i], 0);
+  (void)e2b_client_process(w.client, NULL, 0, 0);
+  CHECK(w.client->conn_count == 1 && w.client->queued_count == 1);
+  state = 0;
+  (void)e2b_client_process(w.client, NULL, 0, 0);
+  CHECK(w.client->queued_count == 0 || e2b_client_next_timeout(w.client) == 0);
+  (void)e2b_client_process(w.client, NULL, 0, 0);
+  CHECK(w.client->conn_count == 2 && w.client->queued_count == 0);
+  for (i = 0; i < 2; i++) e2b_op_cancel(w.client, calls[i].op);
+  pool_end(&w);
+}
+
+/* What is on its way out and cannot be taken back may still be done, also when nothing of it had left when its time was over. */
+static void test_pool_unsent(void) {
+  static pool_world w;
+  pool_call upload, call;
+  e2b_request_opts opts;
+  e2b_response answer;
+  int i;
+  pool_new(&w);
+  w.settings = "00047fffffff";
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_word(&w, 0, E2B__H2_WINDOW_UPDATE, 0, 0x7ff00000 - 65535);
+  pool_upload(&w, &upload, (size_t)64 << 20);
+  for (i = 0; i < 1000 && !w.client->conns->want_write; i++) (void)e2b_client_poll(w.client, 1);
+  CHECK(w.client->conns->want_write);
+  memset(&call, 0, sizeof call);
+  memset(&opts, 0, sizeof opts);
+  memset(&answer, 0, sizeof answer);
+  call.done = E2B_PENDING;
+  opts.call.on_done = pool_done;
+  opts.call.user = &call;
+  opts.call.timeout_ms = 20;
+  CHECK_INT(e2b_api_request(w.client, "POST", "/once", &opts, &answer, &w.err), E2B_PENDING); /* has no body */
+  for (i = 0; i < 1000 && call.done == E2B_PENDING; i++) (void)e2b_client_poll(w.client, 1);
+  CHECK_INT(call.done, E2B_ERR_TIMEOUT);
+  POOL_UNTIL(&w, w.asked_count == 3 || upload.given == upload.size);
+  if (w.asked_count == 3) CHECK(w.asked[2].ended && strstr(w.asked[2].fields, "/once\n") && call.err.maybe_done);
+  else CHECK(!call.err.maybe_done);
+  e2b_op_cancel(w.client, upload.op);
+  pool_end(&w);
+}
+
+/* ENHANCE_YOUR_CALM: not once more at once, though it could do no harm. */
+static void test_pool_calm(void) {
+  static pool_world w;
+  pool_call call;
+  pool_new(&w);
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_read(&w, &call, 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_word(&w, 0, E2B__H2_RST_STREAM, w.asked[1].id, E2B__H2_ENHANCE_YOUR_CALM);
+  pool_turns(&w, 20);
+  CHECK_INT(call.done, E2B_ERR_CLOSED);
+  CHECK_INT(w.asked_count, 1 + 1);
+  pool_call_free(&call);
+  pool_end(&w);
+}
+
+static uint64_t pool_tick(void *user) {
+  return ++((pool_world *)user)->clock;
+}
+
+/* However small the budget, and however much one connection has to say: each call does something, and nobody is left out. */
+static void test_pool_budget(void) {
+  static const e2b_host_entry all = { "*", "127.0.0.1" };
+  static pool_world w;
+  static char bytes[100];
+  pool_call calls[2];
+  e2b_attach_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  char url[64];
+  int i;
+  pool_new(&w);
+  w.config.hosts = &all;
+  w.config.host_count = 1;
+  w.config.now_ms_fn = pool_tick; /* each look at it finds that a millisecond has passed */
+  w.config.request_timeout_ms = w.config.idle_ms = 10000000;
+  w.config.connect_timeout_ms = 10000000;
+  pool_begin(&w);
+  memset(&opts, 0, sizeof opts);
+  (void)snprintf(url, sizeof url, "http://other.test:%u", (unsigned)w.port);
+  opts.base_url = url;
+  CHECK_INT(e2b_sandbox_attach(w.client, "sbx2", &opts, &sandbox, &w.err), E2B_OK);
+  pool_read(&w, &calls[0], 0);
+  w.sandbox = sandbox;
+  pool_download(&w, &calls[1], 0, false);
+  for (i = 0; i < 200 && w.asked_count < 2; i++) {
+    (void)e2b_client_pump(w.client, 0);
+    pool_turn(&w);
+  }
+  if (CHECK_INT(w.asked_count, 2)) {
+    int download = strstr(w.asked[0].fields, "other.test") != NULL ? 0 : 1, read = !download;
+    pool_turns(&w, 5);
+    pool_head(&w, w.asked[download].side, 0, w.asked[download].id, ":status=200\n");
+    pool_answer(&w, read, ":status=200\n", "text");
+    for (i = 0; i < 400 && calls[0].done == E2B_PENDING; i++) { /* something is always there for the other one */
+      pool_write(&w, w.asked[download].side, E2B__H2_DATA, 0, w.asked[download].id, bytes, 100);
+      (void)e2b_client_pump(w.client, i % 2 ? 1 : 500);
+    }
+    CHECK_INT(calls[0].done, E2B_OK);
+    CHECK(calls[1].taken > 0);
+  }
+  e2b_op_cancel(w.client, calls[1].op);
+  if (calls[0].done == E2B_PENDING) e2b_op_cancel(w.client, calls[0].op);
+  pool_call_free(&calls[0]);
+  pool_end(&w);
+}
+
+/* What came in time but was not read for want of time is no silence. */
+static void test_pool_budget_idle(void) {
+  static const e2b_host_entry all = { "*", "127.0.0.1" };
+  static pool_world w;
+  pool_call calls[2];
+  e2b_attach_opts opts;
+  e2b_sandbox *sandbox = NULL;
+  char url[64];
+  int i;
+  pool_new(&w);
+  w.config.hosts = &all;
+  w.config.host_count = 1;
+  w.config.now_ms_fn = pool_tick;
+  w.config.request_timeout_ms = 10000000;
+  w.config.idle_ms = 15000;
+  pool_begin(&w);
+  memset(&opts, 0, sizeof opts);
+  (void)snprintf(url, sizeof url, "http://other.test:%u", (unsigned)w.port);
+  opts.base_url = url;
+  CHECK_INT(e2b_sandbox_attach(w.client, "sbx2", &opts, &sandbox, &w.err), E2B_OK);
+  pool_read(&w, &calls[0], 0);
+  w.sandbox = sandbox;
+  pool_read(&w, &calls[1], 0);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_turns(&w, 5);
+  for (i = 0; i < 2; i++) pool_answer(&w, i, ":status=200\n", "text");
+  w.clock += 16000;
+  for (i = 0; i < 50 && (calls[0].done == E2B_PENDING || calls[1].done == E2B_PENDING); i++) (void)e2b_client_pump(w.client, 1);
+  for (i = 0; i < 2; i++) {
+    CHECK_INT(calls[i].done, E2B_OK);
+    pool_call_free(&calls[i]);
+  }
+  pool_end(&w);
+}
+
+/* The same for calls made of others: two of them begin, each in its turn. */
+static void test_pool_budget_bulk(void) {
+  static pool_world w;
+  e2b_read_item items[2];
+  e2b_bulk_opts opts;
+  pool_call calls[2];
+  int i;
+  pool_new(&w);
+  w.config.now_ms_fn = pool_tick;
+  w.config.request_timeout_ms = w.config.idle_ms = w.config.connect_timeout_ms = 10000000;
+  pool_begin(&w);
+  pool_warm(&w);
+  memset(items, 0, sizeof items);
+  for (i = 0; i < 2; i++) {
+    memset(&opts, 0, sizeof opts);
+    memset(&calls[i], 0, sizeof calls[i]);
+    calls[i].done = E2B_PENDING;
+    opts.call.on_done = pool_done;
+    opts.call.user = &calls[i];
+    items[i].path = i ? "/b" : "/a";
+    CHECK_INT(e2b_files_read_many(w.sandbox, &items[i], 1, &opts, &w.err), E2B_PENDING);
+  }
+  for (i = 0; i < 50; i++) (void)e2b_client_pump(w.client, 0);
+  for (i = 0; i < 5; i++) pool_take(&w, 0);
+  CHECK_INT(w.asked_count, 3);
+  for (i = 1; i < w.asked_count; i++) pool_answer(&w, i, ":status=200\n", "text");
+  for (i = 0; i < 200 && (calls[0].done == E2B_PENDING || calls[1].done == E2B_PENDING); i++) {
+    (void)e2b_client_pump(w.client, 0);
+    if (i % 10 == 0) sleep_ms(1);
+  }
+  for (i = 0; i < 2; i++) {
+    CHECK_INT(calls[i].done, E2B_OK);
+    e2b_mem_free(&items[i].content.mem);
+  }
+  pool_end(&w);
+}
+
+/* A result that nobody has taken yet is nothing under way: waiting without a limit returns at once. */
+static void test_pool_uncollected(void) {
+  static pool_world w;
+  e2b_files_opts opts;
+  e2b_op op;
+  e2b_buf out;
+  uint64_t before;
+  pool_new(&w);
+  w.config.idle_connection_ms = 1000;
+  pool_begin(&w);
+  memset(&opts, 0, sizeof opts);
+  memset(&out, 0, sizeof out);
+  opts.call.op = &op;
+  CHECK_INT(e2b_files_read(w.sandbox, "/x", &opts, &out, &w.err), E2B_PENDING);
+  POOL_UNTIL(&w, w.asked_count == 1);
+  pool_answer(&w, 0, ":status=200\n", "x");
+  POOL_UNTIL(&w, w.client->reqs == NULL);
+  pool_turns(&w, 3);
+  before = now_ms();
+  (void)e2b_client_poll(w.client, -1);
+  CHECK(now_ms() - before < 500);
+  CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_OK);
+  e2b_mem_free(&out.mem);
+  pool_end(&w);
+}
+
+/* Nobody drives the client for a minute: that the server was silent meanwhile says nothing before it had the time to answer a PING. */
+static void test_pool_away(void) {
+  static pool_world w;
+  pool_call call;
+  pool_new(&w);
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 600000;
+  pool_begin(&w);
+  pool_warm(&w);
+  POOL_UNTIL(&w, !w.client->conns->h2->ping_waits);
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.asked_count == 2 && w.asked[1].ended);
+  w.sides[0].pings = 0;
+  w.clock += 60000;
+  (void)e2b_client_poll(w.client, 0); /* finds that it is late */
+  (void)e2b_client_poll(w.client, 0); /* and asks; the answer cannot be there yet */
+  (void)e2b_client_poll(w.client, 0);
+  CHECK_INT(call.done, E2B_PENDING);
+  w.clock += 9999; /* has not been read for long */
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  pool_turns(&w, 5);
+  CHECK_INT(call.done, E2B_PENDING);
+  pool_answer(&w, 1, POOL_OK, "");
+  POOL_UNTIL(&w, call.done != E2B_PENDING);
+  CHECK_INT(call.done, E2B_OK);
+  pool_end(&w);
+}
+
+static void pool_doubt_begin(pool_world *w, uint64_t idle_ms) {
+  pool_new(w);
+  w->clock = 1000000;
+  w->config.idle_ms = w->config.request_timeout_ms = 600000;
+  w->config.idle_connection_ms = 600000;
+  pool_begin(w);
+  pool_warm(w);
+  POOL_UNTIL(w, !w->client->conns->h2->ping_waits); /* of measuring */
+  w->sides[0].pings = 0;
+  w->deaf = true;
+  w->clock += idle_ms;
+}
+
+static void pool_pong(pool_world *w) {
+  pool_write(w, 0, E2B__H2_PING, E2B__H2_ACK, 0, "e2b.h\0\0\0", 8);
+}
+
+static void pool_doubt_end(pool_world *w, int at, int side, pool_call *call) {
+  POOL_UNTIL(w, w->asked_count == at + 1 && w->asked[at].ended);
+  CHECK_INT(w->asked[at].side, side);
+  pool_answer(w, at, POOL_OK, "");
+  POOL_UNTIL(w, call->done != E2B_PENDING);
+  CHECK_INT(call->done, E2B_OK);
+  CHECK_INT(pool_made(w), side + 1);
+  pool_call_free(call);
+  pool_end(w);
+}
+
+/* A connection that lay idle for 30 s is asked by a PING. What must not be done twice waits for the answer, for 2 s; what may goes
+ * out with the PING, and again elsewhere when no answer comes. */
+static void test_pool_doubt(void) {
+  static pool_world w;
+  pool_call call;
+  pool_doubt_begin(&w, 29999); /* not yet */
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  CHECK_INT(w.sides[0].pings, 0);
+  pool_doubt_end(&w, 1, 0, &call);
+
+  pool_doubt_begin(&w, 30000); /* a POST: the server is there */
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  w.clock += 1999;
+  pool_turns(&w, 5);
+  CHECK(w.asked_count == 1 && call.done == E2B_PENDING);
+  pool_pong(&w);
+  pool_doubt_end(&w, 1, 0, &call);
+
+  pool_doubt_begin(&w, 30000); /* is gone: it was not sent, and goes out by another connection */
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  CHECK_INT(e2b_client_next_timeout(w.client), 2000);
+  w.clock += 2000;
+  pool_turns(&w, 2);
+  CHECK_INT(w.sides[0].pings, 1);
+  pool_doubt_end(&w, 1, 1, &call);
+
+  pool_doubt_begin(&w, 300000); /* a GET does not wait */
+  pool_read(&w, &call, 0);
+  POOL_UNTIL(&w, w.sides[0].pings == 1 && w.asked_count == 2);
+  CHECK_INT(w.asked[1].side, 0);
+  w.clock += 1999;
+  pool_turns(&w, 5);
+  pool_pong(&w);
+  pool_turns(&w, 5);
+  w.clock += 5000;
+  pool_turns(&w, 5);
+  CHECK(call.done == E2B_PENDING && w.sides[0].fd >= 0);
+  pool_doubt_end(&w, 1, 0, &call);
+
+  pool_doubt_begin(&w, 300000); /* and is sent once more */
+  pool_read(&w, &call, 0);
+  POOL_UNTIL(&w, w.sides[0].pings == 1 && w.asked_count == 2);
+  w.clock += 2000;
+  pool_doubt_end(&w, 2, 1, &call);
+
+  pool_doubt_begin(&w, 30000); /* the answer came in time, but nobody drove the client */
+  pool_move(&w, &call);
+  (void)e2b_client_poll(w.client, 0);
+  w.deaf = false;
+  pool_take(&w, 0);
+  w.clock += 60000;
+  pool_doubt_end(&w, 1, 0, &call);
+
+  pool_doubt_begin(&w, 30000); /* any byte is a sign of life */
+  pool_move(&w, &call);
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  pool_settings(&w, 0, "");
+  pool_doubt_end(&w, 1, 0, &call);
+}
+
+/* The same beside other requests: what was never answered is no sign of life, and a stream that runs is given more time. */
+static void test_pool_doubt_busy(void) {
+  static pool_world w;
+  pool_call calls[2];
+  pool_doubt_begin(&w, 25000);
+  pool_read(&w, &calls[0], 5000);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  w.clock += 5000;
+  POOL_UNTIL(&w, calls[0].done != E2B_PENDING);
+  CHECK_INT(calls[0].done, E2B_ERR_TIMEOUT);
+  pool_call_free(&calls[0]);
+  pool_move(&w, &calls[1]); /* not to a connection that nothing came from for 30 s */
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  pool_turns(&w, 3);
+  CHECK_INT(w.asked_count, 2);
+  w.clock += 2000;
+  pool_doubt_end(&w, 2, 1, &calls[1]);
+
+  pool_doubt_begin(&w, 0);
+  pool_download(&w, &calls[0], 0, false);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  w.clock += 20000;
+  POOL_UNTIL(&w, w.sides[0].pings == 1);
+  w.clock += 9999;
+  pool_move(&w, &calls[1]);
+  pool_turns(&w, 5);
+  CHECK(w.asked_count == 2 && calls[0].done == E2B_PENDING);
+  pool_pong(&w);
+  POOL_UNTIL(&w, w.asked_count == 3);
+  e2b_op_cancel(w.client, calls[0].op);
+  pool_doubt_end(&w, 2, 0, &calls[1]);
+}
+
+/* A burst on a new connection, before the server said how many streams it takes: what it refuses for that is sent again when there is
+ * a place, there or on other connections, and each gets its answer. */
+static void test_pool_burst(void) {
+  enum { COUNT = 9, PLACES = 2 };
+  static pool_world w;
+  pool_call calls[COUNT];
+  int round, i, at, greeted, open[12];
+  for (round = 0; round < 2; round++) {
+    memset(open, 0, sizeof open);
+    pool_new(&w);
+    w.settings = NULL; /* that comes late */
+    if (round) w.config.max_connections_per_host = 1;
+    pool_begin(&w);
+    for (i = 0; i < COUNT; i++) {
+      if (i % 2) pool_move(&w, &calls[i]); else pool_read(&w, &calls[i], 0);
+    }
+    for (i = at = greeted = 0; i < 200; i++) {
+      int k;
+      pool_turns(&w, 3);
+      if (greeted < w.side_count && w.sides[greeted].greeted) pool_settings(&w, greeted++, "000300000002");
+      for (; at < w.asked_count && w.asked[at].ended; at++) {
+        pool_asked *a = &w.asked[at];
+        if (open[a->side]++ < PLACES) continue;
+        pool_word(&w, a->side, E2B__H2_RST_STREAM, a->id, POOL_REFUSED);
+        a->reset = POOL_REFUSED;
+        open[a->side]--;
+      }
+      for (k = 0; i % 10 == 9 && k < at; k++) { /* one is answered */
+        pool_asked *a = &w.asked[k];
+        if (a->reset >= 0) continue;
+        pool_answer(&w, k, POOL_OK, strstr(a->fields, ":method=GET") ? "x" : "");
+        a->reset = 0;
+        open[a->side]--;
+        break;
+      }
+    }
+    for (i = 0; i < COUNT; i++) {
+      if (!CHECK_INT(calls[i].done, E2B_OK)) printf("  %s\n", calls[i].err.message);
+      pool_call_free(&calls[i]);
+    }
+    CHECK(pool_made(&w) <= (round ? 1u : (COUNT + PLACES - 1u) / PLACES));
+    pool_end(&w);
+  }
+}
+
+/* Pump says so when it left something unread. */
+static void test_pool_budget_says(void) {
+  static pool_world w;
+  static char bytes[16000];
+  pool_call call;
+  size_t before;
+  int i;
+  pool_new(&w);
+  w.config.now_ms_fn = pool_tick;
+  w.config.io_buffer_size = 1024;
+  w.config.request_timeout_ms = w.config.idle_ms = w.config.connect_timeout_ms = 10000000;
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &call, 0, false);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  pool_head(&w, 0, 0, w.asked[1].id, ":status=200\n");
+  pool_write(&w, 0, E2B__H2_DATA, E2B__H2_END_STREAM, w.asked[1].id, bytes, sizeof bytes);
+  sleep_ms(20);
+  for (i = 0; i < 100 && call.done == E2B_PENDING; i++) {
+    before = call.taken;
+    CHECK(e2b_client_pump(w.client, 1) || call.taken == sizeof bytes);
+    CHECK(call.taken <= before + 1024);
+  }
+  CHECK(call.done == E2B_OK && call.taken == sizeof bytes);
+  pool_end(&w);
+}
+
+/* Answers that are not valid now and then, as one sandbox of many can give them, do not cost the others their connection. */
+static void test_pool_spoiled(void) {
+  static pool_world w;
+  pool_call call, other;
+  int i;
+  pool_new(&w);
+  w.clock = 1000000;
+  w.config.idle_ms = w.config.request_timeout_ms = 10000000;
+  pool_begin(&w);
+  pool_warm(&w);
+  pool_download(&w, &other, 0, false);
+  POOL_UNTIL(&w, w.asked_count == 2);
+  for (i = 0; i < 15; i++) {
+    pool_read(&w, &call, 0);
+    POOL_UNTIL(&w, w.asked_count == i + 3);
+    pool_head(&w, 0, E2B__H2_END_STREAM, w.asked[i + 2].id, ":status=200\ncontent-length=5\n");
+    POOL_UNTIL(&w, call.done != E2B_PENDING);
+    CHECK_INT(call.done, E2B_ERR_TRUNCATED);
+    pool_call_free(&call);
+    w.clock += 5000;
+  }
+  CHECK_INT(other.done, E2B_PENDING);
+  CHECK_INT(pool_made(&w), 1);
+  e2b_op_cancel(w.client, other.op);
   pool_end(&w);
 }
 
@@ -32544,6 +33172,9 @@ static const test tests[] = {
   UNIT(encode_key), UNIT(config_matrix), UNIT(attach_runtime), UNIT(old_envd_users), UNIT(kruise_answers), UNIT(kruise_old_envd),
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_one_connection), UNIT(pool_stream_limit), UNIT(pool_refused), UNIT(pool_goaway), UNIT(pool_resets), UNIT(pool_lost),
+  UNIT(pool_refused_late), UNIT(pool_host_limit), UNIT(pool_driven), UNIT(pool_opened), UNIT(pool_unsent), UNIT(pool_calm),
+  UNIT(pool_budget), UNIT(pool_budget_idle), UNIT(pool_budget_bulk), UNIT(pool_uncollected), UNIT(pool_away),
+  UNIT(pool_doubt), UNIT(pool_doubt_busy), UNIT(pool_burst), UNIT(pool_budget_says), UNIT(pool_spoiled),
   UNIT(pool_cancel), UNIT(pool_silence), UNIT(pool_deadlines), UNIT(pool_paused), UNIT(pool_upload), UNIT(pool_ids),
   UNIT(pool_not_http2), UNIT(pool_http1_required), UNIT(pool_no_memory),
 #endif
