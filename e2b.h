@@ -907,7 +907,7 @@ typedef struct e2b_run_opts {
   e2b_data_fn on_stdout;    /* called with output as it arrives                                                         */
   e2b_data_fn on_stderr;
   void *output_user;        /* for both                                                                                 */
-  bool no_collect;          /* do not keep output for the result: constant memory                                       */
+  bool no_collect;          /* do not keep output for the result: constant memory. A handle's wait does not either      */
   size_t max_collect;       /* keep at most this much of each stream, then set truncated; 0 = config.max_result_bytes   */
 } e2b_run_opts;
 
@@ -996,11 +996,12 @@ typedef struct e2b_command_event {
  * when stream_buffer_size and the network's buffers are full. */
 E2B_API uint32_t e2b_command_handle_pid(const e2b_command_handle *handle);
 /* E2B_OK and an event; E2B_PENDING after timeout_ms (0 = do not wait, -1 = no limit) without one; E2B_EOF after the exit
- * event; or why the stream broke. */
+ * event; or why the stream broke. BAD_STATE: the output is pushed, or a wait collects it. Resumes what a callback paused. */
 E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_ms, e2b_command_event *event, e2b_error *err);
 /* Sets or changes the callbacks of pushed output. */
 E2B_API void e2b_command_handle_set_output(e2b_command_handle *handle, e2b_data_fn on_stdout, e2b_data_fn on_stderr, void *user);
-/* Waits for the end of the process, delivering output as above (with no callbacks set it is collected, up to max_collect).
+/* Waits for the end of the process, delivering output as above (with no callbacks set it is collected, up to max_collect,
+ * from the first wait on, also while none is under way).
  * Result as e2b_commands_run, and the same again when called again. One wait at a time: E2B_ERR_BUSY. */
 E2B_API e2b_err e2b_command_handle_wait(e2b_command_handle *handle, const e2b_call *call, e2b_command_result *out, e2b_error *err);
 E2B_API void e2b_command_handle_resume(e2b_command_handle *handle); /* after E2B_PAUSE                                   */
@@ -8951,7 +8952,7 @@ static void e2b__req_flush(e2b__req *req) {
     e2b_error err;
     e2b__error_set(&err, code, E2B_PHASE_BODY, "the data could not be delivered");
     e2b__req_fail(req, &err);
-  } else if (req->state == E2B__REQ_ENDED && !req->paused) {
+  } else if (req->state == E2B__REQ_ENDED && !req->paused && !(req->pulled && req->rx.len)) {
     e2b__req_finish(req);
   } else {
     e2b__req_refill(req);
@@ -14483,10 +14484,18 @@ E2B_API e2b_err e2b_sandbox_request(e2b_sandbox *sandbox, uint16_t port, const c
 /* >>>> commands */
 /* ================================================================================================================== */
 
+/* A handle in the caller's *out, from its start event until the result of the operation that made it is collected: whoever
+ * cancels that operation never looks there. Embedded in the operation. */
+typedef struct e2b__command_gift {
+  e2b__op *op;
+  e2b_command_handle **out, *handle; /* handle NULL = none */
+} e2b__command_gift;
+
 /* A process and the stream of its events: Start or Connect of envd's Process service. */
 struct e2b_command_handle {
   e2b__object object;
   e2b_sandbox *sandbox;
+  e2b__command_gift *gift;
   e2b_command_handle *prev, *next; /* in sandbox->handles */
   e2b__req req;
   e2b__rpc rpc;
@@ -14504,7 +14513,9 @@ struct e2b_command_handle {
   e2b__buf status, failure; /* texts of the end event */
   e2b_data_fn on_stdout, on_stderr;
   void *output_user;
-  bool collect, truncated;
+  bool collect, truncated, no_collect;
+  bool delivering;          /* a callback has the message at the front of req.rx */
+  bool *freed;              /* set when it is freed while e2b_command_handle_next waits */
   size_t max_collect;
   e2b__buf out[2];          /* collected stdout and stderr; out[0] also holds the event e2b_command_handle_next gave */
 };
@@ -14514,6 +14525,7 @@ typedef struct e2b__command_op {
   e2b__op op;
   e2b_command_handle *handle;
   e2b_command_handle **out_handle; /* start: completes with the start event */
+  e2b__command_gift gift;
   uint32_t *out_pid;               /* start_detached: the same, or with output_file completes with the first output */
   bool to_file;
   e2b_command_result *out;         /* run, wait: completes when the stream is settled */
@@ -14541,6 +14553,33 @@ static void e2b__command_result_fill(e2b__pack *pack, const void *from, void *ou
 static void e2b__command_part(e2b__command_op *op) {
   op->handle->op = NULL;
   op->handle = NULL;
+}
+
+static void e2b__command_give(e2b__command_gift *gift, e2b__op *op, e2b_command_handle **out, e2b_command_handle *handle) {
+  gift->op = op;
+  gift->out = out;
+  gift->handle = *out = handle;
+  handle->gift = gift;
+}
+
+/* The operation goes: the handle stays with the caller who was told of it, else it goes too. */
+static void e2b__command_gift_release(e2b__command_gift *gift) {
+  e2b_command_handle *handle = gift->handle;
+  if (!handle) return;
+  if (!gift->op->delivered) e2b_command_handle_free(handle);
+  else handle->gift = NULL;
+  gift->handle = NULL;
+}
+
+/* The handle goes first, and takes the report along. */
+static void e2b__command_gift_withdraw(e2b_command_handle *handle) {
+  e2b__command_gift *gift = handle->gift;
+  if (!gift) return;
+  gift->handle = NULL;
+  if (gift->op->delivered) return;
+  *gift->out = NULL;
+  if (gift->op->finished && !gift->op->result.code)
+    (void)e2b__fail(&gift->op->result, E2B_ERR_CANCELED, "the handle was freed");
 }
 
 /* The result of a settled stream, for run and wait. */
@@ -14634,7 +14673,9 @@ static e2b_err e2b__command_deliver(e2b_command_handle *handle, int which, e2b_s
   if (handle->collect) e2b__command_collect(handle, which, data);
   if (handle->out[which].err) return E2B_ERR_NO_MEMORY;
   if (!on_data || !data.len) return E2B_OK;
+  handle->delivering = true;
   answer = on_data(handle->output_user, data.ptr, data.len);
+  handle->delivering = false;
   if (handle->req.state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
   op = (e2b__command_op *)handle->op;
   if (answer == E2B_PAUSE && op && op->owns_handle && !op->can_pause) return E2B_ERR_BAD_STATE;
@@ -14650,7 +14691,7 @@ static void e2b__command_started(e2b_command_handle *handle, uint32_t pid) {
   if (op && op->out_pid && !op->to_file) e2b__command_detach(op);
   if (!op || !op->out_handle) return;
   memset(&ok, 0, sizeof ok);
-  *op->out_handle = handle;
+  e2b__command_give(&op->gift, &op->op, op->out_handle, handle);
   op->owns_handle = false;
   e2b__command_part(op);
   e2b__op_finish(&op->op, &ok);
@@ -14783,6 +14824,11 @@ static void e2b__command_op_cancel(e2b__op *base) {
   else e2b__command_part(op);
 }
 
+static void e2b__command_op_release(e2b__op *base) {
+  e2b__command_op_cancel(base);
+  e2b__command_gift_release(&((e2b__command_op *)base)->gift);
+}
+
 /* A run or wait that has to stop waiting still hands over what came so far. */
 static void e2b__command_op_give_up(e2b__op *base) {
   e2b__command_op *op = (e2b__command_op *)base;
@@ -14800,7 +14846,7 @@ static e2b_phase e2b__command_op_phase(e2b__op *base, bool *maybe_done) {
   return op->handle ? e2b__req_stands(&op->handle->req, maybe_done) : E2B_PHASE_BODY;
 }
 
-static const e2b__op_type e2b__command_op_type = { e2b__command_op_cancel, e2b__command_op_cancel, e2b__command_op_resume,
+static const e2b__op_type e2b__command_op_type = { e2b__command_op_cancel, e2b__command_op_release, e2b__command_op_resume,
                                                    e2b__command_op_phase, e2b__command_op_give_up };
 
 static e2b_err e2b__run_opts_check(const e2b_run_opts *opts, e2b_error *err) {
@@ -14832,6 +14878,7 @@ static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *me
   handle->on_stdout = opts->on_stdout;
   handle->on_stderr = opts->on_stderr;
   handle->output_user = opts->output_user;
+  handle->no_collect = opts->no_collect;
   handle->max_collect = opts->max_collect ? opts->max_collect : (size_t)E2B__MIN(client->config.max_result_bytes, (uint64_t)(SIZE_MAX / 4));
   for (i = 0; i < 2; i++) e2b__buf_init(&handle->out[i], &client->mem, SIZE_MAX / 2);
   e2b__buf_init(&handle->status, &client->mem, client->config.max_message_bytes);
@@ -14887,7 +14934,8 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   op->out = want->result;
   op->owns_handle = true;
   op->can_pause = want->handle || (call && call->op);
-  op->handle->collect = !want->handle && !(opts && opts->no_collect);
+  op->handle->collect = want->pid || (want->result && !op->handle->no_collect);
+  if (want->pid) op->handle->max_collect = 4096; /* why output_file cannot be opened */
   op->handle->req.idempotent = listens; /* which changes nothing */
   e2b__rpc_begin(&op->handle->rpc, true, sandbox, &op->handle->req, type, message);
   code = e2b__req_submit(&op->handle->req);
@@ -15218,7 +15266,8 @@ static e2b_err e2b__chain_run(e2b__chain *chain, e2b_err begun, const e2b_call *
 typedef struct e2b__tag_op {
   e2b__chain chain;
   e2b_run_opts opts;
-  e2b_command_handle **out, *handle;
+  e2b_command_handle **out, *handle; /* handle: of the step under way */
+  e2b__command_gift gift;
   e2b_process_list list;
   e2b_error missing; /* the answer to the first question */
 } e2b__tag_op;
@@ -15226,8 +15275,7 @@ typedef struct e2b__tag_op {
 static void e2b__tag_op_release(e2b__op *base) {
   e2b__tag_op *op = (e2b__tag_op *)base;
   e2b__chain_release(base);
-  e2b_command_handle_free(op->handle);
-  op->handle = NULL;
+  e2b__command_gift_release(&op->gift);
   e2b_mem_free(&op->list.mem);
 }
 
@@ -15235,8 +15283,7 @@ static const e2b__op_type e2b__tag_op_type = { e2b__chain_cancel, e2b__tag_op_re
 
 static void e2b__tag_connected(void *user, const e2b_error *err) {
   e2b__tag_op *op = (e2b__tag_op *)user;
-  if (!err->code) *op->out = op->handle;
-  op->handle = NULL;
+  if (!err->code) e2b__command_give(&op->gift, &op->chain.op, op->out, op->handle);
   e2b__op_finish(&op->chain.op, err);
 }
 
@@ -15778,7 +15825,7 @@ E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_
   e2b_client *client;
   e2b_error local;
   uint64_t end;
-  bool turned = false;
+  bool turned = false, freed = false;
   e2b_err code;
   if (!err) err = &local;
   memset(err, 0, sizeof *err);
@@ -15786,9 +15833,13 @@ E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_
   memset(event, 0, sizeof *event);
   client = handle->sandbox->client;
   if (handle->op || e2b__command_pushes(handle))
-    return e2b__fail(err, E2B_ERR_BAD_STATE, "the output of this handle is pushed: unset the callbacks, or do not wait for it");
+    return e2b__fail(err, E2B_ERR_BAD_STATE, handle->collect ? "a wait collects the output of this handle: wait for it again"
+                                                             : "the output of this handle is pushed: unset the callbacks, or do not wait for it");
   if (client->in_turn && timeout_ms != 0) return e2b__fail(err, E2B_ERR_BAD_STATE, "waiting inside a callback: use timeout_ms 0");
-  end = e2b__deadline(e2b__now_ms(client), timeout_ms);
+  if (handle->delivering && !handle->settled) return E2B_PENDING; /* the callback that asks has the next one in its hands */
+  if (!client->in_turn) client->now = e2b__now_ms(client); /* the caller may have been away */
+  end = e2b__deadline(client->now, timeout_ms);
+  e2b__req_resume(&handle->req); /* who pulls wants more, whatever a callback said before */
   for (;;) {
     e2b__req *req = &handle->req;
     uint64_t now;
@@ -15812,8 +15863,11 @@ E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_
     }
     now = e2b__now_ms(client);
     if (client->in_turn || (turned && now >= end)) return E2B_PENDING;
+    handle->freed = &freed;
     (void)e2b__turn(client, end == (uint64_t)E2B__NEVER ? -1 : (int)E2B__MIN(end > now ? end - now : 0, (uint64_t)INT_MAX), NULL, 0, 0);
     turned = true;
+    if (freed) return e2b__fail(err, E2B_ERR_CANCELED, "the handle was freed in a callback");
+    handle->freed = NULL;
     if (e2b__waker_interrupted(client->net.waker)) return e2b__fail(err, E2B_ERR_CANCELED, "interrupted by e2b_client_interrupt");
   }
 }
@@ -15843,7 +15897,7 @@ E2B_API e2b_err e2b_command_handle_wait(e2b_command_handle *handle, const e2b_ca
   op->out = out;
   handle->op = &op->op;
   if (!handle->on_stdout && !handle->on_stderr && !handle->collect) {
-    handle->collect = true;
+    handle->collect = !handle->no_collect;
     handle->out[0].len = 0; /* the last pulled event */
   }
   if (handle->settled) e2b__command_op_finish(op);
@@ -15882,6 +15936,8 @@ E2B_API void e2b_command_handle_free(e2b_command_handle *handle) {
   e2b_client *client;
   if (!handle) return;
   client = handle->sandbox->client;
+  if (handle->freed) *handle->freed = true;
+  e2b__command_gift_withdraw(handle);
   if (handle->op && ((e2b__command_op *)handle->op)->owns_handle) e2b__command_part((e2b__command_op *)handle->op);
   e2b_command_handle_disconnect(handle);
   e2b__mourn_no_more(&handle->mourner);
@@ -17531,8 +17587,10 @@ E2B_API e2b_err e2b_file_stream_read(e2b_file_stream *stream, int timeout_ms, vo
     *got = e2b__stream_take(stream, buf, cap);
     if (*got) return E2B_OK;
     if (!stream->part.left && stream->req.status != 206 && !stream->ended) return err->code = E2B_EOF;
-    if (stream->req.state == E2B__REQ_ENDED)
-      e2b__req_flush(&stream->req); /* the end waited for the last byte to be taken */
+    if (stream->req.state == E2B__REQ_ENDED) { /* the end waited for the last byte to be taken */
+      stream->req.rx.len = stream->at = 0;
+      e2b__req_flush(&stream->req);
+    }
     if (stream->ended) {
       *err = stream->mourner.err;
       return err->code = err->code ? err->code : E2B_EOF;

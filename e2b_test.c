@@ -26206,7 +26206,9 @@ static void test_stream_callbacks(void) {
     code = run ? e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err)
                : e2b_commands_start(w.sandbox, "x", &opts, &b.handle, &w.err);
     if (way == 6) CHECK_INT(code, E2B_ERR_BAD_STATE);
+    else if (way == 1 || way == 3) CHECK_INT(code, E2B_ERR_CANCELED); /* the handle is gone as the start returns */
     else CHECK_INT(code, run ? E2B_PENDING : E2B_OK);
+    CHECK(run || !b.handle == (way == 1 || way == 3));
     if (way != 6) VT_UNTIL(&w, b.calls, 1000);
     if (way == 7) VT_UNTIL(&w, b.ends, 1000);
     (void)e2b_client_poll(w.client, 20);
@@ -26224,6 +26226,292 @@ static void test_stream_callbacks(void) {
     }
     e2b_mem_free(&r.mem);
     e2b_command_handle_free(b.handle);
+    VT_END(&w);
+  }
+}
+
+/* ---- next, wait and the callbacks, in orders that nobody planned ---- */
+
+static void st_answer_two(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  st_open_stream(conn, 42);
+  if (w->asked == 1) return;
+  st_begin(&s, false);
+  st_data(&s, 1, "x");
+  st_say(&s, conn, 5);
+  st_free(&s);
+}
+
+/* While e2b_command_handle_next waits, a callback of another command frees its handle, or the sandbox with all handles. */
+static void test_stream_next_freed(void) {
+  int way;
+  for (way = 1; way < 4; way += 2) {
+    e2b_command_handle *other = NULL;
+    e2b_command_event event;
+    e2b_run_opts opts;
+    st_breaker b;
+    vt_world w;
+    memset(&b, 0, sizeof b);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_two);
+    b.w = &w;
+    b.way = way;
+    opts.on_stdout = st_break;
+    opts.output_user = &b;
+    CHECK_INT(e2b_commands_start(w.sandbox, "waits", NULL, &b.handle, &w.err), E2B_OK);
+    CHECK_INT(e2b_commands_start(w.sandbox, "speaks", &opts, &other, &w.err), E2B_OK);
+    CHECK_INT(e2b_command_handle_next(b.handle, -1, &event, &w.err), E2B_ERR_CANCELED);
+    CHECK_INT(b.calls, 1);
+    VT_END(&w);
+  }
+}
+
+typedef struct st_puller {
+  e2b_command_handle *handle;
+  char text[200];
+  int ways;  /* 1: pulls in the callback, 2: E2B_PAUSE, 4: resumes */
+  bool exited;
+} st_puller;
+
+static void st_pull(st_puller *p) {
+  e2b_command_event event;
+  e2b_error err;
+  while (e2b_command_handle_next(p->handle, 0, &event, &err) == E2B_OK) {
+    if (event.kind == E2B_EVENT_EXIT) p->exited = true;
+    else (void)snprintf(p->text + strlen(p->text), sizeof p->text - strlen(p->text), "%s", event.data);
+  }
+}
+
+static int st_pull_from(void *user, const char *data, size_t len) {
+  st_puller *p = (st_puller *)user;
+  (void)snprintf(p->text + strlen(p->text), sizeof p->text - strlen(p->text), "%.*s", (int)len, data);
+  if (!(p->ways & 2)) e2b_command_handle_set_output(p->handle, NULL, NULL, NULL);
+  if (p->ways & 1) st_pull(p);
+  return p->ways & 2 ? E2B_PAUSE : 0;
+}
+
+/* One message, and then all others with their end, in two pieces that are cut inside a message. */
+static void st_answer_abc(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s, part;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  st_open_stream(conn, 42);
+  st_begin(&s, false);
+  st_begin(&part, false);
+  st_data(&s, 1, "a");
+  st_data(&s, 1, "b");
+  st_data(&s, 1, "c");
+  st_exit(&s, 0);
+  st_eos(&s, "{}");
+  e2b__buf_put(&part.buf, s.buf.data, (size_t)w->step);
+  if (w->step) st_say(&part, conn, 5);
+  e2b__buf_put(&part.buf, s.buf.data + w->step, s.buf.len - (size_t)w->step);
+  if (part.buf.len) st_say(&part, conn, 6);
+  vt_say(conn, 6, "0\r\n\r\n");
+  st_free(&part);
+  st_free(&s);
+}
+
+/* From pushed to pulled in the middle of the stream: nothing is lost, nothing comes twice, and the end is seen. */
+static void test_stream_push_to_pull(void) {
+  int ways, cut;
+  for (ways = 0; ways < 8; ways++) {
+    for (cut = 0; cut < 30; cut++) {
+      int failures = check_failures;
+      e2b_command_event event;
+      e2b_run_opts opts;
+      st_puller p;
+      vt_world w;
+      e2b_err code;
+      memset(&w, 0, sizeof w);
+      memset(&p, 0, sizeof p);
+      memset(&opts, 0, sizeof opts);
+      w.step = cut;
+      vt_open_world(&w, st_answer_abc);
+      p.ways = ways;
+      opts.on_stdout = st_pull_from;
+      opts.output_user = &p;
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &p.handle, &w.err), E2B_OK);
+      VT_UNTIL(&w, p.text[0], 100);
+      (void)e2b_client_poll(w.client, 20);
+      (void)e2b_client_poll(w.client, 20);
+      e2b_command_handle_set_output(p.handle, NULL, NULL, NULL);
+      if (ways & 4) e2b_command_handle_resume(p.handle);
+      (void)e2b_client_poll(w.client, 0);
+      while ((code = e2b_command_handle_next(p.handle, 1000, &event, &w.err)) == E2B_OK) {
+        if (event.kind == E2B_EVENT_EXIT) p.exited = true;
+        else (void)snprintf(p.text + strlen(p.text), sizeof p.text - strlen(p.text), "%s", event.data);
+      }
+      CHECK_INT(code, E2B_EOF);
+      CHECK_STR(p.text, "abc");
+      CHECK(p.exited);
+      e2b_command_handle_free(p.handle);
+      VT_END(&w);
+      if (check_failures != failures) printf("  ways %d, cut at %d: %s\n", ways, cut, w.err.message);
+      if (check_failures > failures + 3) break;
+    }
+  }
+}
+
+static void st_answer_much(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static char block[30000];
+  st_bytes s;
+  int i;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  memset(block, 'x', sizeof block);
+  st_open_stream(conn, 42);
+  st_begin(&s, false);
+  for (i = 0; i < 100; i++) {
+    st_data_n(&s, i % 2 + 1, block, sizeof block);
+    st_say(&s, conn, 5);
+  }
+  st_free(&s);
+  st_close_stream(conn, 6, NULL, 7);
+}
+
+static int st_nothing(void *user, const char *data, size_t len) {
+  (void)user;
+  (void)data;
+  (void)len;
+  return 0;
+}
+
+/* 3 MB of output that nobody wants to have kept are not: no_collect, also of a handle that is waited for; no result to
+ * put it in. */
+static void test_stream_not_kept(void) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    e2b_command_handle *handle = NULL;
+    e2b_client_stats stats;
+    e2b_command_result r;
+    e2b_run_opts opts;
+    vt_world w;
+    memset(&r, 0, sizeof r);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_much);
+    opts.no_collect = way < 2;
+    if (way == 3) opts.on_stdout = st_nothing;
+    if (way == 0) {
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_OK);
+      CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &w.err), E2B_COMMAND_EXIT);
+    } else {
+      CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, way == 1 ? &r : NULL, &w.err), E2B_COMMAND_EXIT);
+    }
+    CHECK_INT(r.stdout_data.len + r.stderr_data.len, 0);
+    if (way < 2) CHECK_INT(r.exit_code, 7);
+    CHECK_INT(w.err.exit_code, 7);
+    e2b_client_get_stats(w.client, &stats);
+    if (!CHECK(stats.mem_peak < 1000000)) printf("  way %d: %lu\n", way, (unsigned long)stats.mem_peak);
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    VT_END(&w);
+  }
+}
+
+/* The last output waits here while the caller is away; what became of the sandbox is found out nevertheless. */
+static void st_answer_late(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  (void)w;
+  (void)len;
+  if (strncmp(text, "GET /health ", 12) == 0) {
+    vt_say(conn, 100, "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 22\r\n\r\nsandbox not found: sbx");
+    return;
+  }
+  st_open_stream(conn, 42);
+  st_begin(&s, false);
+  st_data(&s, 1, "some");
+  st_say(&s, conn, 5);
+  st_free(&s);
+  vt_put(conn, 5, VT_EOF, NULL, 0);
+}
+
+static void test_stream_back_late(void) {
+  int i;
+  e2b_command_handle *handle = NULL;
+  e2b_command_event event;
+  vt_world w;
+  vt_begin(&w, st_answer_late);
+  CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+  for (i = 0; i < 10; i++) (void)e2b_client_poll(w.client, 20);
+  w.clock += 60000;
+  CHECK_INT(e2b_command_handle_next(handle, -1, &event, &w.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_next(handle, -1, &event, &w.err), E2B_ERR_SANDBOX_GONE);
+  e2b_command_handle_free(handle);
+  VT_END(&w);
+}
+
+/* A wait that gave up has begun to collect the output: who pulls then is told. */
+static void test_stream_wait_then_next(void) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_event event;
+  e2b_command_result r;
+  e2b_call call;
+  vt_world w;
+  memset(&r, 0, sizeof r);
+  memset(&call, 0, sizeof call);
+  vt_begin(&w, st_answer_all);
+  CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+  call.timeout_ms = 50;
+  CHECK_INT(e2b_command_handle_wait(handle, &call, &r, &w.err), E2B_ERR_TIMEOUT);
+  CHECK_INT(e2b_command_handle_next(handle, 0, &event, &w.err), E2B_ERR_BAD_STATE);
+  CHECK_HAS(w.err.message, "wait for it again");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  VT_END(&w);
+}
+
+/* A start is canceled by another operation's callback in the very turn in which its pid came. */
+typedef struct st_canceler {
+  vt_world *w;
+  e2b_op op;
+  int calls, way;
+} st_canceler;
+
+static void st_cancel_op(void *user, const e2b_error *err) {
+  st_canceler *c = (st_canceler *)user;
+  c->calls++;
+  c->w->err = *err;
+  if (c->way < 2) {
+    e2b_op_cancel(c->w->client, c->op);
+  } else {
+    e2b_sandbox_free(c->w->sandbox);
+    c->w->sandbox = NULL;
+  }
+}
+
+static void test_stream_cancel_started(void) {
+  int way;
+  for (way = 0; way < 4; way++) { /* 0, 2: the first of two starts; 1: a connect_to_tag; 2, 3: freed with the sandbox instead */
+    e2b_command_handle *handles[2] = { NULL, NULL };
+    e2b_client_stats stats;
+    st_canceler c;
+    e2b_run_opts opts;
+    e2b_op other;
+    vt_world w;
+    memset(&c, 0, sizeof c);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_all);
+    c.w = &w;
+    c.way = way;
+    opts.call.user = &c;
+    opts.call.on_done = st_cancel_op;
+    opts.call.op = &c.op;
+    if (way & 1) CHECK_INT(e2b_commands_connect_to_tag(w.sandbox, "x", &opts, &handles[0], &w.err), E2B_PENDING);
+    else CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handles[0], &w.err), E2B_PENDING);
+    opts.call.op = &other;
+    CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handles[1], &w.err), E2B_PENDING);
+    VT_UNTIL(&w, c.calls, 1000);
+    (void)e2b_client_poll(w.client, 20);
+    CHECK_INT(c.calls, way < 2 ? 1 : 2);
+    if (way > 1) CHECK_INT(w.err.code, E2B_ERR_CANCELED);
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.connections_open, way < 2 ? 1 : 0);
+    CHECK(!handles[0]);
+    CHECK(handles[1] != NULL); /* was told, whatever became of it */
     VT_END(&w);
   }
 }
@@ -32030,7 +32318,8 @@ static const test tests[] = {
 #endif
   UNIT(stream_requests), UNIT(stream_all_day), UNIT(stream_deadlines), UNIT(stream_silence),
   UNIT(stream_deadline_causes), UNIT(stream_lost), UNIT(stream_reattach), UNIT(stream_splits), UNIT(stream_stories),
-  UNIT(stream_envelopes), UNIT(stream_large), UNIT(stream_never_twice), UNIT(stream_callbacks), UNIT(stream_endless),
+  UNIT(stream_envelopes), UNIT(stream_large), UNIT(stream_never_twice), UNIT(stream_callbacks), UNIT(stream_next_freed),
+  UNIT(stream_push_to_pull), UNIT(stream_not_kept), UNIT(stream_back_late), UNIT(stream_wait_then_next), UNIT(stream_cancel_started), UNIT(stream_endless),
   UNIT(stream_gush),
   UNIT(stream_away), UNIT(stream_slow_transfers), UNIT(stream_far_away), UNIT(stream_left_in_the_middle), UNIT(stream_watch_stops),
   UNIT(stream_tree_memory), UNIT(stream_tree_swaps), UNIT(stream_tree_escapes), UNIT(stream_socket_keepalive),
