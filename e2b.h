@@ -1132,7 +1132,7 @@ E2B_API e2b_err e2b_files_compose(e2b_sandbox *sandbox, e2b_strs sources, const 
  * and direction. user: NULL = config.default_user. expires_s: seconds from now, 0 = it has expired when this second has
  * passed, E2B_TIMEOUT_NONE = it never does. An upload path may be NULL: the file name of the form decides.
  * As snprintf: returns the length and writes at most cap bytes, always terminated when cap > 0. 0 = failed:
- * INVALID_ARGUMENT (a bad path; expires_s for a sandbox without a token, whose URLs nobody checks), NO_MEMORY. */
+ * INVALID_ARGUMENT (a bad path; expires_s in the past, or for a sandbox without a token, whose URLs nobody checks), NO_MEMORY. */
 E2B_API size_t e2b_sandbox_download_url(const e2b_sandbox *sandbox, const char *path, const char *user, int32_t expires_s, char *out, size_t cap, e2b_error *err);
 E2B_API size_t e2b_sandbox_upload_url(const e2b_sandbox *sandbox, const char *path, const char *user, int32_t expires_s, char *out, size_t cap, e2b_error *err);
 
@@ -1157,7 +1157,7 @@ typedef struct e2b_bulk_file {
 
 typedef struct e2b_bulk_opts {
   e2b_call call;           /* timeout_ms: the whole of it, default none; idle_ms: each request                        */
-  const char *user;        /* as in e2b_files_opts                                                                    */
+  const char *user;        /* as in e2b_files_opts; NULL = that of content for all a tree needs, directories too      */
   uint32_t parallel;       /* requests under way at once; 0 = 32, at most config.max_connections_per_host             */
   uint32_t batch_bytes;    /* uploads: small files share a request of up to this size, and each request under way holds
                               that much memory; 0 = 262144, 1 = every file alone                                      */
@@ -16722,7 +16722,7 @@ static void e2b__atomic_discard(const e2b__atomic *atomic, e2b_sandbox *sandbox)
 
 /* The write is given up from outside; its request is not aborted yet. */
 static void e2b__atomic_abandon(const e2b__atomic *atomic, const e2b__req *req, e2b_sandbox *sandbox) {
-  bool written = atomic->phase != E2B__ATOMIC_WRITE || (req->state != E2B__REQ_NEW && e2b__req_was_sent(req));
+  bool written = atomic->phase != E2B__ATOMIC_WRITE || e2b__req_was_sent(req);
   if (atomic->temp && written) e2b__atomic_discard(atomic, sandbox);
 }
 
@@ -17834,6 +17834,7 @@ static e2b_err e2b__file_url_check(const e2b_sandbox *sandbox, const char *path,
                                    e2b_error *err) {
   if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
   if (!e2b__text_ok(path)) return e2b__invalid(err, "path", "has a control character");
+  if (expires_s < 0 && expires_s != E2B_TIMEOUT_NONE) return e2b__invalid(err, "expires_s", "is in the past");
   if (expires_s >= 0 && !sandbox->access_token[0])
     return e2b__invalid(err, "expires_s", "needs a secure sandbox: without a token nobody checks the URL");
   return e2b__user_check(user, err);
@@ -18869,7 +18870,7 @@ static void e2b__bulk_job_started(e2b__bulk_job *job, e2b_err code, const e2b_er
     bulk->opts.parallel = bulk->active;
     while (entries) {
       e2b__bulk_entry *next = entries->next;
-      e2b__bulk_put_first(&bulk->files, entries);
+      e2b__bulk_put_first(entries->dir ? &bulk->dirs : &bulk->files, entries);
       entries = next;
     }
     return;
@@ -18991,7 +18992,8 @@ static e2b_err e2b__bulk_check(const e2b_sandbox *sandbox, const e2b_bulk_opts *
   return e2b__call_check(opts ? &opts->call : NULL, err);
 }
 
-/* An operation of `size` bytes; the caller fills its queues and ends with e2b__op_run. */
+/* An operation of `size` bytes; the caller fills its queues and ends with e2b__op_run. All it does is done as one user, that of
+ * content: a relative path has one home, and what is made has one owner. */
 static e2b__bulk *e2b__bulk_new(e2b_sandbox *sandbox, const e2b__bulk_type *type, size_t size,
                                 const e2b_bulk_opts *opts, e2b_error *err) {
   e2b_client *client = sandbox->client;
@@ -19003,7 +19005,10 @@ static e2b__bulk *e2b__bulk_new(e2b_sandbox *sandbox, const e2b__bulk_type *type
   bulk->type = type;
   client->work = true;
   e2b__arena_init(&bulk->arena, &client->mem, SIZE_MAX);
-  if (!e2b__bulk_keep_opts(bulk, opts, err)) return bulk;
+  if (!e2b__bulk_keep_opts(bulk, opts, err)) {
+    if (!bulk->child.user && !e2b__given(sandbox->auth_header)) bulk->child.user = e2b__user(sandbox, NULL, true);
+    return bulk;
+  }
   e2b__op_release(&bulk->op);
   return NULL;
 }
@@ -20312,6 +20317,7 @@ static int e2b__download_sink(void *user, const char *data, size_t len) {
 static void e2b__download_ended(e2b__bulk_job *job, e2b_error *err) {
   int code;
   if (err->code) return;
+  e2b__tree_resize(job->bulk, job->entries, job->moved); /* that of a link was not known, others may have grown */
   code = e2b__local_commit(&e2b__tree_of(job)->root, job->entries->local, &((e2b__tree_job *)job)->file);
   if (code) (void)e2b__tree_failed(&job->local, code, "giving the file its name");
   if (code) *err = job->local;

@@ -10957,6 +10957,9 @@ static void test_files_urls(void) {
   CHECK_INT(e2b_sandbox_download_url(sandbox, "a", "x:y", 60, url, sizeof url, &err), 0);
   CHECK_HAS(err.message, "user");
   CHECK_INT(e2b_sandbox_download_url(NULL, "a", NULL, 60, url, sizeof url, &err), 0);
+  CHECK_INT(e2b_sandbox_download_url(sandbox, "a", NULL, -60, url, sizeof url, &err), 0); /* already over is not for ever */
+  CHECK(err.code == E2B_ERR_INVALID_ARGUMENT && !url[0]);
+  CHECK_HAS(err.message, "expires_s");
   e2b_sandbox_free(sandbox);
   attach.access_token = NULL;
   CHECK_OK(e2b_sandbox_attach(client, "id", &attach, &sandbox, &err));
@@ -27057,6 +27060,166 @@ static void test_stream_tree_escapes(void) {
   files_end(&b);
 }
 
+/* ---- trees, when things are scarce or names mean two things ---- */
+
+/* /r holds eight directories, each of them a file and a link to one that lies in the tree. */
+static void st_answer_tree(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  e2b__list_dir_response response;
+  e2b__entry_info entries[8];
+  char names[8][4];
+  st_bytes s;
+  bool root = !strstr(text, "r/d");
+  size_t i;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  if (strncmp(text, "GET /files?", 11) == 0) {
+    vt_say_body(conn, 1, "200 OK", "twelve bytes", 12);
+    return;
+  }
+  memset(&response, 0, sizeof response);
+  memset(entries, 0, sizeof entries);
+  for (i = 0; i < 8; i++) {
+    (void)snprintf(names[i], sizeof names[i], "%c%d", root ? 'd' : 'f', (int)i);
+    entries[i].name = e2b__str(names[i]);
+    entries[i].path = e2b__str(root ? i ? "/r/dx" : "/r/d0" : "/r/d0/f0");
+    entries[i].type = root ? E2B__FILE_TYPE_DIRECTORY : E2B__FILE_TYPE_FILE;
+    entries[i].size = root ? 4096 : i ? 5 : 12; /* of the link its own */
+    entries[i].has_symlink_target = !root && i;
+    entries[i].symlink_target = e2b__str("/r/d0/f0");
+  }
+  response.entries.items = entries;
+  response.entries.count = root ? 8 : 2;
+  st_begin(&s, false);
+  e2b__pb_encode(&e2b__msg_list_dir_response, &response, &s.buf);
+  vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", s.buf.data, s.buf.len);
+  st_free(&s);
+}
+
+/* With fewer operations than it would like, a tree comes as well; and what was done is in the end what was found. */
+static void test_stream_tree_max_ops(void) {
+  uint32_t n;
+  for (n = 2; n < 8; n++) {
+    const char *base = tree_dir();
+    e2b_bulk_opts opts = many_opts(0);
+    e2b_bulk_stats stats;
+    vt_world w;
+    memset(&w, 0, sizeof w);
+    w.config.max_ops = n;
+    vt_open_world(&w, st_answer_tree);
+    if (!CHECK_INT(e2b_files_download_tree(w.sandbox, "/r", base, &opts, &stats, &w.err), E2B_OK)) printf("  %u: %s\n", n, w.err.message);
+    CHECK_INT(stats.files_done, 16);
+    CHECK_INT(stats.dirs_found, 8);
+    CHECK_INT(stats.bytes_done, 16 * 12);
+    CHECK_INT(stats.bytes_found, 16 * 12);
+    CHECK(tree_shell(base, "test \"$(find \"$D\" -type f | wc -l)\" -eq 16 && rm -r \"$D\""));
+    VT_END(&w);
+  }
+}
+
+static void st_answer_up(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  if (st_is(text, "process.Process/Start")) {
+    st_open_stream(conn, 42);
+    st_close_stream(conn, 1, NULL, 0);
+    return;
+  }
+  if (strstr(text, "/filesystem.Filesystem/ListDir")) {
+    st_answer_tree(w, conn, text, len);
+    return;
+  }
+  st_begin(&s, false);
+  if (strncmp(text, "POST /files?", 12) == 0) {
+    vt_say_body(conn, 1, "200 OK", "[{\"path\":\"/home/node/t/x\"}]", 27);
+  } else {
+    e2b__entry_response response;
+    memset(&response, 0, sizeof response);
+    response.entry.path = e2b__str("/t");
+    e2b__pb_encode(&e2b__msg_entry_response, &response, &s.buf);
+    vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", s.buf.data, s.buf.len);
+  }
+  st_free(&s);
+}
+
+/* With the private protocol content belongs to "node" and RPCs to "root": a tree is one thing, with one home and one owner. */
+static void test_stream_tree_user(void) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    const char *base = tree_dir();
+    e2b_bulk_opts opts = many_opts(0);
+    vt_world w;
+    int i;
+    memset(&w, 0, sizeof w);
+    w.config.protocol = way & 1 ? E2B_PROTOCOL_PRIVATE : E2B_PROTOCOL_NATIVE;
+    vt_open_world(&w, st_answer_up);
+    if (way & 2) {
+      CHECK_INT(e2b_files_download_tree(w.sandbox, "r", base, &opts, NULL, &w.err), E2B_OK);
+    } else {
+      CHECK(tree_shell(base, "cd \"$D\" && mkdir empty && echo x >x && chmod +x x"));
+      if (!CHECK_INT(e2b_files_upload_tree(w.sandbox, base, "t", &opts, NULL, &w.err), E2B_OK)) printf("  %s\n", w.err.message);
+      CHECK_INT(w.asked, 3);
+    }
+    for (i = 0; i < w.asked; i++) {
+      const char *text = vt_asked(&w, i);
+      bool rpc = strstr(text, " /files?") == NULL;
+      if (way & 1) CHECK(strstr(text, rpc ? "authorization: Basic bm9kZTo=\r\n" : "&username=node") != NULL);
+      else CHECK(!strstr(text, "authorization") && !strstr(text, "username"));
+    }
+    CHECK(tree_shell(base, "rm -r \"$D\""));
+    VT_END(&w);
+  }
+}
+
+/* ---- an atomic upload that its own source cancels ---- */
+
+typedef struct st_suicide {
+  vt_world *w;
+  e2b_op op;
+  int calls, at;
+} st_suicide;
+
+static int st_give_and_cancel(void *user, void *buf, size_t cap) {
+  st_suicide *s = (st_suicide *)user;
+  if (s->calls++ == s->at) {
+    e2b_op_cancel(s->w->client, s->op);
+    return 0;
+  }
+  if (!cap) return 0;
+  *(char *)buf = 'x';
+  return 1;
+}
+
+/* Whenever that happens, what was written of the temporary file is removed. */
+static void test_stream_atomic_suicide(void) {
+  int at;
+  for (at = 0; at < 4; at++) {
+    e2b_files_opts opts;
+    st_suicide s;
+    vt_world w;
+    int i, removed = 0, written = 0;
+    memset(&s, 0, sizeof s);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_up);
+    s.w = &w;
+    s.at = at;
+    opts.atomic = true;
+    opts.call.op = &s.op;
+    CHECK_INT(e2b_files_upload(w.sandbox, "/t/x", st_give_and_cancel, &s, 3, &opts, NULL, &w.err), E2B_PENDING);
+    VT_UNTIL(&w, s.calls > at, 1000);
+    CHECK_INT(e2b_client_drain(w.client, 2000), E2B_OK);
+    for (i = 0; i < w.asked; i++) {
+      removed += strstr(vt_asked(&w, i), "/filesystem.Filesystem/Remove") != NULL;
+      written += strncmp(vt_asked(&w, i), "POST /files?", 12) == 0;
+    }
+    CHECK(removed >= written);
+    if (at == 3) CHECK_INT(written, 1);
+    VT_END(&w);
+  }
+}
+
 /* ---- a caller that is away ---- */
 
 /* 70 KB at once, which is all that is taken without being asked for, and the rest 10 ms after the caller took enough of them: as from a server that was held back. */
@@ -32322,7 +32485,8 @@ static const test tests[] = {
   UNIT(stream_push_to_pull), UNIT(stream_not_kept), UNIT(stream_back_late), UNIT(stream_wait_then_next), UNIT(stream_cancel_started), UNIT(stream_endless),
   UNIT(stream_gush),
   UNIT(stream_away), UNIT(stream_slow_transfers), UNIT(stream_far_away), UNIT(stream_left_in_the_middle), UNIT(stream_watch_stops),
-  UNIT(stream_tree_memory), UNIT(stream_tree_swaps), UNIT(stream_tree_escapes), UNIT(stream_socket_keepalive),
+  UNIT(stream_tree_memory), UNIT(stream_tree_max_ops), UNIT(stream_tree_user), UNIT(stream_atomic_suicide),
+  UNIT(stream_tree_swaps), UNIT(stream_tree_escapes), UNIT(stream_socket_keepalive),
 #if !defined(E2B_NO_HTTP2)
   UNIT(stream_large_http2), UNIT(stream_resets_http2),
 #endif
