@@ -956,7 +956,8 @@ E2B_API e2b_err e2b_commands_send_signal(e2b_sandbox *sandbox, uint32_t pid, int
  * 0 when there is no such process. Only for what this sandbox's envd started. A bash in the sandbox, run as root, does it:
  * it stops (SIGSTOP) whatever descends from the process or is in a session or process group of one that does, until a look
  * at /proc finds nothing new and nothing running, and only then kills; so nobody can fork away meanwhile. What had left the
- * tree before, an orphan in a session of its own, is not found. Goes on in the sandbox when this side gives up.
+ * tree before is not found: an orphan whose parent had ended, unless it shares a session or process group with one found.
+ * Goes on in the sandbox when this side gives up.
  * Errors: UNAUTHENTICATED (no user root), SERVICE (no bash, no /proc). */
 E2B_API e2b_err e2b_commands_kill_tree(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, uint32_t *killed, e2b_error *err);
 
@@ -1007,6 +1008,8 @@ E2B_API e2b_err e2b_command_handle_wait(e2b_command_handle *handle, const e2b_ca
 E2B_API void e2b_command_handle_resume(e2b_command_handle *handle); /* after E2B_PAUSE                                   */
 /* Ends the stream; the process lives on. No callback comes after this returns; a pending wait ends with CANCELED. */
 E2B_API void e2b_command_handle_disconnect(e2b_command_handle *handle);
+/* As e2b_commands_kill, _send_stdin and _close_stdin; once the handle knows of the exit they ask nothing of the server, where the
+ * pid may be another process' by then: false, NOT_FOUND. */
 E2B_API e2b_err e2b_command_handle_kill(e2b_command_handle *handle, const e2b_call *call, bool *killed, e2b_error *err);
 E2B_API e2b_err e2b_command_handle_send_stdin(e2b_command_handle *handle, const void *data, size_t len, const e2b_call *call, e2b_error *err);
 E2B_API e2b_err e2b_command_handle_close_stdin(e2b_command_handle *handle, const e2b_call *call, e2b_error *err);
@@ -15832,9 +15835,9 @@ E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_
   if (!handle || !event) return e2b__invalid(err, handle ? "event" : "handle", "must not be NULL");
   memset(event, 0, sizeof *event);
   client = handle->sandbox->client;
+  if (handle->collect) return e2b__fail(err, E2B_ERR_BAD_STATE, "a wait collects the output of this handle: wait for it again");
   if (handle->op || e2b__command_pushes(handle))
-    return e2b__fail(err, E2B_ERR_BAD_STATE, handle->collect ? "a wait collects the output of this handle: wait for it again"
-                                                             : "the output of this handle is pushed: unset the callbacks, or do not wait for it");
+    return e2b__fail(err, E2B_ERR_BAD_STATE, "the output of this handle is pushed: unset the callbacks, or do not wait for it");
   if (client->in_turn && timeout_ms != 0) return e2b__fail(err, E2B_ERR_BAD_STATE, "waiting inside a callback: use timeout_ms 0");
   if (handle->delivering && !handle->settled) return E2B_PENDING; /* the callback that asks has the next one in its hands */
   if (!client->in_turn) client->now = e2b__now_ms(client); /* the caller may have been away */
@@ -15917,18 +15920,38 @@ E2B_API void e2b_command_handle_disconnect(e2b_command_handle *handle) {
   e2b__command_break(handle, &err);
 }
 
+/* Once the exit is known the pid is not used any more: by now it may be another process'. */
+static e2b_err e2b__command_over(e2b_error *err) {
+  (void)e2b__fail(err, E2B_ERR_NOT_FOUND, "the process has ended");
+  if (err) err->subject = E2B_SUBJECT_PROCESS;
+  return E2B_ERR_NOT_FOUND;
+}
+
 E2B_API e2b_err e2b_command_handle_kill(e2b_command_handle *handle, const e2b_call *call, bool *killed, e2b_error *err) {
+  e2b_error local, ok;
+  e2b__op *op;
+  if (!err) err = &local;
+  if (killed) *killed = false;
   if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
-  return e2b_commands_kill(handle->sandbox, handle->pid, call, killed, err);
+  if (!handle->ended) return e2b_commands_kill(handle->sandbox, handle->pid, call, killed, err);
+  if (e2b__call_check(call, err)) return err->code;
+  op = (e2b__op *)e2b__op_new(handle->sandbox->client, call, &e2b__soon_type, sizeof *op, E2B_TIMEOUT_NONE, err);
+  if (!op) return err->code;
+  op->sandbox = handle->sandbox;
+  memset(&ok, 0, sizeof ok);
+  e2b__op_finish(op, &ok);
+  return e2b__op_run(op, call, err);
 }
 
 E2B_API e2b_err e2b_command_handle_send_stdin(e2b_command_handle *handle, const void *data, size_t len, const e2b_call *call, e2b_error *err) {
   if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
+  if (handle->ended) return e2b__command_over(err);
   return e2b_commands_send_stdin(handle->sandbox, handle->pid, data, len, call, err);
 }
 
 E2B_API e2b_err e2b_command_handle_close_stdin(e2b_command_handle *handle, const e2b_call *call, e2b_error *err) {
   if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
+  if (handle->ended) return e2b__command_over(err);
   return e2b_commands_close_stdin(handle->sandbox, handle->pid, call, err);
 }
 

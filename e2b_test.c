@@ -26519,6 +26519,37 @@ static void test_stream_cancel_started(void) {
   }
 }
 
+/* A handle that has seen the exit leaves the pid alone: it may be another command's by now. */
+static void test_stream_pid_again(void) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_result r;
+  e2b_call call;
+  bool killed = true;
+  e2b_op op;
+  vt_world w;
+  memset(&r, 0, sizeof r);
+  memset(&call, 0, sizeof call);
+  vt_begin(&w, st_answer_much);
+  CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &w.err), E2B_COMMAND_EXIT);
+  CHECK_INT(e2b_command_handle_kill(handle, NULL, &killed, &w.err), E2B_OK);
+  CHECK(!killed);
+  call.op = &op;
+  killed = true;
+  CHECK_INT(e2b_command_handle_kill(handle, &call, &killed, &w.err), E2B_PENDING);
+  CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_PENDING);
+  (void)e2b_client_poll(w.client, 0);
+  CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_OK);
+  CHECK(!killed);
+  CHECK_INT(e2b_command_handle_send_stdin(handle, "x", 1, NULL, &w.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(w.err.subject, E2B_SUBJECT_PROCESS);
+  CHECK_INT(e2b_command_handle_close_stdin(handle, NULL, &w.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(w.asked, 1);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  VT_END(&w);
+}
+
 /* ---- without end ---- */
 
 /* Bodies that never end, of each call: what is no content is bounded by max_message_bytes. */
@@ -32482,7 +32513,7 @@ static const test tests[] = {
   UNIT(stream_requests), UNIT(stream_all_day), UNIT(stream_deadlines), UNIT(stream_silence),
   UNIT(stream_deadline_causes), UNIT(stream_lost), UNIT(stream_reattach), UNIT(stream_splits), UNIT(stream_stories),
   UNIT(stream_envelopes), UNIT(stream_large), UNIT(stream_never_twice), UNIT(stream_callbacks), UNIT(stream_next_freed),
-  UNIT(stream_push_to_pull), UNIT(stream_not_kept), UNIT(stream_back_late), UNIT(stream_wait_then_next), UNIT(stream_cancel_started), UNIT(stream_endless),
+  UNIT(stream_push_to_pull), UNIT(stream_not_kept), UNIT(stream_back_late), UNIT(stream_wait_then_next), UNIT(stream_cancel_started), UNIT(stream_pid_again), UNIT(stream_endless),
   UNIT(stream_gush),
   UNIT(stream_away), UNIT(stream_slow_transfers), UNIT(stream_far_away), UNIT(stream_left_in_the_middle), UNIT(stream_watch_stops),
   UNIT(stream_tree_memory), UNIT(stream_tree_max_ops), UNIT(stream_tree_user), UNIT(stream_atomic_suicide),
