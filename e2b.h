@@ -909,6 +909,10 @@ typedef struct e2b_run_opts {
   void *output_user;        /* for both                                                                                 */
   bool no_collect;          /* do not keep output for the result: constant memory. A handle's wait does not either      */
   size_t max_collect;       /* keep at most this much of each stream, then set truncated; 0 = config.max_result_bytes   */
+  bool reattach;            /* when the stream of a process breaks and the sandbox is known to run, connect to the process
+                               again, at most once a second. Not start_detached. What it said meanwhile is lost, and that
+                               is told: result.gaps, E2B_EVENT_GAP, e2b_command_handle_gaps. Nothing is started or
+                               written again. An exit in between is known for 30 s (envd 0.6.13), else TRUNCATED          */
 } e2b_run_opts;
 
 typedef struct e2b_command_result {
@@ -919,6 +923,7 @@ typedef struct e2b_command_result {
   bool truncated;      /* output beyond max_collect was dropped                                                         */
   const char *status;  /* the server's words: "exit status 3", "signal: killed"                                         */
   const char *error;   /* the same when it failed, else ""                                                              */
+  uint32_t gaps;       /* with reattach: how often output may be missing                                                */
 } e2b_command_result;
 
 typedef struct e2b_process_info { uint32_t pid; const char *tag, *cmd, *cwd; e2b_strs args; e2b_kvs envs; } e2b_process_info;
@@ -940,7 +945,8 @@ E2B_API e2b_err e2b_commands_start(e2b_sandbox *sandbox, const char *cmd, const 
 E2B_API e2b_err e2b_commands_start_detached(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, uint32_t *pid, e2b_error *err);
 
 /* Attaches to a running process: its output from now on. A process that ended within the last 30 s gives its exit code.
- * Uses of opts: call, user, on_stdout, on_stderr, output_user, no_collect, max_collect. NOT_FOUND with subject PROCESS. */
+ * Uses of opts: call, user, on_stdout, on_stderr, output_user, no_collect, max_collect, reattach. NOT_FOUND with subject
+ * PROCESS. */
 E2B_API e2b_err e2b_commands_connect_to_process(e2b_sandbox *sandbox, uint32_t pid, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err);
 /* The same by the tag it was started with; which one, when several running ones share it, is not said. */
 E2B_API e2b_err e2b_commands_connect_to_tag(e2b_sandbox *sandbox, const char *tag, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err);
@@ -983,7 +989,10 @@ E2B_API e2b_err e2b_commands_send_stdin_from(e2b_sandbox *sandbox, uint32_t pid,
 /* NOT_BUILT: an envd before 0.5.2 (OpenKruise's) cannot. */
 E2B_API e2b_err e2b_commands_close_stdin(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, e2b_error *err);
 
-typedef enum e2b_event_kind { E2B_EVENT_NONE = 0, E2B_EVENT_STDOUT, E2B_EVENT_STDERR, E2B_EVENT_PTY, E2B_EVENT_EXIT } e2b_event_kind;
+typedef enum e2b_event_kind {
+  E2B_EVENT_NONE = 0, E2B_EVENT_STDOUT, E2B_EVENT_STDERR, E2B_EVENT_PTY, E2B_EVENT_EXIT,
+  E2B_EVENT_GAP /* with reattach: output may be missing before this one */
+} e2b_event_kind;
 typedef struct e2b_command_event {
   e2b_event_kind kind;
   const char *data; size_t len; /* output; valid until the next call with this handle                                   */
@@ -996,6 +1005,7 @@ typedef struct e2b_command_event {
  * Pulled: with e2b_command_handle_next, when neither callback is set. Output not taken is held back at its source: the process blocks
  * when stream_buffer_size and the network's buffers are full. */
 E2B_API uint32_t e2b_command_handle_pid(const e2b_command_handle *handle);
+E2B_API uint32_t e2b_command_handle_gaps(const e2b_command_handle *handle); /* as result.gaps, so far; also in callbacks */
 /* E2B_OK and an event; E2B_PENDING after timeout_ms (0 = do not wait, -1 = no limit) without one; E2B_EOF after the exit
  * event; or why the stream broke. BAD_STATE: the output is pushed, or a wait collects it. Resumes what a callback paused. */
 E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_ms, e2b_command_event *event, e2b_error *err);
@@ -1034,6 +1044,7 @@ typedef struct e2b_pty_opts {
   e2b_data_fn on_data;      /* called with what the terminal shows as it arrives                                        */
   void *output_user;        /* for on_data                                                                              */
   size_t max_collect;       /* as in e2b_run_opts                                                                       */
+  bool reattach;            /* as in e2b_run_opts                                                                       */
 } e2b_pty_opts;
 
 /* Returns when the pid is known. The handle belongs to the sandbox; free it when done, the shell lives on. */
@@ -10999,6 +11010,7 @@ struct e2b__mourner {
   e2b_sandbox *sandbox; /* NULL = not waiting */
   void (*on_verdict)(e2b__mourner *mourner);
   uint64_t deadline;
+  e2b__verdict verdict; /* from on_verdict on */
   e2b_error err;
 };
 
@@ -11038,6 +11050,7 @@ static void e2b__probe_end(e2b__probe *probe, e2b__verdict verdict) {
     e2b__mourner *mourner = probe->mourners;
     probe->mourners = mourner->next;
     mourner->sandbox = NULL;
+    mourner->verdict = verdict;
     e2b__error_apply(&mourner->err, sandbox, verdict);
     mourner->on_verdict(mourner);
   }
@@ -11116,6 +11129,7 @@ static void e2b__probe_on_deadline(e2b__req *req) {
       continue;
     }
     e2b__mourn_no_more(mourner);
+    mourner->verdict = E2B__VERDICT_UNKNOWN;
     e2b__error_apply(&mourner->err, sandbox, E2B__VERDICT_UNKNOWN);
     mourner->on_verdict(mourner);
     if (sandbox->probe != probe) return; /* it was ended meanwhile */
@@ -14509,6 +14523,11 @@ struct e2b_command_handle {
   bool ended;               /* the end event came: exit_code and the rest are known */
   bool closed;              /* the end of stream came */
   bool settled;             /* nothing more will come; `error` is how the stream ended */
+  bool starts;              /* Start, not Connect */
+  bool reattach, attaching; /* attaching: the stream was lost, the next one has not begun */
+  bool gap;                 /* an E2B_EVENT_GAP is due */
+  uint32_t gaps, failed_attempts; /* failed_attempts: since the last stream that began */
+  uint64_t attached_at;
   uint64_t run_by;          /* when run_timeout_ms has passed */
   e2b_error error;
   int32_t exit_code;
@@ -14550,6 +14569,7 @@ static void e2b__command_result_fill(e2b__pack *pack, const void *from, void *ou
   result->exit_code = handle->ended ? handle->exit_code : -1;
   result->exited = handle->exited;
   result->truncated = handle->truncated;
+  result->gaps = handle->gaps;
 }
 
 /* A handle and its operation forget each other. Until then each can find the other, whichever is freed first. */
@@ -14641,9 +14661,41 @@ static void e2b__command_settle(e2b_command_handle *handle, const e2b_error *how
   else e2b__command_op_finish(op);
 }
 
+#define E2B__ATTACH_AGAIN_MS 1000 /* a process is attached to at most so often, */
+#define E2B__ATTACH_ATTEMPTS 5u   /* and given up after so many that failed */
+
+static void e2b__select_pid(e2b__process_selector *selector, bool *has, uint32_t pid);
+
+/* The stream is lost, the sandbox runs: asks for the rest of it, which repeats nothing. False when nobody wants that, or it
+ * is over. */
+static bool e2b__command_attach(e2b_command_handle *handle) {
+  const e2b__command_op *op = (const e2b__command_op *)handle->op;
+  e2b_client *client = handle->sandbox->client;
+  e2b__selector_request request;
+  e2b__req *req = &handle->req;
+  if (!handle->reattach || !handle->started || handle->ended || (op && op->out_pid)) return false;
+  if (client->now >= handle->run_by) return false; /* the server has ended the process */
+  if (handle->attaching && ++handle->failed_attempts >= E2B__ATTACH_ATTEMPTS) return false;
+  memset(&request, 0, sizeof request);
+  e2b__select_pid(&request.process, &request.has_process, handle->pid);
+  e2b__req_target(req, &handle->sandbox->runtime);
+  e2b__buf_text(&req->path, "/process.Process/Connect");
+  (void)e2b__headers_remove(&req->headers, "connect-timeout-ms"); /* it would end the stream, not the process */
+  e2b__rpc_begin(&handle->rpc, true, handle->sandbox, req, &e2b__msg_selector_request, &request);
+  req->idempotent = true;
+  req->pulled = req->flush = handle->closed = false;
+  req->not_before = handle->attached_at + E2B__ATTACH_AGAIN_MS;
+  handle->attached_at = E2B__MAX(client->now, req->not_before);
+  req->deadline = e2b__deadline(handle->attached_at, client->config.request_timeout_ms);
+  handle->attaching = e2b__req_submit(req) == E2B_OK;
+  if (handle->attaching)
+    e2b__log(&client->config.logger, E2B_LOG_WARN, "the stream of process %lu broke: attaching again", (unsigned long)handle->pid);
+  return handle->attaching;
+}
+
 static void e2b__command_verdict(e2b__mourner *mourner) {
   e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)mourner - offsetof(e2b_command_handle, mourner));
-  e2b__command_settle(handle, &mourner->err);
+  if (mourner->verdict != E2B__VERDICT_ALIVE || !e2b__command_attach(handle)) e2b__command_settle(handle, &mourner->err);
 }
 
 /* Counts output against the limit and keeps what fits. */
@@ -14665,6 +14717,10 @@ static void e2b__command_detach(e2b__command_op *op) {
 
 static bool e2b__command_pushes(const e2b_command_handle *handle) {
   return handle->on_stdout || handle->on_stderr || handle->collect;
+}
+
+static bool e2b__command_pulls(const e2b_command_handle *handle) {
+  return handle->started && !handle->attaching && !handle->op && !e2b__command_pushes(handle);
 }
 
 /* Gives output to whoever wants it. A callback may free the handle: the caller checks req.state. */
@@ -14689,7 +14745,16 @@ static e2b_err e2b__command_deliver(e2b_command_handle *handle, int which, e2b_s
 static void e2b__command_started(e2b_command_handle *handle, uint32_t pid) {
   e2b__command_op *op = (e2b__command_op *)handle->op;
   e2b_error ok;
+  if (handle->attaching) { /* who waits was told of the start long ago */
+    handle->attaching = false;
+    handle->gap = true;
+    handle->gaps++;
+    handle->failed_attempts = 0;
+    handle->req.deadline = (uint64_t)E2B__NEVER;
+    return;
+  }
   handle->started = true;
+  handle->attached_at = handle->sandbox->client->now;
   handle->pid = pid;
   if (op && op->out_pid && !op->to_file) e2b__command_detach(op);
   if (!op || !op->out_handle) return;
@@ -14713,6 +14778,7 @@ static e2b_err e2b__command_note_end(e2b_command_handle *handle, const e2b__end_
 static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envelope *envelope, e2b__data_event *data, e2b_error *err) {
   e2b_client *client = handle->sandbox->client;
   e2b__event_response message;
+  bool begins = !handle->started || handle->attaching;
   e2b__arena arena;
   e2b_err code;
   if (handle->closed) return e2b__error_say(err, E2B_ERR_PROTOCOL, "the server sent more after the end of the stream");
@@ -14724,9 +14790,9 @@ static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envel
   code = e2b__rpc_decode(&handle->rpc, &e2b__msg_event_response, envelope->data, envelope->len, &arena, &message, err);
   if (code) {
     /* said */
-  } else if (message.event.has_start ? handle->started || !message.event.start.pid
-                                     : (message.event.has_data || message.event.has_end) &&
-                                           (!handle->started || handle->ended)) {
+  } else if (message.event.has_start ? !begins || !message.event.start.pid ||
+                                           (handle->attaching && message.event.start.pid != handle->pid)
+                                     : (message.event.has_data || message.event.has_end) && (begins || handle->ended)) {
     code = e2b__error_say(err, E2B_ERR_PROTOCOL, "the server's events make no sense: they begin with one start, and "
                           "nothing follows the end");
   } else if (message.event.has_start) {
@@ -14743,10 +14809,16 @@ static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envel
 
 /* Looks after the sandbox first when that may explain the error. */
 static void e2b__command_lose(e2b_command_handle *handle, const e2b_error *err) {
-  uint64_t deadline = handle->op ? handle->op->deadline : (uint64_t)E2B__NEVER;
+  /* who attaches again is not held to the end of a wait, which gives up by itself */
+  uint64_t deadline = handle->op && !handle->reattach ? handle->op->deadline : (uint64_t)E2B__NEVER;
   handle->mourner.err = *err;
+  if (handle->attaching && err->code != E2B_ERR_CANCELED)
+    (void)e2b__error_say(&handle->mourner.err, err->code == E2B_ERR_NOT_FOUND ? E2B_ERR_TRUNCATED : err->code,
+                         "the stream of process %lu broke, and attaching again failed: %.160s", (unsigned long)handle->pid, err->message);
+  if (handle->starts && handle->req.idempotent && err->code != E2B_ERR_CANCELED) handle->mourner.err.maybe_done = true;
   handle->mourner.on_verdict = e2b__command_verdict;
-  if (!e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__command_settle(handle, err);
+  if (handle->attaching && err->code == E2B_ERR_NOT_FOUND) e2b__command_settle(handle, &handle->mourner.err);
+  else if (!e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__command_settle(handle, &handle->mourner.err);
 }
 
 /* Ends the stream with an error that came inside it. */
@@ -14794,7 +14866,7 @@ static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t 
       return E2B_ERR_CANCELED;
     }
     *taken += envelope.size;
-    req->pulled = handle->started && !handle->op && !e2b__command_pushes(handle);
+    req->pulled = e2b__command_pulls(handle);
   }
   return E2B_OK;
 }
@@ -14882,6 +14954,7 @@ static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *me
   handle->on_stderr = opts->on_stderr;
   handle->output_user = opts->output_user;
   handle->no_collect = opts->no_collect;
+  handle->reattach = opts->reattach;
   handle->max_collect = opts->max_collect ? opts->max_collect : (size_t)E2B__MIN(client->config.max_result_bytes, (uint64_t)(SIZE_MAX / 4));
   for (i = 0; i < 2; i++) e2b__buf_init(&handle->out[i], &client->mem, SIZE_MAX / 2);
   e2b__buf_init(&handle->status, &client->mem, client->config.max_message_bytes);
@@ -14939,6 +15012,7 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   op->can_pause = want->handle || (call && call->op);
   op->handle->collect = want->pid || (want->result && !op->handle->no_collect);
   if (want->pid) op->handle->max_collect = 4096; /* why output_file cannot be opened */
+  op->handle->starts = !listens;
   op->handle->req.idempotent = listens; /* which changes nothing */
   e2b__rpc_begin(&op->handle->rpc, true, sandbox, &op->handle->req, type, message);
   code = e2b__req_submit(&op->handle->req);
@@ -15778,9 +15852,13 @@ E2B_API uint32_t e2b_command_handle_pid(const e2b_command_handle *handle) {
   return handle ? handle->pid : 0;
 }
 
+E2B_API uint32_t e2b_command_handle_gaps(const e2b_command_handle *handle) {
+  return handle ? handle->gaps : 0;
+}
+
 /* Switches between pulled and pushed output, and delivers what waits in the next turn. */
 static void e2b__command_set_pulled(e2b_command_handle *handle) {
-  handle->req.pulled = handle->started && !handle->op && !e2b__command_pushes(handle);
+  handle->req.pulled = e2b__command_pulls(handle);
   if (handle->req.pulled || handle->req.state == E2B__REQ_NEW) return;
   handle->req.flush = true;
   e2b__req_kick(&handle->req);
@@ -15789,6 +15867,9 @@ static void e2b__command_set_pulled(e2b_command_handle *handle) {
 /* Pulled output: the next event in the buffer. E2B_PENDING when there is no whole one. */
 static e2b_err e2b__command_take(e2b_command_handle *handle, e2b_command_event *event, e2b_error *err) {
   e2b__req *req = &handle->req;
+  if (handle->gap) event->kind = E2B_EVENT_GAP;
+  handle->gap = false;
+  if (event->kind == E2B_EVENT_GAP) return E2B_OK;
   for (;;) {
     e2b__envelope envelope;
     e2b__data_event data;
@@ -15993,6 +16074,7 @@ static void e2b__pty_opts(const e2b_pty_opts *opts, e2b_run_opts *run) {
   run->on_stdout = opts->on_data;
   run->output_user = opts->output_user;
   run->max_collect = opts->max_collect;
+  run->reattach = opts->reattach;
 }
 
 /* Without these, programs on the terminal show garbage; what the caller set stays. */

@@ -27091,6 +27091,147 @@ static void test_stream_tree_escapes(void) {
   files_end(&b);
 }
 
+/* ---- attaching again by itself ---- */
+
+enum { ST_BACK_FINE, ST_BACK_TWICE, ST_BACK_ENDED, ST_BACK_NEVER, ST_BACK_STRANGER, ST_BACK_GONE, ST_BACK_UNKNOWN, ST_BACKS };
+
+static void st_answer_back(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  int how = w->step % 10, cut = w->step / 10;
+  int *streams = (int *)(uintptr_t)w->script;
+  st_bytes s;
+  if (strncmp(text, "GET /health ", 12) == 0) {
+    if (how == ST_BACK_GONE) vt_say(conn, 1, "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 22\r\n\r\nsandbox not found: sbx");
+    else if (how == ST_BACK_UNKNOWN) vt_say_body(conn, 1, "503 Service Unavailable", "", 0);
+    else (void)vt_is_health(conn, text);
+    return;
+  }
+  CHECK_INT(st_is(text, "process.Process/Connect"), *streams > 0);
+  if (*streams) {
+    CHECK(memcmp(text + len - 4, "\x0a\x02\x08\x2a", 4) == 0);
+    CHECK(!strstr(text, "connect-timeout-ms") && strstr(text, "x-test: yes") && strstr(text, "authorization: Basic Ym9iOg=="));
+  }
+  st_begin(&s, false);
+  if ((*streams)++ && how == ST_BACK_ENDED) {
+    vt_say(conn, 1, ST_HEAD);
+    st_eos(&s, "{\"error\":{\"code\":\"not_found\",\"message\":\"process with pid 42 not found\"}}");
+    st_say(&s, conn, 1);
+    vt_say(conn, 1, "0\r\n\r\n");
+  } else if (*streams > 1 && how == ST_BACK_NEVER) {
+    vt_put(conn, 1, VT_RESET, NULL, 0);
+  } else {
+    st_open_stream(conn, *streams > 1 && how == ST_BACK_STRANGER ? 43 : 42);
+    st_data(&s, 1, *streams == 1 ? "first " : *streams == 2 ? "second " : "third ");
+    st_say(&s, conn, 5);
+    if (*streams > (how == ST_BACK_TWICE ? 2 : 1)) st_close_stream(conn, 10, NULL, 5);
+    else if (cut == 2) vt_say(conn, 10, "0\r\n\r\n");
+    else vt_put(conn, 10, cut ? VT_EOF : VT_RESET, NULL, 0);
+  }
+  st_free(&s);
+}
+
+static int st_append(void *user, const char *data, size_t len) {
+  char *text = (char *)user;
+  (void)snprintf(text + strlen(text), 100 - strlen(text), "%.*s", (int)len, data);
+  return 0;
+}
+
+/* The stream of a command breaks: with `reattach` the command is found again when its sandbox runs, and whoever gets its output
+ * is told that some may be missing. What cannot be found again is no success. */
+static void test_stream_reattach_itself(void) {
+  static const struct {
+    e2b_err want;
+    const char *text, *pulled;
+    uint32_t gaps;
+    int streams;
+  } rows[ST_BACKS] = {
+    { E2B_COMMAND_EXIT, "first second ", "first |second #", 1, 2 }, { E2B_COMMAND_EXIT, "first second third ", "first |second |third #", 2, 3 },
+    { E2B_ERR_TRUNCATED, "first ", "first ", 0, 2 }, { E2B_ERR_CLOSED, "first ", "first ", 0, 7 /* one of them on a connection that was dead */ }, { E2B_ERR_PROTOCOL, "first ", "first ", 0, 2 },
+    { E2B_ERR_SANDBOX_GONE, "first ", "first ", 0, 1 }, { E2B_ERR_TRUNCATED, "first ", "first ", 0, 1 },
+  };
+  static const e2b_kv header = { "x-test", "yes" };
+  int i;
+  for (i = 0; i < ST_BACKS * 3 * 4; i++) {
+    int way = i % 4, how = i / 4 % ST_BACKS, streams = 0, failures = check_failures;
+    char text[100] = "";
+    e2b_command_handle *handle = NULL;
+    e2b_command_event event;
+    e2b_command_result r;
+    e2b_run_opts opts;
+    e2b_err code;
+    vt_world w;
+    memset(&w, 0, sizeof w);
+    memset(&r, 0, sizeof r);
+    memset(&opts, 0, sizeof opts);
+    w.step = i / (4 * ST_BACKS) * 10 + how;
+    w.script = &streams;
+    vt_open_world(&w, st_answer_back);
+    opts.reattach = true;
+    opts.run_timeout_ms = 60000;
+    opts.user = "bob";
+    opts.call.headers.items = &header;
+    opts.call.headers.count = 1;
+    if (way == 3) opts.on_stdout = st_append;
+    opts.output_user = text;
+    if (way == 0) code = e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err);
+    else code = e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err);
+    if (way) CHECK_INT(code, E2B_OK);
+    if (way == 1 || way == 3) code = e2b_command_handle_wait(handle, NULL, &r, &w.err);
+    while (way == 2 && (code = e2b_command_handle_next(handle, -1, &event, &w.err)) == E2B_OK) {
+      const char *sign = event.kind == E2B_EVENT_GAP ? "|" : "#";
+      (void)st_append(text, event.len ? event.data : sign, event.len ? event.len : 1);
+      if (event.kind == E2B_EVENT_EXIT) CHECK_INT(event.exit_code, 5);
+    }
+    CHECK_INT(code, way == 2 && rows[how].want == E2B_COMMAND_EXIT ? E2B_EOF : rows[how].want);
+    CHECK_STR(way < 2 ? r.stdout_data.ptr : text, way == 2 ? rows[how].pulled : rows[how].text);
+    if (way != 2) CHECK_INT(r.gaps, rows[how].gaps);
+    CHECK_INT(e2b_command_handle_gaps(handle), way ? rows[how].gaps : 0);
+    if (way != 2 && rows[how].want == E2B_COMMAND_EXIT) CHECK_INT(r.exit_code, 5);
+    else if (way != 2) CHECK(w.err.maybe_done);
+    CHECK_INT(streams, rows[how].streams);
+    CHECK(w.clock - 1000000 < 1000u * (unsigned)streams + 100); /* once a second */
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    VT_END(&w);
+    if (check_failures != failures) printf("  how %d, cut %d, way %d: %s\n", how, w.step / 10, way, w.err.message);
+  }
+}
+
+/* While it looks for its process again a handle can be let go of, in every way. */
+static void test_stream_reattach_dropped(void) {
+  int way, after;
+  for (way = 0; way < 4; way++) {
+    for (after = 0; after < 1400; after += after < 20 ? 1 : 100) {
+      int streams = 0;
+      e2b_command_handle *handle = NULL;
+      e2b_command_result r;
+      e2b_run_opts opts;
+      e2b_call call;
+      vt_world w;
+      memset(&w, 0, sizeof w);
+      memset(&r, 0, sizeof r);
+      memset(&opts, 0, sizeof opts);
+      memset(&call, 0, sizeof call);
+      w.step = ST_BACK_NEVER;
+      w.script = &streams;
+      vt_open_world(&w, st_answer_back);
+      opts.reattach = true;
+      opts.user = "bob";
+      opts.call.headers.items = (const e2b_kv[]){ { "x-test", "yes" } };
+      opts.call.headers.count = 1;
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_OK);
+      call.timeout_ms = after + 1;
+      CHECK_INT(e2b_command_handle_wait(handle, &call, &r, &w.err), E2B_ERR_TIMEOUT);
+      e2b_mem_free(&r.mem);
+      if (way == 0) e2b_command_handle_disconnect(handle);
+      if (way == 0) CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &w.err), E2B_ERR_CANCELED);
+      e2b_mem_free(&r.mem);
+      if (way == 1) e2b_command_handle_free(handle);
+      if (way == 2) e2b_sandbox_free(w.sandbox);
+      VT_END(&w);
+    }
+  }
+}
+
 /* ---- trees, when things are scarce or names mean two things ---- */
 
 /* /r holds eight directories, each of them a file and a link to one that lies in the tree. */
@@ -32073,6 +32214,84 @@ static void cut_relay_set(cut_relay *r, int side, long at, bool reset) {
   pthread_mutex_unlock(&r->lock);
 }
 
+/* The first output arms the relay: it cuts the connection in the middle of the next. */
+static int reattach_arm(void *user, const char *data, size_t len) {
+  (void)data;
+  (void)len;
+  if (!((cut_relay *)user)->fired) cut_relay_set((cut_relay *)user, 1, 1, true);
+  return 0;
+}
+
+static e2b_err reattach_pty(e2b_sandbox *sandbox, cut_relay *r, const char *command, e2b_command_result *result, e2b_error *err) {
+  e2b_err code = E2B_ERR_BAD_STATE;
+#ifndef E2B_NO_PTY
+  e2b_command_handle *handle = NULL;
+  e2b_pty_opts opts;
+  char line[320];
+  memset(&opts, 0, sizeof opts);
+  opts.reattach = true;
+  if (!CHECK_INT(e2b_pty_create(sandbox, &opts, &handle, err), E2B_OK)) return code;
+  (void)snprintf(line, sizeof line, "%s\n", command);
+  CHECK_INT(e2b_pty_send_input(sandbox, e2b_command_handle_pid(handle), line, strlen(line), NULL, err), E2B_OK);
+  cut_relay_set(r, 1, 1, true);
+  code = e2b_command_handle_wait(handle, NULL, result, err);
+#endif
+  return code;
+}
+
+/* A connection that is cut in the middle of the output: the command goes on, and so does who asked for it to be found again. */
+static void e2e_reattach(fixture *f) {
+  static cut_relay r;
+  char url[100], command[300];
+  int way;
+  if (the_host->tls || the_host->kruise || !cut_relay_start(&r)) return; /* the relay is plain http at its root */
+  for (way = 0; way < 4; way++) { /* 0: it lives when it is found; 1: it has ended by then; 2: on a terminal; 3: not asked for */
+    e2b_client_config config;
+    e2b_command_result result;
+    e2b_attach_opts attach;
+    e2b_run_opts opts;
+    e2b_client *client;
+    e2b_sandbox *sandbox = NULL;
+    e2b_buf runs = { { 0 }, NULL, 0 };
+    e2b_error err;
+    e2b_err code;
+#ifdef E2B_NO_PTY
+    if (way == 2) continue;
+#endif
+    memset(&config, 0, sizeof config);
+    memset(&result, 0, sizeof result);
+    memset(&attach, 0, sizeof attach);
+    memset(&opts, 0, sizeof opts);
+    config.no_env = true;
+    config.codec = the_host->codec;
+    (void)snprintf(url, sizeof url, "http://127.0.0.1:%u", (unsigned)r.port);
+    attach.base_url = url;
+    attach.access_token = the_host->control_plane ? e2b_sandbox_access_token(f->sandbox) : getenv("E2B_ENVD_TOKEN");
+    client = e2b_client_create(&config, &err);
+    CHECK_OK(e2b_sandbox_attach(client, the_host->control_plane ? e2b_sandbox_id(f->sandbox) : "test", &attach, &sandbox, &err));
+    CHECK_OK(e2b_files_remove(f->sandbox, in_dir(f, "runs"), NULL, &err));
+    (void)snprintf(command, sizeof command, "echo x >>%s; echo begun; sleep .3; echo cut; %s exit 9", in_dir(f, "runs"), way == 1 ? "" : "sleep 2; echo end;");
+    opts.reattach = way != 3;
+    opts.on_stdout = reattach_arm;
+    opts.output_user = &r;
+    r.fired = false;
+    cut_relay_set(&r, 1, -1, false);
+    if (way == 2) code = reattach_pty(sandbox, &r, command, &result, &err);
+    else code = e2b_commands_run(sandbox, command, &opts, &result, &err);
+    CHECK_INT(code, way == 3 ? E2B_ERR_TRUNCATED : E2B_COMMAND_EXIT);
+    CHECK(r.fired);
+    CHECK_INT(result.gaps, way != 3);
+    if (way != 3) CHECK_INT(result.exit_code, 9);
+    if (way == 0 || way == 2) CHECK_HAS(result.stdout_data.ptr, "end");
+    e2b_mem_free(&result.mem);
+    CHECK_OK(e2b_files_read(f->sandbox, in_dir(f, "runs"), NULL, &runs, &err));
+    CHECK_STR((const char *)runs.data, "x\n"); /* once */
+    e2b_mem_free(&runs.mem);
+    e2b_client_free(client);
+  }
+  cut_relay_stop(&r);
+}
+
 /* A call of the tests below, against the local server. */
 typedef struct cut_visit {
   fixture *f;
@@ -32478,7 +32697,7 @@ static const test tests[] = {
 
   HOST(run), HOST(run_binary), HOST(run_exit_code), HOST(run_signal), HOST(run_where_and_with), HOST(run_deadlines),
   HOST(run_stdin_is_closed), HOST(run_max_collect), HOST(stream_output), HOST(stream_backpressure), HOST(stream_pause),
-  HOST(stdin), HOST(kill), HOST(old_envd), HOST(reconnect), HOST(process_list),
+  HOST(stdin), HOST(kill), HOST(old_envd), HOST(reconnect), HOST(reattach), HOST(process_list),
   HOST(send_signal), HOST(kill_tree), HOST(stop), HOST(start_detached), HOST(connect_to_tag), HOST(handle_max_collect),
   HOST(stdin_big), HOST(stdin_given_up),
 #ifndef E2B_NO_PTY
@@ -32513,7 +32732,8 @@ static const test tests[] = {
   UNIT(stream_requests), UNIT(stream_all_day), UNIT(stream_deadlines), UNIT(stream_silence),
   UNIT(stream_deadline_causes), UNIT(stream_lost), UNIT(stream_reattach), UNIT(stream_splits), UNIT(stream_stories),
   UNIT(stream_envelopes), UNIT(stream_large), UNIT(stream_never_twice), UNIT(stream_callbacks), UNIT(stream_next_freed),
-  UNIT(stream_push_to_pull), UNIT(stream_not_kept), UNIT(stream_back_late), UNIT(stream_wait_then_next), UNIT(stream_cancel_started), UNIT(stream_pid_again), UNIT(stream_endless),
+  UNIT(stream_push_to_pull), UNIT(stream_not_kept), UNIT(stream_back_late), UNIT(stream_wait_then_next), UNIT(stream_cancel_started), UNIT(stream_pid_again), UNIT(stream_reattach_itself), UNIT(stream_reattach_dropped),
+  UNIT(stream_endless),
   UNIT(stream_gush),
   UNIT(stream_away), UNIT(stream_slow_transfers), UNIT(stream_far_away), UNIT(stream_left_in_the_middle), UNIT(stream_watch_stops),
   UNIT(stream_tree_memory), UNIT(stream_tree_max_ops), UNIT(stream_tree_user), UNIT(stream_atomic_suicide),
