@@ -921,8 +921,12 @@ typedef struct e2b_run_opts {
   e2b_data_fn on_stdout;    /* called with output as it arrives                                                         */
   e2b_data_fn on_stderr;
   void *output_user;        /* for both                                                                                 */
-  bool no_collect;          /* do not keep output for the result: constant memory                                       */
+  bool no_collect;          /* do not keep output for the result: constant memory. A handle's wait does not either      */
   size_t max_collect;       /* keep at most this much of each stream, then set truncated; 0 = config.max_result_bytes   */
+  bool reattach;            /* when the stream of a process breaks and the sandbox is known to run, connect to the process
+                               again, at most once a second. Not start_detached. What it said meanwhile is lost, and that
+                               is told: result.gaps, E2B_EVENT_GAP, e2b_command_handle_gaps. Nothing is started or
+                               written again. An exit in between is known for 30 s (envd 0.6.13), else TRUNCATED          */
 } e2b_run_opts;
 
 typedef struct e2b_command_result {
@@ -933,6 +937,7 @@ typedef struct e2b_command_result {
   bool truncated;      /* output beyond max_collect was dropped                                                         */
   const char *status;  /* the server's words: "exit status 3", "signal: killed"                                         */
   const char *error;   /* the same when it failed, else ""                                                              */
+  uint32_t gaps;       /* with reattach: how often output may be missing                                                */
 } e2b_command_result;
 
 typedef struct e2b_process_info { uint32_t pid; const char *tag, *cmd, *cwd; e2b_strs args; e2b_kvs envs; } e2b_process_info;
@@ -954,7 +959,8 @@ E2B_API e2b_err e2b_commands_start(e2b_sandbox *sandbox, const char *cmd, const 
 E2B_API e2b_err e2b_commands_start_detached(e2b_sandbox *sandbox, const char *cmd, const e2b_run_opts *opts, uint32_t *pid, e2b_error *err);
 
 /* Attaches to a running process: its output from now on. A process that ended within the last 30 s gives its exit code.
- * Uses of opts: call, user, on_stdout, on_stderr, output_user, no_collect, max_collect. NOT_FOUND with subject PROCESS. */
+ * Uses of opts: call, user, on_stdout, on_stderr, output_user, no_collect, max_collect, reattach. NOT_FOUND with subject
+ * PROCESS. */
 E2B_API e2b_err e2b_commands_connect_to_process(e2b_sandbox *sandbox, uint32_t pid, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err);
 /* The same by the tag it was started with; which one, when several running ones share it, is not said. */
 E2B_API e2b_err e2b_commands_connect_to_tag(e2b_sandbox *sandbox, const char *tag, const e2b_run_opts *opts, e2b_command_handle **out, e2b_error *err);
@@ -970,7 +976,8 @@ E2B_API e2b_err e2b_commands_send_signal(e2b_sandbox *sandbox, uint32_t pid, int
  * 0 when there is no such process. Only for what this sandbox's envd started. A bash in the sandbox, run as root, does it:
  * it stops (SIGSTOP) whatever descends from the process or is in a session or process group of one that does, until a look
  * at /proc finds nothing new and nothing running, and only then kills; so nobody can fork away meanwhile. What had left the
- * tree before, an orphan in a session of its own, is not found. Goes on in the sandbox when this side gives up.
+ * tree before is not found: an orphan whose parent had ended, unless it shares a session or process group with one found.
+ * Goes on in the sandbox when this side gives up.
  * Errors: UNAUTHENTICATED (no user root), SERVICE (no bash, no /proc). */
 E2B_API e2b_err e2b_commands_kill_tree(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, uint32_t *killed, e2b_error *err);
 
@@ -996,7 +1003,10 @@ E2B_API e2b_err e2b_commands_send_stdin_from(e2b_sandbox *sandbox, uint32_t pid,
 /* NOT_BUILT: an envd before 0.5.2 (OpenKruise's) cannot. */
 E2B_API e2b_err e2b_commands_close_stdin(e2b_sandbox *sandbox, uint32_t pid, const e2b_call *call, e2b_error *err);
 
-typedef enum e2b_event_kind { E2B_EVENT_NONE = 0, E2B_EVENT_STDOUT, E2B_EVENT_STDERR, E2B_EVENT_PTY, E2B_EVENT_EXIT } e2b_event_kind;
+typedef enum e2b_event_kind {
+  E2B_EVENT_NONE = 0, E2B_EVENT_STDOUT, E2B_EVENT_STDERR, E2B_EVENT_PTY, E2B_EVENT_EXIT,
+  E2B_EVENT_GAP /* with reattach: output may be missing before this one */
+} e2b_event_kind;
 typedef struct e2b_command_event {
   e2b_event_kind kind;
   const char *data; size_t len; /* output; valid until the next call with this handle                                   */
@@ -1009,17 +1019,21 @@ typedef struct e2b_command_event {
  * Pulled: with e2b_command_handle_next, when neither callback is set. Output not taken is held back at its source: the process blocks
  * when stream_buffer_size and the network's buffers are full. */
 E2B_API uint32_t e2b_command_handle_pid(const e2b_command_handle *handle);
+E2B_API uint32_t e2b_command_handle_gaps(const e2b_command_handle *handle); /* as result.gaps, so far; also in callbacks */
 /* E2B_OK and an event; E2B_PENDING after timeout_ms (0 = do not wait, -1 = no limit) without one; E2B_EOF after the exit
- * event; or why the stream broke. */
+ * event; or why the stream broke. BAD_STATE: the output is pushed, or a wait collects it. Resumes what a callback paused. */
 E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_ms, e2b_command_event *event, e2b_error *err);
 /* Sets or changes the callbacks of pushed output. */
 E2B_API void e2b_command_handle_set_output(e2b_command_handle *handle, e2b_data_fn on_stdout, e2b_data_fn on_stderr, void *user);
-/* Waits for the end of the process, delivering output as above (with no callbacks set it is collected, up to max_collect).
+/* Waits for the end of the process, delivering output as above (with no callbacks set it is collected, up to max_collect,
+ * from the first wait on, also while none is under way).
  * Result as e2b_commands_run, and the same again when called again. One wait at a time: E2B_ERR_BUSY. */
 E2B_API e2b_err e2b_command_handle_wait(e2b_command_handle *handle, const e2b_call *call, e2b_command_result *out, e2b_error *err);
 E2B_API void e2b_command_handle_resume(e2b_command_handle *handle); /* after E2B_PAUSE                                   */
 /* Ends the stream; the process lives on. No callback comes after this returns; a pending wait ends with CANCELED. */
 E2B_API void e2b_command_handle_disconnect(e2b_command_handle *handle);
+/* As e2b_commands_kill, _send_stdin and _close_stdin; once the handle knows of the exit they ask nothing of the server, where the
+ * pid may be another process' by then: false, NOT_FOUND. */
 E2B_API e2b_err e2b_command_handle_kill(e2b_command_handle *handle, const e2b_call *call, bool *killed, e2b_error *err);
 E2B_API e2b_err e2b_command_handle_send_stdin(e2b_command_handle *handle, const void *data, size_t len, const e2b_call *call, e2b_error *err);
 E2B_API e2b_err e2b_command_handle_close_stdin(e2b_command_handle *handle, const e2b_call *call, e2b_error *err);
@@ -1044,6 +1058,7 @@ typedef struct e2b_pty_opts {
   e2b_data_fn on_data;      /* called with what the terminal shows as it arrives                                        */
   void *output_user;        /* for on_data                                                                              */
   size_t max_collect;       /* as in e2b_run_opts                                                                       */
+  bool reattach;            /* as in e2b_run_opts                                                                       */
 } e2b_pty_opts;
 
 /* Returns when the pid is known. The handle belongs to the sandbox; free it when done, the shell lives on. */
@@ -1145,7 +1160,7 @@ E2B_API e2b_err e2b_files_compose(e2b_sandbox *sandbox, e2b_strs sources, const 
  * and direction. user: NULL = config.default_user. expires_s: seconds from now, 0 = it has expired when this second has
  * passed, E2B_TIMEOUT_NONE = it never does. An upload path may be NULL: the file name of the form decides.
  * As snprintf: returns the length and writes at most cap bytes, always terminated when cap > 0. 0 = failed:
- * INVALID_ARGUMENT (a bad path; expires_s for a sandbox without a token, whose URLs nobody checks), NO_MEMORY. */
+ * INVALID_ARGUMENT (a bad path; expires_s in the past, or for a sandbox without a token, whose URLs nobody checks), NO_MEMORY. */
 E2B_API size_t e2b_sandbox_download_url(const e2b_sandbox *sandbox, const char *path, const char *user, int32_t expires_s, char *out, size_t cap, e2b_error *err);
 E2B_API size_t e2b_sandbox_upload_url(const e2b_sandbox *sandbox, const char *path, const char *user, int32_t expires_s, char *out, size_t cap, e2b_error *err);
 
@@ -1170,7 +1185,7 @@ typedef struct e2b_bulk_file {
 
 typedef struct e2b_bulk_opts {
   e2b_call call;           /* timeout_ms: the whole of it, default none; idle_ms: each request                        */
-  const char *user;        /* as in e2b_files_opts                                                                    */
+  const char *user;        /* as in e2b_files_opts; NULL = that of content for all a tree needs, directories too      */
   uint32_t parallel;       /* requests under way at once; 0 = 32, at most config.max_connections_per_host             */
   uint32_t batch_bytes;    /* uploads: small files share a request of up to this size, and each request under way holds
                               that much memory; 0 = 262144, 1 = every file alone                                      */
@@ -9064,7 +9079,7 @@ static void e2b__req_flush(e2b__req *req) {
     e2b_error err;
     e2b__error_set(&err, code, E2B_PHASE_BODY, "the data could not be delivered");
     e2b__req_fail(req, &err);
-  } else if (req->state == E2B__REQ_ENDED && !req->paused) {
+  } else if (req->state == E2B__REQ_ENDED && !req->paused && !(req->pulled && req->rx.len)) {
     e2b__req_finish(req);
   } else {
     e2b__req_refill(req);
@@ -11272,7 +11287,8 @@ struct e2b__mourner {
   e2b_sandbox *sandbox; /* NULL = not waiting */
   void (*on_verdict)(e2b__mourner *mourner);
   uint64_t deadline;
-  bool not_found; /* the edge's answer to what failed said so */
+  bool not_found;       /* the edge's answer to what failed said so */
+  e2b__verdict verdict; /* from on_verdict on */
   e2b_error err;
 };
 
@@ -11313,6 +11329,7 @@ static void e2b__probe_end(e2b__probe *probe, e2b__verdict verdict) {
     e2b__mourner *mourner = probe->mourners;
     probe->mourners = mourner->next;
     mourner->sandbox = NULL;
+    mourner->verdict = verdict;
     e2b__error_apply(&mourner->err, sandbox, verdict);
     mourner->on_verdict(mourner);
   }
@@ -11394,6 +11411,7 @@ static void e2b__probe_on_deadline(e2b__req *req) {
       continue;
     }
     e2b__mourn_no_more(mourner);
+    mourner->verdict = E2B__VERDICT_UNKNOWN;
     e2b__error_apply(&mourner->err, sandbox, E2B__VERDICT_UNKNOWN);
     mourner->on_verdict(mourner);
     if (sandbox->probe != probe) return; /* it was ended meanwhile */
@@ -14805,10 +14823,18 @@ E2B_API e2b_err e2b_sandbox_request(e2b_sandbox *sandbox, uint16_t port, const c
 /* >>>> commands */
 /* ================================================================================================================== */
 
+/* A handle in the caller's *out, from its start event until the result of the operation that made it is collected: whoever
+ * cancels that operation never looks there. Embedded in the operation. */
+typedef struct e2b__command_gift {
+  e2b__op *op;
+  e2b_command_handle **out, *handle; /* handle NULL = none */
+} e2b__command_gift;
+
 /* A process and the stream of its events: Start or Connect of envd's Process service. */
 struct e2b_command_handle {
   e2b__object object;
   e2b_sandbox *sandbox;
+  e2b__command_gift *gift;
   e2b_command_handle *prev, *next; /* in sandbox->handles */
   e2b__req req;
   e2b__rpc rpc;
@@ -14819,6 +14845,11 @@ struct e2b_command_handle {
   bool ended;               /* the end event came: exit_code and the rest are known */
   bool closed;              /* the end of stream came */
   bool settled;             /* nothing more will come; `error` is how the stream ended */
+  bool starts;              /* Start, not Connect */
+  bool reattach, attaching; /* attaching: the stream was lost, the next one has not begun */
+  bool gap;                 /* an E2B_EVENT_GAP is due */
+  uint32_t gaps, failed_attempts; /* failed_attempts: since the last stream that began */
+  uint64_t attached_at;
   uint64_t run_by;          /* when run_timeout_ms has passed */
   e2b_error error;
   int32_t exit_code;
@@ -14826,7 +14857,9 @@ struct e2b_command_handle {
   e2b__buf status, failure; /* texts of the end event */
   e2b_data_fn on_stdout, on_stderr;
   void *output_user;
-  bool collect, truncated;
+  bool collect, truncated, no_collect;
+  bool delivering;          /* a callback has the message at the front of req.rx */
+  bool *freed;              /* set when it is freed while e2b_command_handle_next waits */
   size_t max_collect;
   e2b__buf out[2];          /* collected stdout and stderr; out[0] also holds the event e2b_command_handle_next gave */
 };
@@ -14836,6 +14869,7 @@ typedef struct e2b__command_op {
   e2b__op op;
   e2b_command_handle *handle;
   e2b_command_handle **out_handle; /* start: completes with the start event */
+  e2b__command_gift gift;
   uint32_t *out_pid;               /* start_detached: the same, or with output_file completes with the first output */
   bool to_file;
   e2b_command_result *out;         /* run, wait: completes when the stream is settled */
@@ -14857,12 +14891,40 @@ static void e2b__command_result_fill(e2b__pack *pack, const void *from, void *ou
   result->exit_code = handle->ended ? handle->exit_code : -1;
   result->exited = handle->exited;
   result->truncated = handle->truncated;
+  result->gaps = handle->gaps;
 }
 
 /* A handle and its operation forget each other. Until then each can find the other, whichever is freed first. */
 static void e2b__command_part(e2b__command_op *op) {
   op->handle->op = NULL;
   op->handle = NULL;
+}
+
+static void e2b__command_give(e2b__command_gift *gift, e2b__op *op, e2b_command_handle **out, e2b_command_handle *handle) {
+  gift->op = op;
+  gift->out = out;
+  gift->handle = *out = handle;
+  handle->gift = gift;
+}
+
+/* The operation goes: the handle stays with the caller who was told of it, else it goes too. */
+static void e2b__command_gift_release(e2b__command_gift *gift) {
+  e2b_command_handle *handle = gift->handle;
+  if (!handle) return;
+  if (!gift->op->delivered) e2b_command_handle_free(handle);
+  else handle->gift = NULL;
+  gift->handle = NULL;
+}
+
+/* The handle goes first, and takes the report along. */
+static void e2b__command_gift_withdraw(e2b_command_handle *handle) {
+  e2b__command_gift *gift = handle->gift;
+  if (!gift) return;
+  gift->handle = NULL;
+  if (gift->op->delivered) return;
+  *gift->out = NULL;
+  if (gift->op->finished && !gift->op->result.code)
+    (void)e2b__fail(&gift->op->result, E2B_ERR_CANCELED, "the handle was freed");
 }
 
 /* The result of a settled stream, for run and wait. */
@@ -14921,9 +14983,41 @@ static void e2b__command_settle(e2b_command_handle *handle, const e2b_error *how
   else e2b__command_op_finish(op);
 }
 
+#define E2B__ATTACH_AGAIN_MS 1000 /* a process is attached to at most so often, */
+#define E2B__ATTACH_ATTEMPTS 5u   /* and given up after so many that failed */
+
+static void e2b__select_pid(e2b__process_selector *selector, bool *has, uint32_t pid);
+
+/* The stream is lost, the sandbox runs: asks for the rest of it, which repeats nothing. False when nobody wants that, or it
+ * is over. */
+static bool e2b__command_attach(e2b_command_handle *handle) {
+  const e2b__command_op *op = (const e2b__command_op *)handle->op;
+  e2b_client *client = handle->sandbox->client;
+  e2b__selector_request request;
+  e2b__req *req = &handle->req;
+  if (!handle->reattach || !handle->started || handle->ended || (op && op->out_pid)) return false;
+  if (client->now >= handle->run_by) return false; /* the server has ended the process */
+  if (handle->attaching && ++handle->failed_attempts >= E2B__ATTACH_ATTEMPTS) return false;
+  memset(&request, 0, sizeof request);
+  e2b__select_pid(&request.process, &request.has_process, handle->pid);
+  e2b__req_target(req, &handle->sandbox->runtime);
+  e2b__buf_text(&req->path, "/process.Process/Connect");
+  (void)e2b__headers_remove(&req->headers, "connect-timeout-ms"); /* it would end the stream, not the process */
+  e2b__rpc_begin(&handle->rpc, true, handle->sandbox, req, &e2b__msg_selector_request, &request);
+  req->idempotent = true;
+  req->pulled = req->flush = handle->closed = false;
+  req->not_before = handle->attached_at + E2B__ATTACH_AGAIN_MS;
+  handle->attached_at = E2B__MAX(client->now, req->not_before);
+  req->deadline = e2b__deadline(handle->attached_at, client->config.request_timeout_ms);
+  handle->attaching = e2b__req_submit(req) == E2B_OK;
+  if (handle->attaching)
+    e2b__log(&client->config.logger, E2B_LOG_WARN, "the stream of process %lu broke: attaching again", (unsigned long)handle->pid);
+  return handle->attaching;
+}
+
 static void e2b__command_verdict(e2b__mourner *mourner) {
   e2b_command_handle *handle = (e2b_command_handle *)(void *)((uint8_t *)mourner - offsetof(e2b_command_handle, mourner));
-  e2b__command_settle(handle, &mourner->err);
+  if (mourner->verdict != E2B__VERDICT_ALIVE || !e2b__command_attach(handle)) e2b__command_settle(handle, &mourner->err);
 }
 
 /* Counts output against the limit and keeps what fits. */
@@ -14947,6 +15041,10 @@ static bool e2b__command_pushes(const e2b_command_handle *handle) {
   return handle->on_stdout || handle->on_stderr || handle->collect;
 }
 
+static bool e2b__command_pulls(const e2b_command_handle *handle) {
+  return handle->started && !handle->attaching && !handle->op && !e2b__command_pushes(handle);
+}
+
 /* Gives output to whoever wants it. A callback may free the handle: the caller checks req.state. */
 static e2b_err e2b__command_deliver(e2b_command_handle *handle, int which, e2b_str data) {
   e2b_data_fn on_data = which ? handle->on_stderr : handle->on_stdout;
@@ -14956,7 +15054,9 @@ static e2b_err e2b__command_deliver(e2b_command_handle *handle, int which, e2b_s
   if (handle->collect) e2b__command_collect(handle, which, data);
   if (handle->out[which].err) return E2B_ERR_NO_MEMORY;
   if (!on_data || !data.len) return E2B_OK;
+  handle->delivering = true;
   answer = on_data(handle->output_user, data.ptr, data.len);
+  handle->delivering = false;
   if (handle->req.state == E2B__REQ_NEW) return E2B_ERR_CANCELED;
   op = (e2b__command_op *)handle->op;
   if (answer == E2B_PAUSE && op && op->owns_handle && !op->can_pause) return E2B_ERR_BAD_STATE;
@@ -14967,12 +15067,21 @@ static e2b_err e2b__command_deliver(e2b_command_handle *handle, int which, e2b_s
 static void e2b__command_started(e2b_command_handle *handle, uint32_t pid) {
   e2b__command_op *op = (e2b__command_op *)handle->op;
   e2b_error ok;
+  if (handle->attaching) { /* who waits was told of the start long ago */
+    handle->attaching = false;
+    handle->gap = true;
+    handle->gaps++;
+    handle->failed_attempts = 0;
+    handle->req.deadline = (uint64_t)E2B__NEVER;
+    return;
+  }
   handle->started = true;
+  handle->attached_at = handle->sandbox->client->now;
   handle->pid = pid;
   if (op && op->out_pid && !op->to_file) e2b__command_detach(op);
   if (!op || !op->out_handle) return;
   memset(&ok, 0, sizeof ok);
-  *op->out_handle = handle;
+  e2b__command_give(&op->gift, &op->op, op->out_handle, handle);
   op->owns_handle = false;
   e2b__command_part(op);
   e2b__op_finish(&op->op, &ok);
@@ -14991,6 +15100,7 @@ static e2b_err e2b__command_note_end(e2b_command_handle *handle, const e2b__end_
 static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envelope *envelope, e2b__data_event *data, e2b_error *err) {
   e2b_client *client = handle->sandbox->client;
   e2b__event_response message;
+  bool begins = !handle->started || handle->attaching;
   e2b__arena arena;
   e2b_err code;
   if (handle->closed) return e2b__error_say(err, E2B_ERR_PROTOCOL, "the server sent more after the end of the stream");
@@ -15002,9 +15112,9 @@ static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envel
   code = e2b__rpc_decode(&handle->rpc, &e2b__msg_event_response, envelope->data, envelope->len, &arena, &message, err);
   if (code) {
     /* said */
-  } else if (message.event.has_start ? handle->started || !message.event.start.pid
-                                     : (message.event.has_data || message.event.has_end) &&
-                                           (!handle->started || handle->ended)) {
+  } else if (message.event.has_start ? !begins || !message.event.start.pid ||
+                                           (handle->attaching && message.event.start.pid != handle->pid)
+                                     : (message.event.has_data || message.event.has_end) && (begins || handle->ended)) {
     code = e2b__error_say(err, E2B_ERR_PROTOCOL, "the server's events make no sense: they begin with one start, and "
                           "nothing follows the end");
   } else if (message.event.has_start) {
@@ -15021,10 +15131,16 @@ static e2b_err e2b__command_message(e2b_command_handle *handle, const e2b__envel
 
 /* Looks after the sandbox first when that may explain the error. */
 static void e2b__command_lose(e2b_command_handle *handle, const e2b_error *err) {
-  uint64_t deadline = handle->op ? handle->op->deadline : (uint64_t)E2B__NEVER;
+  /* who attaches again is not held to the end of a wait, which gives up by itself */
+  uint64_t deadline = handle->op && !handle->reattach ? handle->op->deadline : (uint64_t)E2B__NEVER;
   handle->mourner.err = *err;
+  if (handle->attaching && err->code != E2B_ERR_CANCELED)
+    (void)e2b__error_say(&handle->mourner.err, err->code == E2B_ERR_NOT_FOUND ? E2B_ERR_TRUNCATED : err->code,
+                         "the stream of process %lu broke, and attaching again failed: %.160s", (unsigned long)handle->pid, err->message);
+  if (handle->starts && handle->req.idempotent && err->code != E2B_ERR_CANCELED) handle->mourner.err.maybe_done = true;
   handle->mourner.on_verdict = e2b__command_verdict;
-  if (!e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__command_settle(handle, err);
+  if (handle->attaching && err->code == E2B_ERR_NOT_FOUND) e2b__command_settle(handle, &handle->mourner.err);
+  else if (!e2b__mourn(&handle->mourner, handle->sandbox, deadline)) e2b__command_settle(handle, &handle->mourner.err);
 }
 
 /* Ends the stream with an error that came inside it. */
@@ -15072,7 +15188,7 @@ static e2b_err e2b__command_on_body(e2b__req *req, const uint8_t *bytes, size_t 
       return E2B_ERR_CANCELED;
     }
     *taken += envelope.size;
-    req->pulled = handle->started && !handle->op && !e2b__command_pushes(handle);
+    req->pulled = e2b__command_pulls(handle);
   }
   return E2B_OK;
 }
@@ -15105,6 +15221,11 @@ static void e2b__command_op_cancel(e2b__op *base) {
   else e2b__command_part(op);
 }
 
+static void e2b__command_op_release(e2b__op *base) {
+  e2b__command_op_cancel(base);
+  e2b__command_gift_release(&((e2b__command_op *)base)->gift);
+}
+
 /* A run or wait that has to stop waiting still hands over what came so far. */
 static void e2b__command_op_give_up(e2b__op *base) {
   e2b__command_op *op = (e2b__command_op *)base;
@@ -15122,7 +15243,7 @@ static e2b_phase e2b__command_op_phase(e2b__op *base, bool *maybe_done) {
   return op->handle ? e2b__req_stands(&op->handle->req, maybe_done) : E2B_PHASE_BODY;
 }
 
-static const e2b__op_type e2b__command_op_type = { e2b__command_op_cancel, e2b__command_op_cancel, e2b__command_op_resume,
+static const e2b__op_type e2b__command_op_type = { e2b__command_op_cancel, e2b__command_op_release, e2b__command_op_resume,
                                                    e2b__command_op_phase, e2b__command_op_give_up };
 
 static e2b_err e2b__run_opts_check(const e2b_run_opts *opts, e2b_error *err) {
@@ -15154,6 +15275,8 @@ static e2b_command_handle *e2b__command_new(e2b_sandbox *sandbox, const char *me
   handle->on_stdout = opts->on_stdout;
   handle->on_stderr = opts->on_stderr;
   handle->output_user = opts->output_user;
+  handle->no_collect = opts->no_collect;
+  handle->reattach = opts->reattach;
   handle->max_collect = opts->max_collect ? opts->max_collect : (size_t)E2B__MIN(client->config.max_result_bytes, (uint64_t)(SIZE_MAX / 4));
   for (i = 0; i < 2; i++) e2b__buf_init(&handle->out[i], &client->mem, SIZE_MAX / 2);
   e2b__buf_init(&handle->status, &client->mem, client->config.max_message_bytes);
@@ -15209,7 +15332,9 @@ static e2b_err e2b__command_open(e2b_sandbox *sandbox, const char *method, const
   op->out = want->result;
   op->owns_handle = true;
   op->can_pause = want->handle || (call && call->op);
-  op->handle->collect = !want->handle && !(opts && opts->no_collect);
+  op->handle->collect = want->pid || (want->result && !op->handle->no_collect);
+  if (want->pid) op->handle->max_collect = 4096; /* why output_file cannot be opened */
+  op->handle->starts = !listens;
   op->handle->req.idempotent = listens; /* which changes nothing */
   e2b__rpc_begin(&op->handle->rpc, true, sandbox, &op->handle->req, type, message);
   code = e2b__req_submit(&op->handle->req);
@@ -15540,7 +15665,8 @@ static e2b_err e2b__chain_run(e2b__chain *chain, e2b_err begun, const e2b_call *
 typedef struct e2b__tag_op {
   e2b__chain chain;
   e2b_run_opts opts;
-  e2b_command_handle **out, *handle;
+  e2b_command_handle **out, *handle; /* handle: of the step under way */
+  e2b__command_gift gift;
   e2b_process_list list;
   e2b_error missing; /* the answer to the first question */
 } e2b__tag_op;
@@ -15548,8 +15674,7 @@ typedef struct e2b__tag_op {
 static void e2b__tag_op_release(e2b__op *base) {
   e2b__tag_op *op = (e2b__tag_op *)base;
   e2b__chain_release(base);
-  e2b_command_handle_free(op->handle);
-  op->handle = NULL;
+  e2b__command_gift_release(&op->gift);
   e2b_mem_free(&op->list.mem);
 }
 
@@ -15557,8 +15682,7 @@ static const e2b__op_type e2b__tag_op_type = { e2b__chain_cancel, e2b__tag_op_re
 
 static void e2b__tag_connected(void *user, const e2b_error *err) {
   e2b__tag_op *op = (e2b__tag_op *)user;
-  if (!err->code) *op->out = op->handle;
-  op->handle = NULL;
+  if (!err->code) e2b__command_give(&op->gift, &op->chain.op, op->out, op->handle);
   e2b__op_finish(&op->chain.op, err);
 }
 
@@ -16050,9 +16174,13 @@ E2B_API uint32_t e2b_command_handle_pid(const e2b_command_handle *handle) {
   return handle ? handle->pid : 0;
 }
 
+E2B_API uint32_t e2b_command_handle_gaps(const e2b_command_handle *handle) {
+  return handle ? handle->gaps : 0;
+}
+
 /* Switches between pulled and pushed output, and delivers what waits in the next turn. */
 static void e2b__command_set_pulled(e2b_command_handle *handle) {
-  handle->req.pulled = handle->started && !handle->op && !e2b__command_pushes(handle);
+  handle->req.pulled = e2b__command_pulls(handle);
   if (handle->req.pulled || handle->req.state == E2B__REQ_NEW) return;
   handle->req.flush = true;
   e2b__req_kick(&handle->req);
@@ -16061,6 +16189,9 @@ static void e2b__command_set_pulled(e2b_command_handle *handle) {
 /* Pulled output: the next event in the buffer. E2B_PENDING when there is no whole one. */
 static e2b_err e2b__command_take(e2b_command_handle *handle, e2b_command_event *event, e2b_error *err) {
   e2b__req *req = &handle->req;
+  if (handle->gap) event->kind = E2B_EVENT_GAP;
+  handle->gap = false;
+  if (event->kind == E2B_EVENT_GAP) return E2B_OK;
   for (;;) {
     e2b__envelope envelope;
     e2b__data_event data;
@@ -16100,17 +16231,21 @@ E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_
   e2b_client *client;
   e2b_error local;
   uint64_t end;
-  bool turned = false;
+  bool turned = false, freed = false;
   e2b_err code;
   if (!err) err = &local;
   memset(err, 0, sizeof *err);
   if (!handle || !event) return e2b__invalid(err, handle ? "event" : "handle", "must not be NULL");
   memset(event, 0, sizeof *event);
   client = handle->sandbox->client;
+  if (handle->collect) return e2b__fail(err, E2B_ERR_BAD_STATE, "a wait collects the output of this handle: wait for it again");
   if (handle->op || e2b__command_pushes(handle))
     return e2b__fail(err, E2B_ERR_BAD_STATE, "the output of this handle is pushed: unset the callbacks, or do not wait for it");
   if (client->in_turn && timeout_ms != 0) return e2b__fail(err, E2B_ERR_BAD_STATE, "waiting inside a callback: use timeout_ms 0");
-  end = e2b__deadline(e2b__now_ms(client), timeout_ms);
+  if (handle->delivering && !handle->settled) return E2B_PENDING; /* the callback that asks has the next one in its hands */
+  if (!client->in_turn) client->now = e2b__now_ms(client); /* the caller may have been away */
+  end = e2b__deadline(client->now, timeout_ms);
+  e2b__req_resume(&handle->req); /* who pulls wants more, whatever a callback said before */
   for (;;) {
     e2b__req *req = &handle->req;
     uint64_t now;
@@ -16134,8 +16269,11 @@ E2B_API e2b_err e2b_command_handle_next(e2b_command_handle *handle, int timeout_
     }
     now = e2b__now_ms(client);
     if (client->in_turn || (turned && now >= end)) return E2B_PENDING;
+    handle->freed = &freed;
     (void)e2b__turn(client, end == (uint64_t)E2B__NEVER ? -1 : (int)E2B__MIN(end > now ? end - now : 0, (uint64_t)INT_MAX), NULL, 0, 0);
     turned = true;
+    if (freed) return e2b__fail(err, E2B_ERR_CANCELED, "the handle was freed in a callback");
+    handle->freed = NULL;
     if (e2b__waker_interrupted(client->net.waker)) return e2b__fail(err, E2B_ERR_CANCELED, "interrupted by e2b_client_interrupt");
   }
 }
@@ -16165,7 +16303,7 @@ E2B_API e2b_err e2b_command_handle_wait(e2b_command_handle *handle, const e2b_ca
   op->out = out;
   handle->op = &op->op;
   if (!handle->on_stdout && !handle->on_stderr && !handle->collect) {
-    handle->collect = true;
+    handle->collect = !handle->no_collect;
     handle->out[0].len = 0; /* the last pulled event */
   }
   if (handle->settled) e2b__command_op_finish(op);
@@ -16185,18 +16323,38 @@ E2B_API void e2b_command_handle_disconnect(e2b_command_handle *handle) {
   e2b__command_break(handle, &err);
 }
 
+/* Once the exit is known the pid is not used any more: by now it may be another process'. */
+static e2b_err e2b__command_over(e2b_error *err) {
+  (void)e2b__fail(err, E2B_ERR_NOT_FOUND, "the process has ended");
+  if (err) err->subject = E2B_SUBJECT_PROCESS;
+  return E2B_ERR_NOT_FOUND;
+}
+
 E2B_API e2b_err e2b_command_handle_kill(e2b_command_handle *handle, const e2b_call *call, bool *killed, e2b_error *err) {
+  e2b_error local, ok;
+  e2b__op *op;
+  if (!err) err = &local;
+  if (killed) *killed = false;
   if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
-  return e2b_commands_kill(handle->sandbox, handle->pid, call, killed, err);
+  if (!handle->ended) return e2b_commands_kill(handle->sandbox, handle->pid, call, killed, err);
+  if (e2b__call_check(call, err)) return err->code;
+  op = (e2b__op *)e2b__op_new(handle->sandbox->client, call, &e2b__soon_type, sizeof *op, E2B_TIMEOUT_NONE, err);
+  if (!op) return err->code;
+  op->sandbox = handle->sandbox;
+  memset(&ok, 0, sizeof ok);
+  e2b__op_finish(op, &ok);
+  return e2b__op_run(op, call, err);
 }
 
 E2B_API e2b_err e2b_command_handle_send_stdin(e2b_command_handle *handle, const void *data, size_t len, const e2b_call *call, e2b_error *err) {
   if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
+  if (handle->ended) return e2b__command_over(err);
   return e2b_commands_send_stdin(handle->sandbox, handle->pid, data, len, call, err);
 }
 
 E2B_API e2b_err e2b_command_handle_close_stdin(e2b_command_handle *handle, const e2b_call *call, e2b_error *err) {
   if (!handle) return e2b__invalid(err, "handle", "must not be NULL");
+  if (handle->ended) return e2b__command_over(err);
   return e2b_commands_close_stdin(handle->sandbox, handle->pid, call, err);
 }
 
@@ -16204,6 +16362,8 @@ E2B_API void e2b_command_handle_free(e2b_command_handle *handle) {
   e2b_client *client;
   if (!handle) return;
   client = handle->sandbox->client;
+  if (handle->freed) *handle->freed = true;
+  e2b__command_gift_withdraw(handle);
   if (handle->op && ((e2b__command_op *)handle->op)->owns_handle) e2b__command_part((e2b__command_op *)handle->op);
   e2b_command_handle_disconnect(handle);
   e2b__mourn_no_more(&handle->mourner);
@@ -16236,6 +16396,7 @@ static void e2b__pty_opts(const e2b_pty_opts *opts, e2b_run_opts *run) {
   run->on_stdout = opts->on_data;
   run->output_user = opts->output_user;
   run->max_collect = opts->max_collect;
+  run->reattach = opts->reattach;
 }
 
 /* Without these, programs on the terminal show garbage; what the caller set stays. */
@@ -16988,7 +17149,7 @@ static void e2b__atomic_discard(const e2b__atomic *atomic, e2b_sandbox *sandbox)
 
 /* The write is given up from outside; its request is not aborted yet. */
 static void e2b__atomic_abandon(const e2b__atomic *atomic, const e2b__req *req, e2b_sandbox *sandbox) {
-  bool written = atomic->phase != E2B__ATOMIC_WRITE || (req->state != E2B__REQ_NEW && e2b__req_was_sent(req));
+  bool written = atomic->phase != E2B__ATOMIC_WRITE || e2b__req_was_sent(req);
   if (atomic->temp && written) e2b__atomic_discard(atomic, sandbox);
 }
 
@@ -17853,8 +18014,10 @@ E2B_API e2b_err e2b_file_stream_read(e2b_file_stream *stream, int timeout_ms, vo
     *got = e2b__stream_take(stream, buf, cap);
     if (*got) return E2B_OK;
     if (!stream->part.left && stream->req.status != 206 && !stream->ended) return err->code = E2B_EOF;
-    if (stream->req.state == E2B__REQ_ENDED)
-      e2b__req_flush(&stream->req); /* the end waited for the last byte to be taken */
+    if (stream->req.state == E2B__REQ_ENDED) { /* the end waited for the last byte to be taken */
+      stream->req.rx.len = stream->at = 0;
+      e2b__req_flush(&stream->req);
+    }
     if (stream->ended) {
       *err = stream->mourner.err;
       return err->code = err->code ? err->code : E2B_EOF;
@@ -18098,6 +18261,7 @@ static e2b_err e2b__file_url_check(const e2b_sandbox *sandbox, const char *path,
                                    e2b_error *err) {
   if (!sandbox) return e2b__invalid(err, "sandbox", "is NULL");
   if (!e2b__text_ok(path)) return e2b__invalid(err, "path", "has a control character");
+  if (expires_s < 0 && expires_s != E2B_TIMEOUT_NONE) return e2b__invalid(err, "expires_s", "is in the past");
   if (expires_s >= 0 && !sandbox->access_token[0])
     return e2b__invalid(err, "expires_s", "needs a secure sandbox: without a token nobody checks the URL");
   return e2b__user_check(user, err);
@@ -19134,7 +19298,7 @@ static void e2b__bulk_job_started(e2b__bulk_job *job, e2b_err code, const e2b_er
     bulk->opts.parallel = bulk->active;
     while (entries) {
       e2b__bulk_entry *next = entries->next;
-      e2b__bulk_put_first(&bulk->files, entries);
+      e2b__bulk_put_first(entries->dir ? &bulk->dirs : &bulk->files, entries);
       entries = next;
     }
     return;
@@ -19256,7 +19420,8 @@ static e2b_err e2b__bulk_check(const e2b_sandbox *sandbox, const e2b_bulk_opts *
   return e2b__call_check(opts ? &opts->call : NULL, err);
 }
 
-/* An operation of `size` bytes; the caller fills its queues and ends with e2b__op_run. */
+/* An operation of `size` bytes; the caller fills its queues and ends with e2b__op_run. All it does is done as one user, that of
+ * content: a relative path has one home, and what is made has one owner. */
 static e2b__bulk *e2b__bulk_new(e2b_sandbox *sandbox, const e2b__bulk_type *type, size_t size,
                                 const e2b_bulk_opts *opts, e2b_error *err) {
   e2b_client *client = sandbox->client;
@@ -19268,7 +19433,10 @@ static e2b__bulk *e2b__bulk_new(e2b_sandbox *sandbox, const e2b__bulk_type *type
   bulk->type = type;
   client->work = true;
   e2b__arena_init(&bulk->arena, &client->mem, SIZE_MAX);
-  if (!e2b__bulk_keep_opts(bulk, opts, err)) return bulk;
+  if (!e2b__bulk_keep_opts(bulk, opts, err)) {
+    if (!bulk->child.user && !e2b__given(sandbox->auth_header)) bulk->child.user = e2b__user(sandbox, NULL, true);
+    return bulk;
+  }
   e2b__op_release(&bulk->op);
   return NULL;
 }
@@ -20577,6 +20745,7 @@ static int e2b__download_sink(void *user, const char *data, size_t len) {
 static void e2b__download_ended(e2b__bulk_job *job, e2b_error *err) {
   int code;
   if (err->code) return;
+  e2b__tree_resize(job->bulk, job->entries, job->moved); /* that of a link was not known, others may have grown */
   code = e2b__local_commit(&e2b__tree_of(job)->root, job->entries->local, &((e2b__tree_job *)job)->file);
   if (code) (void)e2b__tree_failed(&job->local, code, "giving the file its name");
   if (code) *err = job->local;

@@ -11291,6 +11291,9 @@ static void test_files_urls(void) {
   CHECK_INT(e2b_sandbox_download_url(sandbox, "a", "x:y", 60, url, sizeof url, &err), 0);
   CHECK_HAS(err.message, "user");
   CHECK_INT(e2b_sandbox_download_url(NULL, "a", NULL, 60, url, sizeof url, &err), 0);
+  CHECK_INT(e2b_sandbox_download_url(sandbox, "a", NULL, -60, url, sizeof url, &err), 0); /* already over is not for ever */
+  CHECK(err.code == E2B_ERR_INVALID_ARGUMENT && !url[0]);
+  CHECK_HAS(err.message, "expires_s");
   e2b_sandbox_free(sandbox);
   attach.access_token = NULL;
   CHECK_OK(e2b_sandbox_attach(client, "id", &attach, &sandbox, &err));
@@ -27364,7 +27367,9 @@ static void test_stream_callbacks(void) {
     code = run ? e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err)
                : e2b_commands_start(w.sandbox, "x", &opts, &b.handle, &w.err);
     if (way == 6) CHECK_INT(code, E2B_ERR_BAD_STATE);
+    else if (way == 1 || way == 3) CHECK_INT(code, E2B_ERR_CANCELED); /* the handle is gone as the start returns */
     else CHECK_INT(code, run ? E2B_PENDING : E2B_OK);
+    CHECK(run || !b.handle == (way == 1 || way == 3));
     if (way != 6) VT_UNTIL(&w, b.calls, 1000);
     if (way == 7) VT_UNTIL(&w, b.ends, 1000);
     (void)e2b_client_poll(w.client, 20);
@@ -27384,6 +27389,323 @@ static void test_stream_callbacks(void) {
     e2b_command_handle_free(b.handle);
     VT_END(&w);
   }
+}
+
+/* ---- next, wait and the callbacks, in orders that nobody planned ---- */
+
+static void st_answer_two(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  st_open_stream(conn, 42);
+  if (w->asked == 1) return;
+  st_begin(&s, false);
+  st_data(&s, 1, "x");
+  st_say(&s, conn, 5);
+  st_free(&s);
+}
+
+/* While e2b_command_handle_next waits, a callback of another command frees its handle, or the sandbox with all handles. */
+static void test_stream_next_freed(void) {
+  int way;
+  for (way = 1; way < 4; way += 2) {
+    e2b_command_handle *other = NULL;
+    e2b_command_event event;
+    e2b_run_opts opts;
+    st_breaker b;
+    vt_world w;
+    memset(&b, 0, sizeof b);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_two);
+    b.w = &w;
+    b.way = way;
+    opts.on_stdout = st_break;
+    opts.output_user = &b;
+    CHECK_INT(e2b_commands_start(w.sandbox, "waits", NULL, &b.handle, &w.err), E2B_OK);
+    CHECK_INT(e2b_commands_start(w.sandbox, "speaks", &opts, &other, &w.err), E2B_OK);
+    CHECK_INT(e2b_command_handle_next(b.handle, -1, &event, &w.err), E2B_ERR_CANCELED);
+    CHECK_INT(b.calls, 1);
+    VT_END(&w);
+  }
+}
+
+typedef struct st_puller {
+  e2b_command_handle *handle;
+  char text[200];
+  int ways;  /* 1: pulls in the callback, 2: E2B_PAUSE, 4: resumes */
+  bool exited;
+} st_puller;
+
+static void st_pull(st_puller *p) {
+  e2b_command_event event;
+  e2b_error err;
+  while (e2b_command_handle_next(p->handle, 0, &event, &err) == E2B_OK) {
+    if (event.kind == E2B_EVENT_EXIT) p->exited = true;
+    else (void)snprintf(p->text + strlen(p->text), sizeof p->text - strlen(p->text), "%s", event.data);
+  }
+}
+
+static int st_pull_from(void *user, const char *data, size_t len) {
+  st_puller *p = (st_puller *)user;
+  (void)snprintf(p->text + strlen(p->text), sizeof p->text - strlen(p->text), "%.*s", (int)len, data);
+  if (!(p->ways & 2)) e2b_command_handle_set_output(p->handle, NULL, NULL, NULL);
+  if (p->ways & 1) st_pull(p);
+  return p->ways & 2 ? E2B_PAUSE : 0;
+}
+
+/* One message, and then all others with their end, in two pieces that are cut inside a message. */
+static void st_answer_abc(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s, part;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  st_open_stream(conn, 42);
+  st_begin(&s, false);
+  st_begin(&part, false);
+  st_data(&s, 1, "a");
+  st_data(&s, 1, "b");
+  st_data(&s, 1, "c");
+  st_exit(&s, 0);
+  st_eos(&s, "{}");
+  e2b__buf_put(&part.buf, s.buf.data, (size_t)w->step);
+  if (w->step) st_say(&part, conn, 5);
+  e2b__buf_put(&part.buf, s.buf.data + w->step, s.buf.len - (size_t)w->step);
+  if (part.buf.len) st_say(&part, conn, 6);
+  vt_say(conn, 6, "0\r\n\r\n");
+  st_free(&part);
+  st_free(&s);
+}
+
+/* From pushed to pulled in the middle of the stream: nothing is lost, nothing comes twice, and the end is seen. */
+static void test_stream_push_to_pull(void) {
+  int ways, cut;
+  for (ways = 0; ways < 8; ways++) {
+    for (cut = 0; cut < 30; cut++) {
+      int failures = check_failures;
+      e2b_command_event event;
+      e2b_run_opts opts;
+      st_puller p;
+      vt_world w;
+      e2b_err code;
+      memset(&w, 0, sizeof w);
+      memset(&p, 0, sizeof p);
+      memset(&opts, 0, sizeof opts);
+      w.step = cut;
+      vt_open_world(&w, st_answer_abc);
+      p.ways = ways;
+      opts.on_stdout = st_pull_from;
+      opts.output_user = &p;
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &p.handle, &w.err), E2B_OK);
+      VT_UNTIL(&w, p.text[0], 100);
+      (void)e2b_client_poll(w.client, 20);
+      (void)e2b_client_poll(w.client, 20);
+      e2b_command_handle_set_output(p.handle, NULL, NULL, NULL);
+      if (ways & 4) e2b_command_handle_resume(p.handle);
+      (void)e2b_client_poll(w.client, 0);
+      while ((code = e2b_command_handle_next(p.handle, 1000, &event, &w.err)) == E2B_OK) {
+        if (event.kind == E2B_EVENT_EXIT) p.exited = true;
+        else (void)snprintf(p.text + strlen(p.text), sizeof p.text - strlen(p.text), "%s", event.data);
+      }
+      CHECK_INT(code, E2B_EOF);
+      CHECK_STR(p.text, "abc");
+      CHECK(p.exited);
+      e2b_command_handle_free(p.handle);
+      VT_END(&w);
+      if (check_failures != failures) printf("  ways %d, cut at %d: %s\n", ways, cut, w.err.message);
+      if (check_failures > failures + 3) break;
+    }
+  }
+}
+
+static void st_answer_much(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  static char block[30000];
+  st_bytes s;
+  int i;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  memset(block, 'x', sizeof block);
+  st_open_stream(conn, 42);
+  st_begin(&s, false);
+  for (i = 0; i < 100; i++) {
+    st_data_n(&s, i % 2 + 1, block, sizeof block);
+    st_say(&s, conn, 5);
+  }
+  st_free(&s);
+  st_close_stream(conn, 6, NULL, 7);
+}
+
+static int st_nothing(void *user, const char *data, size_t len) {
+  (void)user;
+  (void)data;
+  (void)len;
+  return 0;
+}
+
+/* 3 MB of output that nobody wants to have kept are not: no_collect, also of a handle that is waited for; no result to
+ * put it in. */
+static void test_stream_not_kept(void) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    e2b_command_handle *handle = NULL;
+    e2b_client_stats stats;
+    e2b_command_result r;
+    e2b_run_opts opts;
+    vt_world w;
+    memset(&r, 0, sizeof r);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_much);
+    opts.no_collect = way < 2;
+    if (way == 3) opts.on_stdout = st_nothing;
+    if (way == 0) {
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_OK);
+      CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &w.err), E2B_COMMAND_EXIT);
+    } else {
+      CHECK_INT(e2b_commands_run(w.sandbox, "x", &opts, way == 1 ? &r : NULL, &w.err), E2B_COMMAND_EXIT);
+    }
+    CHECK_INT(r.stdout_data.len + r.stderr_data.len, 0);
+    if (way < 2) CHECK_INT(r.exit_code, 7);
+    CHECK_INT(w.err.exit_code, 7);
+    e2b_client_get_stats(w.client, &stats);
+    if (!CHECK(stats.mem_peak < 1000000)) printf("  way %d: %lu\n", way, (unsigned long)stats.mem_peak);
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    VT_END(&w);
+  }
+}
+
+/* The last output waits here while the caller is away; what became of the sandbox is found out nevertheless. */
+static void st_answer_late(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  (void)w;
+  (void)len;
+  if (strncmp(text, "GET /health ", 12) == 0) {
+    vt_say(conn, 100, "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 22\r\n\r\nsandbox not found: sbx");
+    return;
+  }
+  st_open_stream(conn, 42);
+  st_begin(&s, false);
+  st_data(&s, 1, "some");
+  st_say(&s, conn, 5);
+  st_free(&s);
+  vt_put(conn, 5, VT_EOF, NULL, 0);
+}
+
+static void test_stream_back_late(void) {
+  int i;
+  e2b_command_handle *handle = NULL;
+  e2b_command_event event;
+  vt_world w;
+  vt_begin(&w, st_answer_late);
+  CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+  for (i = 0; i < 10; i++) (void)e2b_client_poll(w.client, 20);
+  w.clock += 60000;
+  CHECK_INT(e2b_command_handle_next(handle, -1, &event, &w.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_next(handle, -1, &event, &w.err), E2B_ERR_SANDBOX_GONE);
+  e2b_command_handle_free(handle);
+  VT_END(&w);
+}
+
+/* A wait that gave up has begun to collect the output: who pulls then is told. */
+static void test_stream_wait_then_next(void) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_event event;
+  e2b_command_result r;
+  e2b_call call;
+  vt_world w;
+  memset(&r, 0, sizeof r);
+  memset(&call, 0, sizeof call);
+  vt_begin(&w, st_answer_all);
+  CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+  call.timeout_ms = 50;
+  CHECK_INT(e2b_command_handle_wait(handle, &call, &r, &w.err), E2B_ERR_TIMEOUT);
+  CHECK_INT(e2b_command_handle_next(handle, 0, &event, &w.err), E2B_ERR_BAD_STATE);
+  CHECK_HAS(w.err.message, "wait for it again");
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  VT_END(&w);
+}
+
+/* A start is canceled by another operation's callback in the very turn in which its pid came. */
+typedef struct st_canceler {
+  vt_world *w;
+  e2b_op op;
+  int calls, way;
+} st_canceler;
+
+static void st_cancel_op(void *user, const e2b_error *err) {
+  st_canceler *c = (st_canceler *)user;
+  c->calls++;
+  c->w->err = *err;
+  if (c->way < 2) {
+    e2b_op_cancel(c->w->client, c->op);
+  } else {
+    e2b_sandbox_free(c->w->sandbox);
+    c->w->sandbox = NULL;
+  }
+}
+
+static void test_stream_cancel_started(void) {
+  int way;
+  for (way = 0; way < 4; way++) { /* 0, 2: the first of two starts; 1: a connect_to_tag; 2, 3: freed with the sandbox instead */
+    e2b_command_handle *handles[2] = { NULL, NULL };
+    e2b_client_stats stats;
+    st_canceler c;
+    e2b_run_opts opts;
+    e2b_op other;
+    vt_world w;
+    memset(&c, 0, sizeof c);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_all);
+    c.w = &w;
+    c.way = way;
+    opts.call.user = &c;
+    opts.call.on_done = st_cancel_op;
+    opts.call.op = &c.op;
+    if (way & 1) CHECK_INT(e2b_commands_connect_to_tag(w.sandbox, "x", &opts, &handles[0], &w.err), E2B_PENDING);
+    else CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handles[0], &w.err), E2B_PENDING);
+    opts.call.op = &other;
+    CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handles[1], &w.err), E2B_PENDING);
+    VT_UNTIL(&w, c.calls, 1000);
+    (void)e2b_client_poll(w.client, 20);
+    CHECK_INT(c.calls, way < 2 ? 1 : 2);
+    if (way > 1) CHECK_INT(w.err.code, E2B_ERR_CANCELED);
+    e2b_client_get_stats(w.client, &stats);
+    CHECK_INT(stats.connections_open, way < 2 ? 1 : 0);
+    CHECK(!handles[0]);
+    CHECK(handles[1] != NULL); /* was told, whatever became of it */
+    VT_END(&w);
+  }
+}
+
+/* A handle that has seen the exit leaves the pid alone: it may be another command's by now. */
+static void test_stream_pid_again(void) {
+  e2b_command_handle *handle = NULL;
+  e2b_command_result r;
+  e2b_call call;
+  bool killed = true;
+  e2b_op op;
+  vt_world w;
+  memset(&r, 0, sizeof r);
+  memset(&call, 0, sizeof call);
+  vt_begin(&w, st_answer_much);
+  CHECK_INT(e2b_commands_start(w.sandbox, "x", NULL, &handle, &w.err), E2B_OK);
+  CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &w.err), E2B_COMMAND_EXIT);
+  CHECK_INT(e2b_command_handle_kill(handle, NULL, &killed, &w.err), E2B_OK);
+  CHECK(!killed);
+  call.op = &op;
+  killed = true;
+  CHECK_INT(e2b_command_handle_kill(handle, &call, &killed, &w.err), E2B_PENDING);
+  CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_PENDING);
+  (void)e2b_client_poll(w.client, 0);
+  CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_OK);
+  CHECK(!killed);
+  CHECK_INT(e2b_command_handle_send_stdin(handle, "x", 1, NULL, &w.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(w.err.subject, E2B_SUBJECT_PROCESS);
+  CHECK_INT(e2b_command_handle_close_stdin(handle, NULL, &w.err), E2B_ERR_NOT_FOUND);
+  CHECK_INT(w.asked, 1);
+  e2b_mem_free(&r.mem);
+  e2b_command_handle_free(handle);
+  VT_END(&w);
 }
 
 /* ---- without end ---- */
@@ -27925,6 +28247,307 @@ static void test_stream_tree_escapes(void) {
   CHECK(!strchr(b.err.message, 27));
   CHECK(tree_shell(base, "cd \"$D\" && test \"$(find . | sort | tr '\\n' ' ')\" = '. ./good ' && rm -r \"$D\""));
   files_end(&b);
+}
+
+/* ---- attaching again by itself ---- */
+
+enum { ST_BACK_FINE, ST_BACK_TWICE, ST_BACK_ENDED, ST_BACK_NEVER, ST_BACK_STRANGER, ST_BACK_GONE, ST_BACK_UNKNOWN, ST_BACKS };
+
+static void st_answer_back(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  int how = w->step % 10, cut = w->step / 10;
+  int *streams = (int *)(uintptr_t)w->script;
+  st_bytes s;
+  if (strncmp(text, "GET /health ", 12) == 0) {
+    if (how == ST_BACK_GONE) vt_say(conn, 1, "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 22\r\n\r\nsandbox not found: sbx");
+    else if (how == ST_BACK_UNKNOWN) vt_say_body(conn, 1, "503 Service Unavailable", "", 0);
+    else (void)vt_is_health(conn, text);
+    return;
+  }
+  CHECK_INT(st_is(text, "process.Process/Connect"), *streams > 0);
+  if (*streams) {
+    CHECK(memcmp(text + len - 4, "\x0a\x02\x08\x2a", 4) == 0);
+    CHECK(!strstr(text, "connect-timeout-ms") && strstr(text, "x-test: yes") && strstr(text, "authorization: Basic Ym9iOg=="));
+  }
+  st_begin(&s, false);
+  if ((*streams)++ && how == ST_BACK_ENDED) {
+    vt_say(conn, 1, ST_HEAD);
+    st_eos(&s, "{\"error\":{\"code\":\"not_found\",\"message\":\"process with pid 42 not found\"}}");
+    st_say(&s, conn, 1);
+    vt_say(conn, 1, "0\r\n\r\n");
+  } else if (*streams > 1 && how == ST_BACK_NEVER) {
+    vt_put(conn, 1, VT_RESET, NULL, 0);
+  } else {
+    st_open_stream(conn, *streams > 1 && how == ST_BACK_STRANGER ? 43 : 42);
+    st_data(&s, 1, *streams == 1 ? "first " : *streams == 2 ? "second " : "third ");
+    st_say(&s, conn, 5);
+    if (*streams > (how == ST_BACK_TWICE ? 2 : 1)) st_close_stream(conn, 10, NULL, 5);
+    else if (cut == 2) vt_say(conn, 10, "0\r\n\r\n");
+    else vt_put(conn, 10, cut ? VT_EOF : VT_RESET, NULL, 0);
+  }
+  st_free(&s);
+}
+
+static int st_append(void *user, const char *data, size_t len) {
+  char *text = (char *)user;
+  (void)snprintf(text + strlen(text), 100 - strlen(text), "%.*s", (int)len, data);
+  return 0;
+}
+
+/* The stream of a command breaks: with `reattach` the command is found again when its sandbox runs, and whoever gets its output
+ * is told that some may be missing. What cannot be found again is no success. */
+static void test_stream_reattach_itself(void) {
+  static const struct {
+    e2b_err want;
+    const char *text, *pulled;
+    uint32_t gaps;
+    int streams;
+  } rows[ST_BACKS] = {
+    { E2B_COMMAND_EXIT, "first second ", "first |second #", 1, 2 }, { E2B_COMMAND_EXIT, "first second third ", "first |second |third #", 2, 3 },
+    { E2B_ERR_TRUNCATED, "first ", "first ", 0, 2 }, { E2B_ERR_CLOSED, "first ", "first ", 0, 7 /* one of them on a connection that was dead */ }, { E2B_ERR_PROTOCOL, "first ", "first ", 0, 2 },
+    { E2B_ERR_SANDBOX_GONE, "first ", "first ", 0, 1 }, { E2B_ERR_TRUNCATED, "first ", "first ", 0, 1 },
+  };
+  static const e2b_kv header = { "x-test", "yes" };
+  int i;
+  for (i = 0; i < ST_BACKS * 3 * 4; i++) {
+    int way = i % 4, how = i / 4 % ST_BACKS, streams = 0, failures = check_failures;
+    char text[100] = "";
+    e2b_command_handle *handle = NULL;
+    e2b_command_event event;
+    e2b_command_result r;
+    e2b_run_opts opts;
+    e2b_err code;
+    vt_world w;
+    memset(&w, 0, sizeof w);
+    memset(&r, 0, sizeof r);
+    memset(&opts, 0, sizeof opts);
+    w.step = i / (4 * ST_BACKS) * 10 + how;
+    w.script = &streams;
+    vt_open_world(&w, st_answer_back);
+    opts.reattach = true;
+    opts.run_timeout_ms = 60000;
+    opts.user = "bob";
+    opts.call.headers.items = &header;
+    opts.call.headers.count = 1;
+    if (way == 3) opts.on_stdout = st_append;
+    opts.output_user = text;
+    if (way == 0) code = e2b_commands_run(w.sandbox, "x", &opts, &r, &w.err);
+    else code = e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err);
+    if (way) CHECK_INT(code, E2B_OK);
+    if (way == 1 || way == 3) code = e2b_command_handle_wait(handle, NULL, &r, &w.err);
+    while (way == 2 && (code = e2b_command_handle_next(handle, -1, &event, &w.err)) == E2B_OK) {
+      const char *sign = event.kind == E2B_EVENT_GAP ? "|" : "#";
+      (void)st_append(text, event.len ? event.data : sign, event.len ? event.len : 1);
+      if (event.kind == E2B_EVENT_EXIT) CHECK_INT(event.exit_code, 5);
+    }
+    CHECK_INT(code, way == 2 && rows[how].want == E2B_COMMAND_EXIT ? E2B_EOF : rows[how].want);
+    CHECK_STR(way < 2 ? r.stdout_data.ptr : text, way == 2 ? rows[how].pulled : rows[how].text);
+    if (way != 2) CHECK_INT(r.gaps, rows[how].gaps);
+    CHECK_INT(e2b_command_handle_gaps(handle), way ? rows[how].gaps : 0);
+    if (way != 2 && rows[how].want == E2B_COMMAND_EXIT) CHECK_INT(r.exit_code, 5);
+    else if (way != 2) CHECK(w.err.maybe_done);
+    CHECK_INT(streams, rows[how].streams);
+    CHECK(w.clock - 1000000 < 1000u * (unsigned)streams + 100); /* once a second */
+    e2b_mem_free(&r.mem);
+    e2b_command_handle_free(handle);
+    VT_END(&w);
+    if (check_failures != failures) printf("  how %d, cut %d, way %d: %s\n", how, w.step / 10, way, w.err.message);
+  }
+}
+
+/* While it looks for its process again a handle can be let go of, in every way. */
+static void test_stream_reattach_dropped(void) {
+  int way, after;
+  for (way = 0; way < 4; way++) {
+    for (after = 0; after < 1400; after += after < 20 ? 1 : 100) {
+      int streams = 0;
+      e2b_command_handle *handle = NULL;
+      e2b_command_result r;
+      e2b_run_opts opts;
+      e2b_call call;
+      vt_world w;
+      memset(&w, 0, sizeof w);
+      memset(&r, 0, sizeof r);
+      memset(&opts, 0, sizeof opts);
+      memset(&call, 0, sizeof call);
+      w.step = ST_BACK_NEVER;
+      w.script = &streams;
+      vt_open_world(&w, st_answer_back);
+      opts.reattach = true;
+      opts.user = "bob";
+      opts.call.headers.items = (const e2b_kv[]){ { "x-test", "yes" } };
+      opts.call.headers.count = 1;
+      CHECK_INT(e2b_commands_start(w.sandbox, "x", &opts, &handle, &w.err), E2B_OK);
+      call.timeout_ms = after + 1;
+      CHECK_INT(e2b_command_handle_wait(handle, &call, &r, &w.err), E2B_ERR_TIMEOUT);
+      e2b_mem_free(&r.mem);
+      if (way == 0) e2b_command_handle_disconnect(handle);
+      if (way == 0) CHECK_INT(e2b_command_handle_wait(handle, NULL, &r, &w.err), E2B_ERR_CANCELED);
+      e2b_mem_free(&r.mem);
+      if (way == 1) e2b_command_handle_free(handle);
+      if (way == 2) e2b_sandbox_free(w.sandbox);
+      VT_END(&w);
+    }
+  }
+}
+
+/* ---- trees, when things are scarce or names mean two things ---- */
+
+/* /r holds eight directories, each of them a file and a link to one that lies in the tree. */
+static void st_answer_tree(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  e2b__list_dir_response response;
+  e2b__entry_info entries[8];
+  char names[8][4];
+  st_bytes s;
+  bool root = !strstr(text, "r/d");
+  size_t i;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  if (strncmp(text, "GET /files?", 11) == 0) {
+    vt_say_body(conn, 1, "200 OK", "twelve bytes", 12);
+    return;
+  }
+  memset(&response, 0, sizeof response);
+  memset(entries, 0, sizeof entries);
+  for (i = 0; i < 8; i++) {
+    (void)snprintf(names[i], sizeof names[i], "%c%d", root ? 'd' : 'f', (int)i);
+    entries[i].name = e2b__str(names[i]);
+    entries[i].path = e2b__str(root ? i ? "/r/dx" : "/r/d0" : "/r/d0/f0");
+    entries[i].type = root ? E2B__FILE_TYPE_DIRECTORY : E2B__FILE_TYPE_FILE;
+    entries[i].size = root ? 4096 : i ? 5 : 12; /* of the link its own */
+    entries[i].has_symlink_target = !root && i;
+    entries[i].symlink_target = e2b__str("/r/d0/f0");
+  }
+  response.entries.items = entries;
+  response.entries.count = root ? 8 : 2;
+  st_begin(&s, false);
+  e2b__pb_encode(&e2b__msg_list_dir_response, &response, &s.buf);
+  vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", s.buf.data, s.buf.len);
+  st_free(&s);
+}
+
+/* With fewer operations than it would like, a tree comes as well; and what was done is in the end what was found. */
+static void test_stream_tree_max_ops(void) {
+  uint32_t n;
+  for (n = 2; n < 8; n++) {
+    const char *base = tree_dir();
+    e2b_bulk_opts opts = many_opts(0);
+    e2b_bulk_stats stats;
+    vt_world w;
+    memset(&w, 0, sizeof w);
+    w.config.max_ops = n;
+    vt_open_world(&w, st_answer_tree);
+    if (!CHECK_INT(e2b_files_download_tree(w.sandbox, "/r", base, &opts, &stats, &w.err), E2B_OK)) printf("  %u: %s\n", n, w.err.message);
+    CHECK_INT(stats.files_done, 16);
+    CHECK_INT(stats.dirs_found, 8);
+    CHECK_INT(stats.bytes_done, 16 * 12);
+    CHECK_INT(stats.bytes_found, 16 * 12);
+    CHECK(tree_shell(base, "test \"$(find \"$D\" -type f | wc -l)\" -eq 16 && rm -r \"$D\""));
+    VT_END(&w);
+  }
+}
+
+static void st_answer_up(vt_world *w, vt_conn *conn, const char *text, size_t len) {
+  st_bytes s;
+  (void)w;
+  (void)len;
+  if (vt_is_health(conn, text)) return;
+  if (st_is(text, "process.Process/Start")) {
+    st_open_stream(conn, 42);
+    st_close_stream(conn, 1, NULL, 0);
+    return;
+  }
+  if (strstr(text, "/filesystem.Filesystem/ListDir")) {
+    st_answer_tree(w, conn, text, len);
+    return;
+  }
+  st_begin(&s, false);
+  if (strncmp(text, "POST /files?", 12) == 0) {
+    vt_say_body(conn, 1, "200 OK", "[{\"path\":\"/home/node/t/x\"}]", 27);
+  } else {
+    e2b__entry_response response;
+    memset(&response, 0, sizeof response);
+    response.entry.path = e2b__str("/t");
+    e2b__pb_encode(&e2b__msg_entry_response, &response, &s.buf);
+    vt_say_body(conn, 1, "200 OK\r\ncontent-type: application/proto", s.buf.data, s.buf.len);
+  }
+  st_free(&s);
+}
+
+/* With the private protocol content belongs to "node" and RPCs to "root": a tree is one thing, with one home and one owner. */
+static void test_stream_tree_user(void) {
+  int way;
+  for (way = 0; way < 4; way++) {
+    const char *base = tree_dir();
+    e2b_bulk_opts opts = many_opts(0);
+    vt_world w;
+    int i;
+    memset(&w, 0, sizeof w);
+    w.config.protocol = way & 1 ? E2B_PROTOCOL_PRIVATE : E2B_PROTOCOL_NATIVE;
+    vt_open_world(&w, st_answer_up);
+    if (way & 2) {
+      CHECK_INT(e2b_files_download_tree(w.sandbox, "r", base, &opts, NULL, &w.err), E2B_OK);
+    } else {
+      CHECK(tree_shell(base, "cd \"$D\" && mkdir empty && echo x >x && chmod +x x"));
+      if (!CHECK_INT(e2b_files_upload_tree(w.sandbox, base, "t", &opts, NULL, &w.err), E2B_OK)) printf("  %s\n", w.err.message);
+      CHECK_INT(w.asked, 3);
+    }
+    for (i = 0; i < w.asked; i++) {
+      const char *text = vt_asked(&w, i);
+      bool rpc = strstr(text, " /files?") == NULL;
+      if (way & 1) CHECK(strstr(text, rpc ? "authorization: Basic bm9kZTo=\r\n" : "&username=node") != NULL);
+      else CHECK(!strstr(text, "authorization") && !strstr(text, "username"));
+    }
+    CHECK(tree_shell(base, "rm -r \"$D\""));
+    VT_END(&w);
+  }
+}
+
+/* ---- an atomic upload that its own source cancels ---- */
+
+typedef struct st_suicide {
+  vt_world *w;
+  e2b_op op;
+  int calls, at;
+} st_suicide;
+
+static int st_give_and_cancel(void *user, void *buf, size_t cap) {
+  st_suicide *s = (st_suicide *)user;
+  if (s->calls++ == s->at) {
+    e2b_op_cancel(s->w->client, s->op);
+    return 0;
+  }
+  if (!cap) return 0;
+  *(char *)buf = 'x';
+  return 1;
+}
+
+/* Whenever that happens, what was written of the temporary file is removed. */
+static void test_stream_atomic_suicide(void) {
+  int at;
+  for (at = 0; at < 4; at++) {
+    e2b_files_opts opts;
+    st_suicide s;
+    vt_world w;
+    int i, removed = 0, written = 0;
+    memset(&s, 0, sizeof s);
+    memset(&opts, 0, sizeof opts);
+    vt_begin(&w, st_answer_up);
+    s.w = &w;
+    s.at = at;
+    opts.atomic = true;
+    opts.call.op = &s.op;
+    CHECK_INT(e2b_files_upload(w.sandbox, "/t/x", st_give_and_cancel, &s, 3, &opts, NULL, &w.err), E2B_PENDING);
+    VT_UNTIL(&w, s.calls > at, 1000);
+    CHECK_INT(e2b_client_drain(w.client, 2000), E2B_OK);
+    for (i = 0; i < w.asked; i++) {
+      removed += strstr(vt_asked(&w, i), "/filesystem.Filesystem/Remove") != NULL;
+      written += strncmp(vt_asked(&w, i), "POST /files?", 12) == 0;
+    }
+    CHECK(removed >= written);
+    if (at == 3) CHECK_INT(written, 1);
+    VT_END(&w);
+  }
 }
 
 /* ---- a caller that is away ---- */
@@ -32780,6 +33403,84 @@ static void cut_relay_set(cut_relay *r, int side, long at, bool reset) {
   pthread_mutex_unlock(&r->lock);
 }
 
+/* The first output arms the relay: it cuts the connection in the middle of the next. */
+static int reattach_arm(void *user, const char *data, size_t len) {
+  (void)data;
+  (void)len;
+  if (!((cut_relay *)user)->fired) cut_relay_set((cut_relay *)user, 1, 1, true);
+  return 0;
+}
+
+static e2b_err reattach_pty(e2b_sandbox *sandbox, cut_relay *r, const char *command, e2b_command_result *result, e2b_error *err) {
+  e2b_err code = E2B_ERR_BAD_STATE;
+#ifndef E2B_NO_PTY
+  e2b_command_handle *handle = NULL;
+  e2b_pty_opts opts;
+  char line[320];
+  memset(&opts, 0, sizeof opts);
+  opts.reattach = true;
+  if (!CHECK_INT(e2b_pty_create(sandbox, &opts, &handle, err), E2B_OK)) return code;
+  (void)snprintf(line, sizeof line, "%s\n", command);
+  CHECK_INT(e2b_pty_send_input(sandbox, e2b_command_handle_pid(handle), line, strlen(line), NULL, err), E2B_OK);
+  cut_relay_set(r, 1, 1, true);
+  code = e2b_command_handle_wait(handle, NULL, result, err);
+#endif
+  return code;
+}
+
+/* A connection that is cut in the middle of the output: the command goes on, and so does who asked for it to be found again. */
+static void e2e_reattach(fixture *f) {
+  static cut_relay r;
+  char url[100], command[300];
+  int way;
+  if (the_host->tls || the_host->kruise || !cut_relay_start(&r)) return; /* the relay is plain http at its root */
+  for (way = 0; way < 4; way++) { /* 0: it lives when it is found; 1: it has ended by then; 2: on a terminal; 3: not asked for */
+    e2b_client_config config;
+    e2b_command_result result;
+    e2b_attach_opts attach;
+    e2b_run_opts opts;
+    e2b_client *client;
+    e2b_sandbox *sandbox = NULL;
+    e2b_buf runs = { { 0 }, NULL, 0 };
+    e2b_error err;
+    e2b_err code;
+#ifdef E2B_NO_PTY
+    if (way == 2) continue;
+#endif
+    memset(&config, 0, sizeof config);
+    memset(&result, 0, sizeof result);
+    memset(&attach, 0, sizeof attach);
+    memset(&opts, 0, sizeof opts);
+    config.no_env = true;
+    config.codec = the_host->codec;
+    (void)snprintf(url, sizeof url, "http://127.0.0.1:%u", (unsigned)r.port);
+    attach.base_url = url;
+    attach.access_token = the_host->control_plane ? e2b_sandbox_access_token(f->sandbox) : getenv("E2B_ENVD_TOKEN");
+    client = e2b_client_create(&config, &err);
+    CHECK_OK(e2b_sandbox_attach(client, the_host->control_plane ? e2b_sandbox_id(f->sandbox) : "test", &attach, &sandbox, &err));
+    CHECK_OK(e2b_files_remove(f->sandbox, in_dir(f, "runs"), NULL, &err));
+    (void)snprintf(command, sizeof command, "echo x >>%s; echo begun; sleep .3; echo cut; %s exit 9", in_dir(f, "runs"), way == 1 ? "" : "sleep 2; echo end;");
+    opts.reattach = way != 3;
+    opts.on_stdout = reattach_arm;
+    opts.output_user = &r;
+    r.fired = false;
+    cut_relay_set(&r, 1, -1, false);
+    if (way == 2) code = reattach_pty(sandbox, &r, command, &result, &err);
+    else code = e2b_commands_run(sandbox, command, &opts, &result, &err);
+    CHECK_INT(code, way == 3 ? E2B_ERR_TRUNCATED : E2B_COMMAND_EXIT);
+    CHECK(r.fired);
+    CHECK_INT(result.gaps, way != 3);
+    if (way != 3) CHECK_INT(result.exit_code, 9);
+    if (way == 0 || way == 2) CHECK_HAS(result.stdout_data.ptr, "end");
+    e2b_mem_free(&result.mem);
+    CHECK_OK(e2b_files_read(f->sandbox, in_dir(f, "runs"), NULL, &runs, &err));
+    CHECK_STR((const char *)runs.data, "x\n"); /* once */
+    e2b_mem_free(&runs.mem);
+    e2b_client_free(client);
+  }
+  cut_relay_stop(&r);
+}
+
 /* A call of the tests below, against the local server. */
 typedef struct cut_visit {
   fixture *f;
@@ -33189,7 +33890,7 @@ static const test tests[] = {
 
   HOST(run), HOST(run_binary), HOST(run_exit_code), HOST(run_signal), HOST(run_where_and_with), HOST(run_deadlines),
   HOST(run_stdin_is_closed), HOST(run_max_collect), HOST(stream_output), HOST(stream_backpressure), HOST(stream_pause),
-  HOST(stdin), HOST(kill), HOST(old_envd), HOST(reconnect), HOST(process_list),
+  HOST(stdin), HOST(kill), HOST(old_envd), HOST(reconnect), HOST(reattach), HOST(process_list),
   HOST(send_signal), HOST(kill_tree), HOST(stop), HOST(start_detached), HOST(connect_to_tag), HOST(handle_max_collect),
   HOST(stdin_big), HOST(stdin_given_up),
 #ifndef E2B_NO_PTY
@@ -33223,10 +33924,13 @@ static const test tests[] = {
 #endif
   UNIT(stream_requests), UNIT(stream_all_day), UNIT(stream_deadlines), UNIT(stream_silence),
   UNIT(stream_deadline_causes), UNIT(stream_lost), UNIT(stream_reattach), UNIT(stream_splits), UNIT(stream_stories),
-  UNIT(stream_envelopes), UNIT(stream_large), UNIT(stream_never_twice), UNIT(stream_callbacks), UNIT(stream_endless),
+  UNIT(stream_envelopes), UNIT(stream_large), UNIT(stream_never_twice), UNIT(stream_callbacks), UNIT(stream_next_freed),
+  UNIT(stream_push_to_pull), UNIT(stream_not_kept), UNIT(stream_back_late), UNIT(stream_wait_then_next), UNIT(stream_cancel_started), UNIT(stream_pid_again), UNIT(stream_reattach_itself), UNIT(stream_reattach_dropped),
+  UNIT(stream_endless),
   UNIT(stream_gush),
   UNIT(stream_away), UNIT(stream_slow_transfers), UNIT(stream_far_away), UNIT(stream_left_in_the_middle), UNIT(stream_watch_stops),
-  UNIT(stream_tree_memory), UNIT(stream_tree_swaps), UNIT(stream_tree_escapes), UNIT(stream_socket_keepalive),
+  UNIT(stream_tree_memory), UNIT(stream_tree_max_ops), UNIT(stream_tree_user), UNIT(stream_atomic_suicide),
+  UNIT(stream_tree_swaps), UNIT(stream_tree_escapes), UNIT(stream_socket_keepalive),
 #if !defined(E2B_NO_HTTP2)
   UNIT(stream_large_http2), UNIT(stream_resets_http2),
 #endif
