@@ -11202,7 +11202,9 @@ static void e2b__rpc_encode(const e2b__rpc *rpc, const e2b__message *type, const
   else e2b__pb_encode(type, message, out);
   if (!rpc->stream || out->err) return;
   len = out->len - at - E2B__ENVELOPE_HEAD;
-  if ((uint64_t)len > UINT32_MAX) out->err = E2B_ERR_LIMIT;
+#if SIZE_MAX > UINT32_MAX
+  if (len > UINT32_MAX) out->err = E2B_ERR_LIMIT;
+#endif
   out->data[at + 1] = (uint8_t)(len >> 24 & 0xff);
   out->data[at + 2] = (uint8_t)(len >> 16 & 0xff);
   out->data[at + 3] = (uint8_t)(len >> 8 & 0xff);
