@@ -11503,7 +11503,9 @@ static void e2b__rpc_encode(const e2b__rpc *rpc, const e2b__message *type, const
   else e2b__pb_encode(type, message, out);
   if (!rpc->stream || out->err) return;
   len = out->len - at - E2B__ENVELOPE_HEAD;
-  if ((uint64_t)len > UINT32_MAX) out->err = E2B_ERR_LIMIT;
+#if SIZE_MAX > UINT32_MAX
+  if (len > UINT32_MAX) out->err = E2B_ERR_LIMIT;
+#endif
   out->data[at + 1] = (uint8_t)(len >> 24 & 0xff);
   out->data[at + 2] = (uint8_t)(len >> 16 & 0xff);
   out->data[at + 3] = (uint8_t)(len >> 8 & 0xff);
@@ -14758,6 +14760,7 @@ static bool e2b__raw_target(e2b__raw *raw, const e2b_sandbox *sandbox, uint16_t 
   e2b__req *req = &raw->data.task.req;
   e2b__url url;
   e2b__buf text;
+  const char *base;
   bool ok;
   if (port == sandbox->runtime_port || config->sandbox_base_url || config->sandbox_url) { /* told apart by the header */
     e2b__req_target(req, &sandbox->runtime);
@@ -14767,10 +14770,11 @@ static bool e2b__raw_target(e2b__raw *raw, const e2b_sandbox *sandbox, uint16_t 
   e2b__buf_text(&text, sandbox->scheme);
   e2b__buf_text(&text, "://");
   e2b__put_sandbox_host(&text, config, sandbox->id, sandbox->domain, port);
-  ok = e2b__buf_cstr(&text) == NULL || e2b__url_parse((const char *)text.data, &url); /* no memory: said by submit */
-  if (ok && !text.err) e2b__req_target(req, &url);
+  base = e2b__buf_cstr(&text);
+  ok = base && e2b__url_parse(base, &url);
+  if (ok) e2b__req_target(req, &url);
   e2b__buf_free(&text);
-  return ok;
+  return ok || !base; /* no memory: said by submit */
 }
 
 static bool e2b__raw_names(e2b_kvs headers, const char *name) {

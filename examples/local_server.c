@@ -56,10 +56,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <mbedtls/ctr_drbg.h>
-#include <mbedtls/entropy.h>
+#if !E2B__MBEDTLS4
+  #include <mbedtls/ctr_drbg.h>
+  #include <mbedtls/ecp.h>
+  #include <mbedtls/entropy.h>
+#endif
 #include <mbedtls/md.h>
-#include <mbedtls/oid.h>
 #include <mbedtls/pk.h>
 #include <mbedtls/ssl.h>
 #include <mbedtls/ssl_ticket.h>
@@ -161,8 +163,10 @@ static struct server {
   uint8_t secret[32]; /* signs traffic tokens */
   node graves; /* directories that could not be removed at once */
   /* tls */
+#if !E2B__MBEDTLS4
   mbedtls_entropy_context entropy;
   mbedtls_ctr_drbg_context drbg;
+#endif
   mbedtls_pk_context ca_key, key;
   mbedtls_x509_crt cert;
   mbedtls_ssl_config tls_config;
@@ -3128,7 +3132,7 @@ static void file_signature(const char *path, const char *operation, const char *
   unsigned char hash[32];
   e2b__buf_init(&text, &server.mem, HEAD_MAX * 4);
   buf_printf(&text, "%s:%s:%s:%s%s%s", path, operation, name, token, expires ? ":" : "", expires ? expires : "");
-  (void)mbedtls_md(mbedtls_md_info_from_type(MBEDTLS_MD_SHA256), text.data, text.len, hash);
+  (void)e2b__sha256(text.data, text.len, hash);
   e2b__buf_text(out, "v1_");
   e2b__base64_encode(out, hash, sizeof hash, false);
   e2b__buf_free(&text);
@@ -5990,10 +5994,27 @@ static void base64url_put(e2b__buf *out, const void *data, size_t len) {
   }
 }
 
+/* HMAC-SHA-256 by its definition: mbedTLS has a function for it in 2.28 and 3.x, and another one in 4.x. */
+static void hmac_sha256(const uint8_t key[32], const char *text, size_t len, uint8_t mac[32]) {
+  uint8_t block[64], outer[64 + 32];
+  e2b__buf inner;
+  size_t i;
+  for (i = 0; i < sizeof block; i++) {
+    uint8_t byte = i < 32 ? key[i] : 0;
+    block[i] = byte ^ 0x36;
+    outer[i] = byte ^ 0x5c;
+  }
+  e2b__buf_init(&inner, &server.mem, HEAD_MAX * 4);
+  e2b__buf_put(&inner, block, sizeof block);
+  e2b__buf_put(&inner, text, len);
+  (void)e2b__sha256(inner.data, inner.len, outer + 64);
+  (void)e2b__sha256(outer, sizeof outer, mac);
+  e2b__buf_free(&inner);
+}
+
 static void token_sign(const char *text, size_t len, e2b__buf *out) {
   uint8_t mac[32];
-  (void)mbedtls_md_hmac(mbedtls_md_info_from_type(MBEDTLS_MD_SHA256), server.secret, sizeof server.secret,
-                        (const uint8_t *)text, len, mac);
+  hmac_sha256(server.secret, text, len, mac);
   base64url_put(out, mac, sizeof mac);
 }
 
@@ -6958,10 +6979,38 @@ static void tls_open(conn *c) {
 }
 
 static void tls_new_key(mbedtls_pk_context *key) {
+#if E2B__MBEDTLS4
+  psa_key_attributes_t attributes = PSA_KEY_ATTRIBUTES_INIT;
+  psa_key_id_t id = 0;
+  psa_set_key_type(&attributes, PSA_KEY_TYPE_ECC_KEY_PAIR(PSA_ECC_FAMILY_SECP_R1));
+  psa_set_key_bits(&attributes, 256);
+  psa_set_key_algorithm(&attributes, PSA_ALG_ECDSA(PSA_ALG_ANY_HASH));
+  psa_set_key_usage_flags(&attributes, PSA_KEY_USAGE_SIGN_HASH | PSA_KEY_USAGE_COPY | PSA_KEY_USAGE_EXPORT);
+  tls_check((int)psa_generate_key(&attributes, &id), "making a key");
+  mbedtls_pk_init(key);
+  tls_check(mbedtls_pk_copy_from_psa(id, key), "taking the key");
+  tls_check((int)psa_destroy_key(id), "dropping the key");
+#else
   mbedtls_pk_init(key);
   tls_check(mbedtls_pk_setup(key, mbedtls_pk_info_from_type(MBEDTLS_PK_ECKEY)), "pk_setup");
   tls_check(mbedtls_ecp_gen_key(MBEDTLS_ECP_DP_SECP256R1, mbedtls_pk_ec(*key), mbedtls_ctr_drbg_random, &server.drbg),
             "making a key");
+#endif
+}
+
+static void tls_random_serial(mbedtls_x509write_cert *cert) {
+  unsigned char serial[16];
+  random_bytes(serial, sizeof serial);
+  serial[0] = (unsigned char)(serial[0] >> 1 | 1);
+#if MBEDTLS_VERSION_NUMBER >= 0x03040000
+  tls_check(mbedtls_x509write_crt_set_serial_raw(cert, serial, sizeof serial), "serial number");
+#else
+  mbedtls_mpi number;
+  mbedtls_mpi_init(&number);
+  tls_check(mbedtls_mpi_read_binary(&number, serial, sizeof serial), "serial number");
+  tls_check(mbedtls_x509write_crt_set_serial(cert, &number), "serial number");
+  mbedtls_mpi_free(&number);
+#endif
 }
 
 /* One certificate, valid from yesterday for thirty days, as PEM. Signed by the CA; the CA's own when key is its key. */
@@ -6972,17 +7021,11 @@ static void tls_write_cert(mbedtls_pk_context *key, const char *subject, bool ca
     0x82, 11, '*', '.', 'l', 'o', 'c', 'a', 'l', 'h', 'o', 's', 't',
     0x87, 4, 127, 0, 0, 1, 0x87, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1 };
   mbedtls_x509write_cert cert;
-  unsigned char serial[16];
   char from[32], to[32];
   time_t start = time(NULL) - 86400, end = start + 31 * 86400;
   struct tm parts;
-  mbedtls_mpi number;
   (void)strftime(from, sizeof from, "%Y%m%d%H%M%S", gmtime_r(&start, &parts));
   (void)strftime(to, sizeof to, "%Y%m%d%H%M%S", gmtime_r(&end, &parts));
-  random_bytes(serial, sizeof serial);
-  serial[0] = (unsigned char)(serial[0] >> 1 | 1);
-  mbedtls_mpi_init(&number);
-  tls_check(mbedtls_mpi_read_binary(&number, serial, sizeof serial), "serial number");
   mbedtls_x509write_crt_init(&cert);
   mbedtls_x509write_crt_set_version(&cert, MBEDTLS_X509_CRT_VERSION_3);
   mbedtls_x509write_crt_set_md_alg(&cert, MBEDTLS_MD_SHA256);
@@ -6990,19 +7033,21 @@ static void tls_write_cert(mbedtls_pk_context *key, const char *subject, bool ca
   mbedtls_x509write_crt_set_issuer_key(&cert, &server.ca_key);
   tls_check(mbedtls_x509write_crt_set_subject_name(&cert, subject), "subject");
   tls_check(mbedtls_x509write_crt_set_issuer_name(&cert, "CN=e2b local_server throw-away CA"), "issuer");
-  tls_check(mbedtls_x509write_crt_set_serial(&cert, &number), "serial number");
+  tls_random_serial(&cert);
   tls_check(mbedtls_x509write_crt_set_validity(&cert, from, to), "validity");
   tls_check(mbedtls_x509write_crt_set_basic_constraints(&cert, ca, -1), "basic constraints");
   tls_check(mbedtls_x509write_crt_set_subject_key_identifier(&cert), "subject key identifier");
   tls_check(mbedtls_x509write_crt_set_authority_key_identifier(&cert), "authority key identifier");
   tls_check(mbedtls_x509write_crt_set_key_usage(&cert, ca ? MBEDTLS_X509_KU_KEY_CERT_SIGN
                                                           : MBEDTLS_X509_KU_DIGITAL_SIGNATURE), "key usage");
-  if (!ca) tls_check(mbedtls_x509write_crt_set_extension(&cert, MBEDTLS_OID_SUBJECT_ALT_NAME,
-                                                         MBEDTLS_OID_SIZE(MBEDTLS_OID_SUBJECT_ALT_NAME), 0, names,
-                                                         sizeof names), "names");
+  if (!ca) /* subjectAltName */
+    tls_check(mbedtls_x509write_crt_set_extension(&cert, "\x55\x1d\x11", 3, 0, names, sizeof names), "names");
+#if E2B__MBEDTLS4
+  tls_check(mbedtls_x509write_crt_pem(&cert, pem, 4096), "writing it");
+#else
   tls_check(mbedtls_x509write_crt_pem(&cert, pem, 4096, mbedtls_ctr_drbg_random, &server.drbg), "writing it");
+#endif
   mbedtls_x509write_crt_free(&cert);
-  mbedtls_mpi_free(&number);
 }
 
 /* A CA that lives as long as this process, and our certificate by it. */
@@ -7013,9 +7058,11 @@ static void tls_setup(void) {
 #if defined(MBEDTLS_PSA_CRYPTO_C)
   tls_check((int)psa_crypto_init(), "psa_crypto_init"); /* TLS 1.3 needs it */
 #endif
+#if !E2B__MBEDTLS4
   mbedtls_entropy_init(&server.entropy);
   mbedtls_ctr_drbg_init(&server.drbg);
   tls_check(mbedtls_ctr_drbg_seed(&server.drbg, mbedtls_entropy_func, &server.entropy, NULL, 0), "seeding");
+#endif
   tls_new_key(&server.ca_key);
   tls_new_key(&server.key);
   tls_write_cert(&server.ca_key, "CN=e2b local_server throw-away CA", true, pem);
@@ -7029,12 +7076,18 @@ static void tls_setup(void) {
   mbedtls_ssl_config_init(&server.tls_config);
   tls_check(mbedtls_ssl_config_defaults(&server.tls_config, MBEDTLS_SSL_IS_SERVER, MBEDTLS_SSL_TRANSPORT_STREAM,
                                         MBEDTLS_SSL_PRESET_DEFAULT), "configuration");
+#if !E2B__MBEDTLS4
   mbedtls_ssl_conf_rng(&server.tls_config, mbedtls_ctr_drbg_random, &server.drbg);
+#endif
   tls_check(mbedtls_ssl_conf_own_cert(&server.tls_config, &server.cert, &server.key), "own_cert");
   tls_check(mbedtls_ssl_conf_alpn_protocols(&server.tls_config, protocols), "ALPN");
   mbedtls_ssl_ticket_init(&server.tickets);
+#if E2B__MBEDTLS4
+  tls_check(mbedtls_ssl_ticket_setup(&server.tickets, PSA_ALG_GCM, PSA_KEY_TYPE_AES, 256, 86400), "session tickets");
+#else
   tls_check(mbedtls_ssl_ticket_setup(&server.tickets, mbedtls_ctr_drbg_random, &server.drbg, MBEDTLS_CIPHER_AES_256_GCM,
                                      86400), "session tickets");
+#endif
   mbedtls_ssl_conf_session_tickets_cb(&server.tls_config, mbedtls_ssl_ticket_write, mbedtls_ssl_ticket_parse,
                                       &server.tickets);
 }
@@ -7045,8 +7098,10 @@ static void tls_cleanup(void) {
   mbedtls_x509_crt_free(&server.cert);
   mbedtls_pk_free(&server.key);
   mbedtls_pk_free(&server.ca_key);
+#if !E2B__MBEDTLS4
   mbedtls_ctr_drbg_free(&server.drbg);
   mbedtls_entropy_free(&server.entropy);
+#endif
 }
 
 /* ================================================================================================================== */

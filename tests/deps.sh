@@ -9,8 +9,8 @@
 # Looked at in this order: the directories you name, what the compiler finds by itself, pkg-config, Homebrew's prefixes,
 # and then the system's package manager: apt-get installs libmbedtls-dev when run by root or when sudo needs no password,
 # otherwise it is unpacked below DIR. llhttp is always unpacked there: it is one small library or three C files, and
-# installing the package with the C files would pull in, or clash with, a Node.js. Every other system gets one line that
-# says what to install.
+# installing the package with the C files would pull in, or clash with, a Node.js. The C library's headers, which a gcc
+# may come without, are only ever installed. Every other system gets one line that says what to install.
 set -eu
 
 dir=${1:?usage: deps.sh DIR}
@@ -75,6 +75,13 @@ apt_retry() {
   fi
   "$@"
 }
+
+# ---- the C library ------------------------------------------------------------------------------------------------
+
+# To Debian's gcc its headers are only recommended; without them everything else would look as if it were missing.
+builds() { links "" "" '#include <stdio.h>' ''; }
+
+get_libc() { apt_install libc6-dev && builds; }
 
 # ---- mbedTLS ------------------------------------------------------------------------------------------------------
 
@@ -187,6 +194,10 @@ if ! have "$cc"; then
   say "there is no C compiler '$cc'. Install one (apt-get install gcc), or name yours with CC="
   exit 1
 fi
+builds || { [ ! -e /usr/include/stdio.h ] && apt_retry get_libc; } || {
+  say "'$cc' builds no program; see $log. When it is the C library's headers that are missing: apt-get install libc6-dev"
+  exit 1
+}
 find_mbedtls || apt_retry get_mbedtls || missing mbedTLS libmbedtls-dev mbedtls-devel mbedtls MBEDTLS_DIR=
 find_llhttp || apt_retry get_llhttp || missing llhttp 'libllhttp-dev (or node-llhttp)' llhttp-devel llhttp LLHTTP_DIR=
 echo "$http_cflags $tls_cflags" >"$dir/deps.cflags"
