@@ -6,7 +6,7 @@
 #   bash tests/windows.sh BUILD        after make BUILD/local_server BUILD/e2b_test; Debian 12, as root
 #
 # Installs by name what is missing: wine64, gcc-mingw-w64-x86-64, and what apt-get source needs. All it makes is in BUILD/windows.
-# Less than five minutes. Prints last "N passed, N failed, N skipped".
+# About five minutes. Prints last "N passed, N failed, N skipped".
 set -u
 cd "$(dirname "$0")/.." || exit 2
 build=${1:?usage: windows.sh BUILD}
