@@ -6045,6 +6045,7 @@ static bool e2b__wake_pair(e2b__sock *rx, e2b__sock *tx) {
     }
   }
   e2b__sock_close(listener);
+  if (*rx != E2B__SOCK_NONE) e2b__sock_set(*tx, IPPROTO_TCP, TCP_NODELAY, 1); /* a byte would wait for the last one's ACK */
   return *rx != E2B__SOCK_NONE;
 }
 #endif
@@ -20003,12 +20004,15 @@ static void e2b__local_file_init(e2b__local_file *file) {
   file->temp = NULL;
 }
 
-static wchar_t *e2b__local_wide(e2b__mem *mem, const char *text, size_t *size) {
+static int e2b__local_wide(e2b__mem *mem, const char *text, wchar_t **out, size_t *size) {
   int n = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text, -1, NULL, 0);
-  wchar_t *wide = n > 0 ? (wchar_t *)e2b__mem_alloc(mem, (size_t)n * sizeof *wide) : NULL;
-  *size = (size_t)n * sizeof *wide;
-  if (wide) (void)MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text, -1, wide, n);
-  return wide;
+  *out = NULL;
+  if (n <= 0) return ERROR_INVALID_NAME;
+  *size = (size_t)n * sizeof **out;
+  *out = (wchar_t *)e2b__mem_alloc(mem, *size);
+  if (!*out) return ERROR_NOT_ENOUGH_MEMORY;
+  (void)MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text, -1, *out, n);
+  return 0;
 }
 
 static void e2b__local_root_close(e2b__local_root *root) {
@@ -20020,10 +20024,10 @@ static int e2b__local_root_open(e2b__local_root *root, e2b__mem *mem, const char
   size_t size, head = 0, skip = 0;
   wchar_t *wide;
   DWORD need, attributes;
+  int code = e2b__local_wide(mem, path, &wide, &size);
   memset(root, 0, sizeof *root);
   root->mem = mem;
-  wide = e2b__local_wide(mem, path, &size);
-  if (!wide) return ERROR_INVALID_NAME;
+  if (code) return code;
   need = GetFullPathNameW(wide, 0, NULL, NULL);
   root->size = ((size_t)need + 8) * sizeof *root->path;
   root->path = need ? (wchar_t *)e2b__mem_alloc(mem, root->size) : NULL;
@@ -20039,9 +20043,12 @@ static int e2b__local_root_open(e2b__local_root *root, e2b__mem *mem, const char
   memmove(root->path + head, root->path + 8 + skip, (root->len + 1) * sizeof *root->path);
   root->len += head;
   while (root->len && root->path[root->len - 1] == L'\\') root->path[--root->len] = 0;
-  if (make && !CreateDirectoryW(root->path, NULL) && GetLastError() != ERROR_ALREADY_EXISTS) return (int)GetLastError();
+  /* \\?\C: is the drive; its root is \\?\C:\, of which CreateDirectoryW does not say that it exists. */
+  if (root->len && root->path[root->len - 1] == L':') memcpy(root->path + root->len, L"\\", 2 * sizeof *root->path);
+  if (make && !CreateDirectoryW(root->path, NULL)) code = (int)GetLastError();
   attributes = GetFileAttributesW(root->path);
-  if (attributes == INVALID_FILE_ATTRIBUTES) return (int)GetLastError();
+  root->path[root->len] = 0;
+  if (attributes == INVALID_FILE_ATTRIBUTES) return code ? code : (int)GetLastError();
   return attributes & FILE_ATTRIBUTE_DIRECTORY ? 0 : ERROR_DIRECTORY;
 }
 
@@ -20049,10 +20056,11 @@ static int e2b__local_root_open(e2b__local_root *root, e2b__mem *mem, const char
 static int e2b__local_path(const e2b__local_root *root, const char *name, const wchar_t *tail, wchar_t **out,
                            size_t *size) {
   size_t i, name_size, tail_len = wcslen(tail);
-  wchar_t *path, *wide = e2b__local_wide(root->mem, name, &name_size);
+  wchar_t *path, *wide;
+  int code = e2b__local_wide(root->mem, name, &wide, &name_size);
   size_t len = wide ? wcslen(wide) : 0;
   *out = NULL;
-  if (!wide) return ERROR_INVALID_NAME;
+  if (code) return code;
   *size = (root->len + 1 + len + tail_len + 1) * sizeof *path;
   path = (wchar_t *)e2b__mem_alloc(root->mem, *size);
   if (path) {

@@ -28,14 +28,22 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <fcntl.h>
-#include <netdb.h>
-#include <poll.h>
-#include <pthread.h>
-#include <unistd.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
+#if defined(_WIN32)
+  #define WIN32_LEAN_AND_MEAN
+  #define NOMINMAX
+  #include <winsock2.h>
+  #include <ws2tcpip.h>
+#else
+  #include <netdb.h>
+  #include <poll.h>
+  #include <pthread.h>
+  #include <unistd.h>
+  #include <sys/socket.h>
+  #include <sys/stat.h>
+#endif
 
 /* The system calls of e2b.h, each of which can be told to fail: see `cuts and faults`. */
+#if !defined(_WIN32)
 static int fault_socket(int family, int type, int protocol);
 static int fault_connect(int fd, const struct sockaddr *addr, socklen_t len);
 static ssize_t fault_send(int fd, const void *buf, size_t len, int flags);
@@ -54,8 +62,10 @@ static int fault_mkdir(const char *path, mode_t mode);
 static int fault_mkdirat(int dir, const char *path, mode_t mode);
 static int fault_renameat(int from_dir, const char *from, int to_dir, const char *to);
 static int fault_fstat(int fd, struct stat *st);
-static int fault_getaddrinfo(const char *host, const struct addrinfo *hints, struct addrinfo **list);
 static int fault_thread(pthread_t *thread, void *(*run)(void *arg), void *arg);
+#endif
+static int fault_getaddrinfo(const char *host, const struct addrinfo *hints, struct addrinfo **list);
+#if !defined(_WIN32)
 #define socket(family, type, protocol) fault_socket(family, type, protocol)
 #define connect(fd, addr, len) fault_connect(fd, addr, len)
 #define send(fd, buf, len, flags) fault_send(fd, buf, len, flags)
@@ -74,8 +84,9 @@ static int fault_thread(pthread_t *thread, void *(*run)(void *arg), void *arg);
 #define mkdirat(dir, path, mode) fault_mkdirat(dir, path, mode)
 #define renameat(from_dir, from, to_dir, to) fault_renameat(from_dir, from, to_dir, to)
 #define fstat(fd, st) fault_fstat(fd, st)
-#define getaddrinfo(host, service, hints, list) fault_getaddrinfo(host, hints, list)
 #define pthread_create(thread, attr, run, arg) fault_thread(thread, run, arg)
+#endif
+#define getaddrinfo(host, service, hints, list) fault_getaddrinfo(host, hints, list)
 
 static void *test_malloc(size_t size);
 static void *test_realloc(void *ptr, size_t size);
@@ -106,18 +117,22 @@ static void test_free(void *ptr);
 #undef getaddrinfo
 #undef pthread_create
 
-#include <dirent.h>
-#include <errno.h>
-#include <pwd.h>
-#include <sched.h>
-#include <signal.h>
-#include <sys/resource.h>
-#include <sys/time.h>
-#include <sys/wait.h>
 #include <time.h>
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
+#if defined(_WIN32)
+  #include "tests/windows_posix.h"
+#else
+  #include <dirent.h>
+  #include <errno.h>
+  #include <pwd.h>
+  #include <sched.h>
+  #include <signal.h>
+  #include <sys/resource.h>
+  #include <sys/time.h>
+  #include <sys/wait.h>
+  #include <arpa/inet.h>
+  #include <netinet/in.h>
+  #include <netinet/tcp.h>
+#endif
 
 /* ================================================================================================================== */
 /* >>>> checks */
@@ -185,14 +200,19 @@ static void sleep_ms(int ms) {
   nanosleep(&t, NULL);
 }
 
-/* Open descriptors of this process; 0 where there is no /proc. */
+/* Open descriptors, or handles, of this process; 0 where there is no /proc. */
 static int open_fds(void) {
+#if E2B__WIN32
+  DWORD handles = 0;
+  return GetProcessHandleCount(GetCurrentProcess(), &handles) ? (int)handles : 0;
+#else
   int count = 0;
   DIR *dir = opendir("/proc/self/fd");
   if (!dir) return 0;
   while (readdir(dir)) count++;
   closedir(dir);
   return count;
+#endif
 }
 
 /* ================================================================================================================== */
@@ -2288,6 +2308,7 @@ typedef struct h1_case {
   bool keep_alive;
 } h1_case;
 
+#undef IN /* of windows.h */
 #define IN(text) text, sizeof(text) - 1
 #define OK11 "HTTP/1.1 200 OK\r\n"
 #define CHUNKED OK11 "Transfer-Encoding: chunked\r\n\r\n"
@@ -4324,6 +4345,13 @@ static void test_net_wake(void) {
   int i;
   net_client_init(&c, NULL);
   w = c.net.waker;
+#if E2B__WIN32
+  {
+    int no_delay = 0;
+    socklen_t len = sizeof no_delay;
+    CHECK(getsockopt(w->wake.tx, IPPROTO_TCP, TCP_NODELAY, &no_delay, &len) == 0 && no_delay); /* a second wake comes at once */
+  }
+#endif
   fd.fd = e2b__waker_fd(w);
   fd.events = E2B_FD_READ;
   CHECK_INT(e2b__net_poll(&c.net, &fd, 1, 0), 0);
@@ -4626,7 +4654,7 @@ static void test_link_refused(void) {
   CHECK_INT(net_connect(&c, &l, "127.0.0.1", port, false, &err), E2B_ERR_CONNECT);
   CHECK_INT(err.code, E2B_ERR_CONNECT);
   CHECK_INT(err.phase, E2B_PHASE_CONNECT);
-  CHECK_INT(err.sys_code, ECONNREFUSED);
+  CHECK_INT(err.sys_code, E2B__SOCK_ERR(ECONNREFUSED));
   CHECK_INT(l.state, E2B__LINK_FAILED);
   (void)snprintf(expect, sizeof expect, "cannot connect to 127.0.0.1:%u (", (unsigned)port);
   CHECK_HAS(err.message, expect);
@@ -4727,6 +4755,15 @@ static void test_link_resolving(void) {
   net_server_stop(&s);
 }
 
+/* Wine tells a reset as an end: its server takes the error off the socket before anybody reads. */
+static bool net_resets_are_told(void) {
+#if E2B__WIN32
+  return !posix_is_wine();
+#else
+  return true;
+#endif
+}
+
 /* SIGPIPE keeps its default disposition here: it would end the test. */
 static void test_link_reset(void) {
   net_server s;
@@ -4742,17 +4779,18 @@ static void test_link_reset(void) {
   CHECK_INT(e2b__link_write(&l, "xy", 2, &err), 2);
   sleep_ms(100);
   n = e2b__link_read(&l, buf, sizeof buf, &err);
-  CHECK_INT(n, E2B_ERR_CLOSED);
-  CHECK_INT(err.sys_code, ECONNRESET);
-  CHECK_HAS(err.message, "connection reset by the peer");
+  CHECK_INT(n, net_resets_are_told() ? E2B_ERR_CLOSED : E2B_IO_EOF);
+  if (net_resets_are_told()) CHECK_INT(err.sys_code, E2B__SOCK_ERR(ECONNRESET));
+  if (net_resets_are_told()) CHECK_HAS(err.message, "connection reset by the peer");
   for (i = 0; i < 3; i++) n = e2b__link_write(&l, "xy", 2, &err);
   CHECK_INT(n, E2B_ERR_CLOSED);
-  CHECK_HAS(err.message, "connection closed by the peer");
+  CHECK_HAS(err.message, E2B__WIN32 ? "connection reset by the peer" : "connection closed by the peer");
   e2b__link_close(&l);
   net_client_free(&c);
   net_server_stop(&s);
 }
 
+#if !E2B__WIN32 /* there descriptors have no numbers in order, and no limit that is low */
 static void test_link_many_fds(void) {
   net_server s;
   net_client c;
@@ -4793,6 +4831,8 @@ static void test_link_many_fds(void) {
   net_client_free(&c);
   net_server_stop(&s);
 }
+
+#endif
 
 /* ---- link: scripted transport, scripted clock ---- */
 
@@ -4953,7 +4993,7 @@ static void test_link_custom(void) {
   e2b__link_init(&l, &c.net);
   CHECK_INT(e2b__link_open(&l, "any name at all", 443, true, 5, &err), E2B_OK);
   CHECK_INT(e2b__link_step(&l, 5, &err), E2B_PENDING);
-  CHECK_INT(e2b__link_deadline(&l), E2B__NEVER);
+  CHECK_INT(e2b__link_deadline(&l), E2B__WIN32 ? 105 : E2B__NEVER); /* a failed connect may not show in the wait there */
   CHECK_STR(s.host, "any name at all");
   CHECK(s.tls && s.addr == NULL);
   CHECK_INT(e2b__link_step(&l, 6, &err), E2B_PENDING);
@@ -5426,9 +5466,9 @@ static void test_tls_eof(void) {
       sleep_ms(100);
       for (i = 0; i < 100 && (n = e2b__link_read(&l, buf, sizeof buf, &err)) == E2B_IO_AGAIN; i++)
         net_wait(&c, &l, true, false, 50);
-      CHECK_INT(n, E2B_ERR_CLOSED);
-      CHECK_INT(err.sys_code, ECONNRESET);
-      CHECK_INT(e2b__link_read(&l, buf, sizeof buf, &err), E2B_ERR_CLOSED); /* and it stays so */
+      CHECK_INT(n, net_resets_are_told() ? E2B_ERR_CLOSED : E2B_IO_EOF);
+      if (n == E2B_ERR_CLOSED) CHECK_INT(err.sys_code, E2B__SOCK_ERR(ECONNRESET));
+      CHECK_INT(e2b__link_read(&l, buf, sizeof buf, &err), n); /* and it stays so */
       CHECK_INT(e2b__link_write(&l, buf, 1, &err), E2B_ERR_CLOSED);
     } else {
       for (i = 0; i < 100 && (n = e2b__link_read(&l, buf, sizeof buf, &err)) == E2B_IO_AGAIN; i++)
@@ -5672,6 +5712,7 @@ static void test_tls_no_memory_codes(void) {
   CHECK_INT(e2b__tls_ca_error(&err, -0x1180, "tls.ca_file", "ca.pem"), E2B_ERR_NO_MEMORY);
 }
 
+#if !E2B__WIN32
 static void net_on_alarm(int signal_number) {
   E2B__UNUSED(signal_number);
 }
@@ -5701,6 +5742,7 @@ static void test_tls_signals(void) {
   net_tls_server_stop(&s);
   CHECK_INT(sigaction(SIGALRM, &before, NULL), 0);
 }
+#endif
 
 /* ================================================================================================================== */
 /* >>>> client and sandbox */
@@ -11830,7 +11872,7 @@ static void test_watch_callbacks(void) {
     opts.call.user = &i;
     i = 0;
     CHECK_INT(e2b_files_watch_dir(b.sandbox, "/d", &opts, &log.handle, &b.err), E2B_PENDING);
-    FILES_UNTIL(b.client, log.count);
+    FILES_UNTIL(b.client, log.count >= (way / 2 == 3 ? (opts.polling ? 2 : 3) : 1));
     files_drive(b.client, 10);
     CHECK_INT(log.count, way / 2 == 3 ? (opts.polling ? 2 : 3) : 1);
     CHECK_INT(log.ends, way / 2 == 1);
@@ -15415,6 +15457,16 @@ static bool host_fail(host *h, const char *why) {
   return false;
 }
 
+#if E2B__WIN32
+static bool host_start(host *h) {
+  return h->pid < 0 || host_fail(h, "the local server does not run on Windows: see E2B_FRONT_URL");
+}
+
+static void hosts_stop(bool clean) {
+  E2B__UNUSED(clean);
+  (void)rmdir(work_dir);
+}
+#else
 static void host_exec(const host *h, int stdin_fd, const char *port_file, const char *log_file) {
   const char *args[16];
   int n = 0, log = open(log_file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
@@ -15495,6 +15547,8 @@ static void hosts_stop(bool clean) {
   }
   if (rmdir(work_dir) != 0) printf("logs of the local servers: %s\n", work_dir);
 }
+
+#endif
 
 static e2b_client_config host_config(const host *h) {
   e2b_client_config config;
@@ -16217,8 +16271,10 @@ static void e2e_kill_tree(fixture *f) {
   e2b_command_result r = { 0 };
   e2b_error err;
   uint32_t killed = 0;
+#if !E2B__WIN32
   pid_t other;
   int status;
+#endif
   snprintf(mark, sizeof mark, "98765.%ld", (long)getpid());
   snprintf(command, sizeof command,
            "sleep %s & (sleep %s & setsid sleep %s & bash -c 'sleep %s & wait' & wait) & (kill -STOP $BASHPID; sleep %s) & "
@@ -16238,6 +16294,7 @@ static void e2e_kill_tree(fixture *f) {
   CHECK_INT(killed, 0);
   e2b_command_handle_free(handle);
 
+#if !E2B__WIN32
   other = fork(); /* not started by this envd: not its business */
   if (other == 0) {
     sleep_ms(60000);
@@ -16248,6 +16305,7 @@ static void e2e_kill_tree(fixture *f) {
   CHECK_INT(waitpid(other, &status, WNOHANG), 0);
   kill(other, SIGKILL);
   waitpid(other, &status, 0);
+#endif
 }
 
 static void check_stop(fixture *f, const char *command, e2b_stopped want, const char *output, e2b_err rc) {
@@ -17072,6 +17130,17 @@ static int files_verify_sink(void *user, const char *data, size_t len) {
 static long files_rss_peak;
 
 /* Notes what of the process is in memory now. */
+#if E2B__WIN32
+static long files_rss_look(void) {
+  PROCESS_MEMORY_COUNTERS now;
+  long kib;
+  memset(&now, 0, sizeof now);
+  CHECK(GetProcessMemoryInfo(GetCurrentProcess(), &now, sizeof now));
+  kib = (long)(now.WorkingSetSize / 1024);
+  if (kib > files_rss_peak) files_rss_peak = kib;
+  return kib;
+}
+#else
 static long files_rss_look(void) {
   FILE *file = fopen("/proc/self/statm", "r");
   long total = 0, pages = 0, kib;
@@ -17081,6 +17150,8 @@ static long files_rss_look(void) {
   if (kib > files_rss_peak) files_rss_peak = kib;
   return kib;
 }
+
+#endif
 
 static int files_bulk_give(void *user, void *buf, size_t cap) {
   if (((files_source *)user)->calls % 256 == 0) (void)files_rss_look();
@@ -19198,10 +19269,20 @@ static int echo_server(void) {
   return 1;
 }
 
+/* This program as the sandbox sees it; on Windows, the one built for the sandbox's system. */
+static ssize_t echo_program(char *out, size_t cap) {
+#if E2B__WIN32
+  const char *path = getenv("E2B_TEST_ECHO_SERVER");
+  return path ? snprintf(out, cap, "%s", path) : -1;
+#else
+  return readlink("/proc/self/exe", out, cap);
+#endif
+}
+
 /* Starts it in a sandbox; its port, or 0. The handle is to be killed. */
 static uint16_t echo_start(e2b_sandbox *sandbox, e2b_command_handle **handle) {
   char self[400] = "", command[500], port[16] = "";
-  ssize_t len = readlink("/proc/self/exe", self, sizeof self - 1);
+  ssize_t len = echo_program(self, sizeof self - 1);
   e2b_command_event event;
   e2b_error err;
   *handle = NULL;
@@ -21761,7 +21842,7 @@ static void test_many_arguments(void) {
   CHECK_INT(e2b_files_upload_tree(b.sandbox, "", "/x", NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
   CHECK_HAS(b.err.message, "local_dir");
   CHECK_INT(e2b_files_upload_tree(b.sandbox, "/nowhere/at/all", "/x", NULL, NULL, &b.err), E2B_ERR_IO);
-  CHECK_INT(b.err.sys_code, ENOENT);
+  CHECK_INT(b.err.sys_code, E2B__WIN32 ? 3 : ENOENT); /* ERROR_PATH_NOT_FOUND */
   CHECK_INT(e2b_files_upload_tree(b.sandbox, ".", "", NULL, NULL, &b.err), E2B_ERR_INVALID_ARGUMENT);
   CHECK_HAS(b.err.message, "remote_dir");
   CHECK_INT(e2b_files_download_tree(b.sandbox, "/x", "/nowhere/at/all", NULL, NULL, &b.err), E2B_ERR_IO);
@@ -21781,11 +21862,17 @@ static const char *tree_dir(void) {
   return path;
 }
 
+#if E2B__WIN32
+  #define shell(command) posix_system(command)
+#else
+  #define shell(command) system(command)
+#endif
+
 /* Runs a command line on this machine with $D as that directory; false when it fails. */
 static bool tree_shell(const char *dir, const char *command) {
   bool good;
   setenv("D", dir, 1);
-  good = system(command) == 0;
+  good = shell(command) == 0;
   unsetenv("D");
   return good;
 }
@@ -22229,6 +22316,7 @@ static void e2e_write_many_alone(fixture *f) {
 }
 
 static void e2e_trees(fixture *f) {
+  const int links = E2B__WIN32 ? 0 : 1; /* Windows has none like these, nor modes */
   const char *base = tree_dir();
   char from[220], to[220], remote[200], command[400];
   e2b_bulk_stats up, down;
@@ -22241,27 +22329,27 @@ static void e2e_trees(fixture *f) {
   CHECK(tree_shell(from, "mkdir -p \"$D/a/b/c/d\" \"$D/empty/er\" \"$D/bin\" && cd \"$D\" && echo hello >hello.txt &&"
                          " : >a/nothing && head -c 3000000 /dev/urandom >a/b/big && echo 'echo it runs' >bin/run.sh &&"
                          " chmod 755 bin/run.sh && cp bin/run.sh \"bin/it's one\" &&"
-                         " for i in $(seq 400); do echo $i >a/b/c/\"file $i\"; done &&"
-                         " ln -s ../../hello.txt a/b/link && ln -s /etc/passwd passwd && ln -s a loop"));
+                         " for i in $(seq 400); do echo $i >a/b/c/\"file $i\"; done"));
+  if (links) CHECK(tree_shell(from, "cd \"$D\" && ln -s ../../hello.txt a/b/link && ln -s /etc/passwd passwd && ln -s a loop"));
   opts.parallel = 8;
   CHECK_OK(e2b_files_upload_tree(f->sandbox, from, remote, &opts, &up, &err));
-  CHECK_INT(up.files_found, 406);
-  CHECK_INT(up.files_done, 406);
-  CHECK_INT(up.files_skipped, 2);
-  CHECK_INT(seen.done, 406);
+  CHECK_INT(up.files_found, 405 + links);
+  CHECK_INT(up.files_done, 405 + links);
+  CHECK_INT(up.files_skipped, 2 * links);
+  CHECK_INT(seen.done, 405 + links);
   CHECK_INT(up.dirs_found, 7);
   CHECK(up.all_found && up.bytes_done == up.bytes_found && up.bytes_done > 3000000);
   (void)snprintf(command, sizeof command,
-                 "cd '%s/tree of mine'\\''s' && bin/run.sh && './bin/it'\\''s one' && find . -type d | sort &&"
-                 " test ! -x hello.txt && ln -s hello.txt link && ln -s /etc out && mkfifo fifo", f->dir);
+                 "cd '%s/tree of mine'\\''s' && %s bin/run.sh && %s './bin/it'\\''s one' && find . -type d | sort &&"
+                 " test ! -x hello.txt && ln -s hello.txt link && ln -s /etc out && mkfifo fifo", f->dir, links ? "" : "sh", links ? "" : "sh");
   CHECK_STR(output_of(f, command), "it runs\nit runs\n.\n./a\n./a/b\n./a/b/c\n./a/b/c/d\n./bin\n./empty\n./empty/er\n");
   memset(&seen, 0, sizeof seen);
   CHECK_OK(e2b_files_download_tree(f->sandbox, remote, to, &opts, &down, &err));
-  CHECK_INT(down.files_done, 407); /* and the link that now is in the sandbox */
+  CHECK_INT(down.files_done, 406 + links); /* and the link that now is in the sandbox */
   CHECK_INT(down.files_skipped, 2);
   CHECK(down.bytes_done == up.bytes_done + 6 && down.all_found);
-  CHECK(tree_shell(base, "cd \"$D\" && rm from/passwd from/loop && cmp to/link to/hello.txt && rm to/link &&"
-                         " diff -r from to && test -x to/bin/run.sh && test ! -x to/hello.txt && test -d to/empty/er &&"
+  if (links) CHECK(tree_shell(base, "cd \"$D\" && rm from/passwd from/loop && test -x to/bin/run.sh && test ! -x to/hello.txt"));
+  CHECK(tree_shell(base, "cd \"$D\" && cmp to/link to/hello.txt && rm to/link && diff -r from to && test -d to/empty/er &&"
                          " ! find to | grep -q part"));
   /* again, over what is there; without blocking */
   memset(&seen, 0, sizeof seen);
@@ -22274,7 +22362,7 @@ static void e2e_trees(fixture *f) {
     CHECK_INT(seen.done, 0);
     while ((rc = e2b_op_poll(f->client, op, &err)) == E2B_PENDING) (void)e2b_client_pump(f->client, 500);
     CHECK_OK(rc);
-    CHECK_INT(seen.done, 406);
+    CHECK_INT(seen.done, 405 + links);
     opts.call.op = NULL;
   }
   /* one that cannot be made executable is said to be so; a file where a directory has to be fails alone */
@@ -22282,10 +22370,71 @@ static void e2e_trees(fixture *f) {
   (void)snprintf(command, sizeof command, "cd '%s/tree of mine'\\''s' && rm -r a && : >a", f->dir);
   CHECK_STR(output_of(f, command), "");
   CHECK(e2b_files_upload_tree(f->sandbox, from, remote, &opts, &up, &err) < 0);
-  CHECK_INT(up.files_failed, 404); /* 403 files below a, and the empty directory d */
+  CHECK_INT(up.files_failed, 403 + links); /* the files below a, and the empty directory d */
   CHECK_INT(up.files_done, 3);
   CHECK(tree_shell(base, "rm -r \"$D\""));
 }
+
+#if E2B__WIN32
+/* The roots of drives, paths of every kind, and how a missing one fails. */
+static void test_windows_paths(void) {
+  static const struct {
+    const char *path;
+    int code;
+  } rows[] = {
+    { "C:\\", 0 },  { "C:/", 0 },  { "C:\\windows\\", 0 }, { "\\\\?\\C:\\", 0 }, { "\\\\?\\C:\\windows", 0 }, { ".", 0 }, { "C:\\x\\..\\windows", 0 },
+    { "C:\\windows\\win.ini", ERROR_DIRECTORY }, { "C:\\none\\at all", ERROR_PATH_NOT_FOUND }, { "\xff", ERROR_INVALID_NAME },
+  };
+  test_heap heap;
+  e2b__mem mem;
+  e2b__local_root root;
+  size_t i;
+  int make;
+  heap_mem(&heap, &mem);
+  for (i = 0; i < E2B__COUNT(rows); i++)
+    for (make = 0; make < 2; make++) {
+      if (!CHECK_INT(e2b__local_root_open(&root, &mem, rows[i].path, make != 0), rows[i].code)) printf("  %s\n", rows[i].path);
+      e2b__local_root_close(&root);
+    }
+  HEAP_CHECK_EMPTY(&heap);
+}
+
+/* Names beyond ASCII, paths of more than 260 characters, '\\' in the name of the directory, and what Windows would take for a
+ * device, a drive, a stream of a file or another name. */
+static void e2e_windows_trees(fixture *f) {
+#define TREE_LONG "a-name-of-one-hundred-characters-0123456789012345678901234567890123456789012345678901234567890123456"
+  static const char make[] = "mkdir -p 'gr\xc3\xbc\xc3\x9f""e/\xe6\x97\xa5\xe6\x9c\xac' " TREE_LONG "/" TREE_LONG "/" TREE_LONG
+                             " && echo one >'gr\xc3\xbc\xc3\x9f""e/\xe6\x97\xa5\xe6\x9c\xac/\xf0\x9f\x98\x80.txt' && echo two >" TREE_LONG
+                             "/" TREE_LONG "/" TREE_LONG "/" TREE_LONG;
+  static const char spoil[] = ": >con; : >NUL.txt; : >com1; : >a:b; : >'x\\y'; : >'..\\up'; : >dot.; : >'blank '; : >'que?'; echo ok >ok";
+  char from[220], to[220], remote[200], command[3000], *at;
+  e2b_bulk_stats stats;
+  tree_seen seen;
+  e2b_bulk_opts opts = tree_opts(&seen);
+  const char *base = tree_dir();
+  e2b_error err;
+  (void)snprintf(from, sizeof from, "%s/from/", base);
+  (void)snprintf(to, sizeof to, "%s/to", base);
+  (void)snprintf(remote, sizeof remote, "%s", in_dir(f, "tree"));
+  (void)snprintf(command, sizeof command, "mkdir \"$D/from\" && cd \"$D/from\" && %s", make);
+  if (!CHECK(tree_shell(base, command))) return;
+  for (at = from; *at; at++) if (*at == '/') *at = '\\';
+  for (at = to; *at; at++) if (*at == '/') *at = '\\';
+  CHECK_OK(e2b_files_upload_tree(f->sandbox, from, remote, &opts, &stats, &err));
+  CHECK_INT(stats.files_done, 2);
+  (void)snprintf(command, sizeof command, "mkdir '%s' && cd '%s' && %s && diff -r . '%s' && cd '%s' && %s", in_dir(f, "same"), in_dir(f, "same"), make,
+                 remote, remote, spoil);
+  CHECK_STR(output_of(f, command), "");
+  opts = tree_opts(&seen);
+  CHECK_RC(e2b_files_download_tree(f->sandbox, remote, to, &opts, &stats, &err), E2B_ERR_PROTOCOL);
+  CHECK_HAS(err.message, "9 of 12 failed");
+  CHECK_HAS(err.message, "Windows");
+  CHECK_INT(stats.files_done, 3);
+  CHECK(tree_shell(base, "cd \"$D\" && test \"$(cat to/ok)\" = ok && rm to/ok && diff -r from to && test \"$(ls)\" = \"$(printf 'from\\nto')\""));
+  CHECK(tree_shell(base, "rm -r \"$D\""));
+}
+#endif
+
 /* ================================================================================================================== */
 /* >>>> bad input */
 /* ================================================================================================================== */
@@ -22441,7 +22590,7 @@ static void test_unreachable(void) {
   config.api_url = url;
   client = e2b_client_create(&config, &err);
   CHECK_RC(e2b_api_list(client, NULL, &list, &err), E2B_ERR_CONNECT);
-  CHECK(strstr(err.message, port_text) && err.sys_code == ECONNREFUSED && !err.maybe_done);
+  CHECK(strstr(err.message, port_text) && err.sys_code == E2B__SOCK_ERR(ECONNREFUSED) && !err.maybe_done);
   e2b_client_free(client);
 
   config.api_url = "http://no-such-host.invalid";
@@ -23196,7 +23345,8 @@ static const char *edge_proxy_of(e2b_client *client, const char *host, bool secu
 }
 
 static const char *const edge_variables[] = { "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY",
-                                              "all_proxy",   "ALL_PROXY",   "no_proxy",   "NO_PROXY" };
+                                              "all_proxy",   "ALL_PROXY",   "no_proxy",   "NO_PROXY",
+                                              "REQUEST_METHOD" };
 
 static void edge_environment(const char *text) {
   size_t i;
@@ -23211,16 +23361,21 @@ static void test_proxy_environment(void) {
   } rows[] = {
     { "", NULL, NULL, "", "" },
     { "HTTPS_PROXY=http://s:1", NULL, NULL, "s", "" },
+#if !E2B__WIN32 /* where these are one variable */
     { "https_proxy=http://s:1 HTTPS_PROXY=http://other", NULL, NULL, "s", "" },
-    { "http_proxy=http://h:1", NULL, NULL, "", "h" },
     { "HTTP_PROXY=http://h:1", NULL, NULL, "", "" },
+    { "ALL_PROXY=all:1 no_proxy=b.test NO_PROXY=a.test", NULL, NULL, "all", "all" },
+#else
+    { "HTTP_PROXY=http://h:1", NULL, NULL, "", "h" },
+    { "HTTP_PROXY=http://h:1 REQUEST_METHOD=GET", NULL, NULL, "", "" }, /* under CGI it is the sender's of the request */
+#endif
+    { "http_proxy=http://h:1", NULL, NULL, "", "h" },
     { "ALL_PROXY=all:1", NULL, NULL, "all", "all" },
     { "all_proxy=all:1 https_proxy=s:1", NULL, NULL, "s", "all" },
     { "ALL_PROXY=all:1 http_proxy=h:1", NULL, NULL, "all", "h" },
     { "ALL_PROXY=socks5://x https_proxy=s:1 http_proxy=h:1", NULL, NULL, "s", "h" }, /* not needed, not looked at */
     { "HTTPS_PROXY= ALL_PROXY=", NULL, NULL, "", "" },
     { "ALL_PROXY=all:1 NO_PROXY=a.test", NULL, NULL, "", "" },
-    { "ALL_PROXY=all:1 no_proxy=b.test NO_PROXY=a.test", NULL, NULL, "all", "all" },
     { "ALL_PROXY=all:1 NO_PROXY=a.test:80", NULL, NULL, "all", "" },
     { "ALL_PROXY=all:1 NO_PROXY=a.test", NULL, "b.test", "all", "all" }, /* the member wins */
     { "ALL_PROXY=all:1", NULL, "*", "", "" },
@@ -23367,7 +23522,7 @@ static void test_proxy_refusals(void) {
     CHECK_RC(e2b_sandbox_create(client, NULL, NULL, &sandbox, &err), rows[i].want);
     CHECK_INT(err.http_status, rows[i].status);
     CHECK_INT(err.phase, E2B_PHASE_CONNECT);
-    CHECK_HAS(err.message, rows[i].says);
+    if (!(rows[i].then & PEER_RESET) || net_resets_are_told()) CHECK_HAS(err.message, rows[i].says);
     CHECK(!err.maybe_done);
     edge_check_no_secret(&err);
     CHECK_STR(peer_asked(&p, 0), "CONNECT api.test:443 HTTP/1.1\r\nhost: api.test:443\r\n"
@@ -24064,6 +24219,34 @@ static void test_tls_more_authorities(void) {
   (void)unlink(file);
   (void)rmdir(dir);
 }
+
+#if E2B__WIN32
+/* The system's authorities are those of the certificate store, all of them, and ours is not among them. */
+static void test_windows_certificates(void) {
+  e2b_tls_config tls;
+  e2b__tls_shared shared;
+  const mbedtls_x509_crt *at;
+  const CERT_CONTEXT *cert = NULL;
+  HCERTSTORE store = CertOpenSystemStoreA(0, "ROOT");
+  int there = 0, loaded = 0;
+  net_server s;
+  e2b_error err;
+  memset(&tls, 0, sizeof tls);
+  memset(&shared, 0, sizeof shared);
+  mbedtls_x509_crt_init(&shared.ca);
+  while ((cert = CertEnumCertificatesInStore(store, cert)) != NULL) there++;
+  CertCloseStore(store, 0);
+  CHECK_INT(e2b__tls_ca_from_system(&shared, NULL), 0);
+  for (at = &shared.ca; at && at->raw.p; at = at->next) loaded++;
+  CHECK(there > 0);
+  CHECK_INT(loaded, there);
+  mbedtls_x509_crt_free(&shared.ca);
+  net_tls_server_start(&s, NET_ECHO, &net_localhost, NULL);
+  CHECK_INT(edge_exchange(&tls, s.port, 1, &err), E2B_ERR_TLS_CERTIFICATE);
+  CHECK_HAS(err.message, "issuer is unknown");
+  net_tls_server_stop(&s);
+}
+#endif
 
 static void test_tls_13_only(void) {
   e2b_client_config config;
@@ -30774,8 +30957,7 @@ static void test_tls_setup_again(void) {
   net_tls_server_start(&s, NET_ECHO, &net_localhost, "http/1.1");
   (void)snprintf(url, sizeof url, "https://localhost:%u", (unsigned)s.port);
   fd = mkstemp(path);
-  CHECK(fd >= 0 && unlink(path) == 0);
-  close(fd);
+  CHECK(fd >= 0 && close(fd) == 0 && unlink(path) == 0);
   memset(&config, 0, sizeof config);
   config.allocator = heap_allocator(&heap);
   config.no_env = true;
@@ -31291,12 +31473,13 @@ static void test_threads_wake(void) {
   config.api_key = "key";
   config.api_url = "http://one.held.test:9";
   config.allocator = heap_allocator(&heap);
+  config.connect_timeout_ms = 600000;
   held_open(false);
   p.client = e2b_client_create(&config, &err);
   if (!CHECK(p.client != NULL)) return;
   call.on_done = on_done;
   call.user = &d;
-  call.timeout_ms = config.connect_timeout_ms = E2B_TIMEOUT_NONE;
+  call.timeout_ms = E2B_TIMEOUT_NONE;
   CHECK_RC(e2b_api_kill(p.client, "any", &call, NULL, &err), E2B_PENDING);
   CHECK(pthread_create(&thread, NULL, prod_each_turn, &p) == 0);
   for (i = 1; i <= p.rounds; i++) {
@@ -32911,6 +33094,7 @@ static void fault_set(fault_call call, int code, long n) {
   if (n) __atomic_store_n(&fault_which, (int)call, __ATOMIC_SEQ_CST);
 }
 
+#if !E2B__WIN32
 static int fault_fail(int code) {
   errno = code;
   return -1;
@@ -33031,20 +33215,30 @@ static int fault_fstat(int fd, struct stat *st) {
   int code = fault_next(FAULT_FSTAT);
   return code ? fault_fail(code) : fstat(fd, st);
 }
+#endif
 
 #define FAULT_HOST "faults.test" /* a name for 127.0.0.1 that nobody has to know */
+
+#if defined(EAI_SYSTEM)
+  #define FAULT_EAI_SYSTEM EAI_SYSTEM
+#else
+  #define FAULT_EAI_SYSTEM EAI_FAIL
+#endif
 
 static int fault_getaddrinfo(const char *host, const struct addrinfo *hints, struct addrinfo **list) {
   int code = fault_next(FAULT_GETADDRINFO);
   if (!code) return test_getaddrinfo(strcmp(host, FAULT_HOST) == 0 ? "127.0.0.1" : host, NULL, hints, list);
   errno = ENOBUFS;
-  return code == FAULT_ZERO ? EAI_AGAIN : code == FAULT_SHORT ? EAI_MEMORY : code == EAGAIN ? EAI_SYSTEM : EAI_FAIL;
+  return code == FAULT_ZERO ? EAI_AGAIN : code == FAULT_SHORT ? EAI_MEMORY : code == EAGAIN ? FAULT_EAI_SYSTEM : EAI_FAIL;
 }
 
+#if !E2B__WIN32
 static int fault_thread(pthread_t *thread, void *(*run)(void *arg), void *arg) {
   int code = fault_next(FAULT_THREAD);
   return code ? code : pthread_create(thread, NULL, run, arg);
 }
+
+#endif
 
 /* ---- the service, over sockets ---- */
 
@@ -33821,13 +34015,21 @@ static const test tests[] = {
 #endif
   UNIT(net_clock_random), UNIT(net_wake), UNIT(net_poll), UNIT(dns_names), UNIT(dns_known), UNIT(dns_thread),
   UNIT(dns_interleave), UNIT(dns_cache), UNIT(dns_oldest), UNIT(link_plain), UNIT(link_refused), UNIT(link_dual_stack),
-  UNIT(link_resolving), UNIT(link_reset), UNIT(link_many_fds), UNIT(link_happy_eyeballs), UNIT(link_custom),
+  UNIT(link_resolving), UNIT(link_reset),
+#if !E2B__WIN32
+  UNIT(link_many_fds),
+#endif
+  UNIT(link_happy_eyeballs), UNIT(link_custom),
   UNIT(tls_ok), UNIT(tls_resume), UNIT(tls_resume_corrupt), UNIT(tls_session_slots), UNIT(tls_certificates),
   UNIT(tls_address_names), UNIT(tls_ipv6_literal), UNIT(tls_unknown_ca), UNIT(tls_ca), UNIT(tls_not_tls), UNIT(tls_alpn_mismatch),
 #if defined(MBEDTLS_SSL_PROTO_TLS1)
   UNIT(tls_old_server),
 #endif
-  UNIT(tls_eof), UNIT(tls_empty_records), UNIT(tls_idle_tickets), UNIT(tls_one_byte), UNIT(tls_cut), UNIT(tls_no_memory), UNIT(tls_no_memory_codes), UNIT(tls_signals),
+  UNIT(tls_eof), UNIT(tls_empty_records), UNIT(tls_idle_tickets), UNIT(tls_one_byte), UNIT(tls_cut), UNIT(tls_no_memory),
+  UNIT(tls_no_memory_codes),
+#if !E2B__WIN32
+  UNIT(tls_signals),
+#endif
   UNIT(sandbox_names), UNIT(client_defaults), UNIT(client_precedence), UNIT(client_environment), UNIT(client_urls),
   UNIT(client_refuses), UNIT(client_copies), UNIT(sandbox_default_template), UNIT(sandbox_create_minimal), UNIT(sandbox_create_everything),
   UNIT(sandbox_golden_requests), UNIT(sandbox_private_protocol), UNIT(sandbox_answer_domain), UNIT(sandbox_attach),
@@ -33861,8 +34063,11 @@ static const test tests[] = {
   UNIT(code_cut), UNIT(code_malformed), UNIT(code_limits), UNIT(code_refused), UNIT(code_strange_contexts),
   UNIT(code_control), UNIT(code_inside_callbacks), UNIT(code_deadlines), UNIT(code_no_memory),
   UNIT(many_one_request), UNIT(many_halves), UNIT(many_unconfirmed), UNIT(many_losses), UNIT(many_max_ops),
-  UNIT(many_ends), UNIT(many_reads), UNIT(many_arguments), UNIT(many_no_memory),
-  UNIT(tree_names), UNIT(tree_lies), UNIT(tree_limits), UNIT(tree_broken_downloads), UNIT(tree_odd_uploads),
+  UNIT(many_ends), UNIT(many_reads), UNIT(many_arguments),
+#if !E2B__WIN32 /* with links */
+  UNIT(many_no_memory), UNIT(tree_odd_uploads),
+#endif
+  UNIT(tree_names), UNIT(tree_lies), UNIT(tree_limits), UNIT(tree_broken_downloads),
   UNIT(files_parts), UNIT(files_metadata), UNIT(files_atomic), UNIT(files_compose), UNIT(files_urls),
   UNIT(watch_stream), UNIT(watch_refused), UNIT(watch_lost), UNIT(watch_polling), UNIT(watch_callbacks),
   UNIT(watch_held), UNIT(watch_no_memory),
@@ -33885,7 +34090,11 @@ static const test tests[] = {
 
   UNIT(fixed_heap_random), UNIT(fixed_heap_edges), UNIT(hosts), UNIT(hosts_used), UNIT(proxy_urls), UNIT(no_proxy), UNIT(transport_unseen), UNIT(dns_after_silence),
   UNIT(proxy_environment), UNIT(proxy_refusals), UNIT(proxy_unreachable), UNIT(proxy_plain), UNIT(proxy_tunnel),
-  UNIT(proxy_no_memory), UNIT(tls_client_certificate), UNIT(tls_pins), UNIT(tls_more_authorities), UNIT(tls_13_only),
+  UNIT(proxy_no_memory), UNIT(tls_client_certificate), UNIT(tls_pins), UNIT(tls_more_authorities),
+#if E2B__WIN32
+  UNIT(windows_certificates), UNIT(windows_paths),
+#endif
+  UNIT(tls_13_only),
   UNIT(tls_options), UNIT(edges_copied),
 
   HOST(run), HOST(run_binary), HOST(run_exit_code), HOST(run_signal), HOST(run_where_and_with), HOST(run_deadlines),
@@ -33899,6 +34108,9 @@ static const test tests[] = {
   HOST(write_and_read), HOST(missing_files), HOST(directories), CONTENT(big_file), CONTENT(upload_and_download),
   HOST(streams_given_up), CONTENT(files_content), CONTENT(files_content_as_form), CONTENT(files_streams),
   CONTENT(write_many), CONTENT(write_many_alone), HOST(trees),
+#if E2B__WIN32
+  HOST(windows_trees),
+#endif
   HOST(files_aborts), CONTENT(files_bulk), CONTENT(files_parts), HOST(files_metadata), HOST(files_atomic),
   CONTENT(files_compose), CONTENT(files_urls),
   HOST(watch), HOST(watch_refused), HOST(watch_control), HOST(watch_held), HOST(files_no_memory),
@@ -34005,7 +34217,7 @@ static bool runs_on(const test *t, const host *h) {
 /* Of the local server's code interpreter. */
 static bool lacks_python(const test *t, const host *h) {
   if ((t->needs != NEEDS_CODE && t->needs != NEEDS_PYTHON) || !h->control_plane) return false;
-  return system("command -v python3 >/dev/null 2>&1") != 0;
+  return shell("command -v python3 >/dev/null 2>&1") != 0;
 }
 
 /* All tests on one host, or those that need none. */
@@ -34059,8 +34271,9 @@ int main(int argc, char **argv) {
   }
   argc -= optind;
   if (getenv("E2B_FRONT_URL") && *getenv("E2B_FRONT_URL")) {
-    static char key[100];
-    front_url = getenv("E2B_FRONT_URL");
+    static char key[100], url[128];
+    snprintf(url, sizeof url, "%s", getenv("E2B_FRONT_URL"));
+    front_url = url;
     snprintf(key, sizeof key, "%s", getenv("E2B_API_KEY") ? getenv("E2B_API_KEY") : HOST_KEY);
     front_key = key;
     front_http_version = (uint8_t)strtol(getenv("E2B_FRONT_HTTP") ? getenv("E2B_FRONT_HTTP") : "0", NULL, 10);
