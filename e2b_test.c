@@ -21030,12 +21030,12 @@ static void test_code_deadlines(void) {
   files_open(&b, NULL, NULL);
   for (i = 0; i < 3; i++) {
     memset(&opts, 0, sizeof opts);
-    if (i == 0) opts.exec_timeout_ms = 150;
-    if (i == 1) opts.call.timeout_ms = 150;
-    if (i == 2) opts.call.idle_ms = 150;
+    if (i == 0) opts.exec_timeout_ms = 900; /* time enough for what is said */
+    if (i == 1) opts.call.timeout_ms = 900;
+    if (i == 2) opts.call.idle_ms = 900;
     peer_say(&b.peer, hang, PEER_HANG);
     CHECK_INT(e2b_code_run(b.sandbox, "1", &opts, &out, &b.err), i == 2 ? E2B_ERR_IDLE_TIMEOUT : E2B_ERR_TIMEOUT);
-    if (i == 0) CHECK_HAS(b.err.message, "exec_timeout_ms (150 ms)");
+    if (i == 0) CHECK_HAS(b.err.message, "exec_timeout_ms (900 ms)");
     CHECK(b.err.maybe_done);
     CHECK_STR(out.stdout_data.ptr, "said so far");
     e2b_mem_free(&out.mem);
