@@ -9283,7 +9283,7 @@ static void files_pattern(uint8_t *to, uint64_t at, size_t len) {
 /* Drives the client until something is so, ten seconds at most. */
 #define FILES_UNTIL(client, condition)                                                                                 \
   do {                                                                                                                 \
-    uint64_t files_end_ms = now_ms() + 10000;                                                                 \
+    uint64_t files_end_ms = now_ms() + 60000;                                                                 \
     while (!(condition) && now_ms() < files_end_ms) (void)e2b_client_poll(client, 10);                        \
     CHECK(condition);                                                                                                  \
   } while (0)
@@ -16217,7 +16217,7 @@ static int processes_with(fixture *f, const char *mark) {
 /* Pulls events until the output has this in it. */
 static bool wait_for_output_at(e2b_command_handle *handle, const char *text, int line) {
   static char seen[20000];
-  uint64_t until = now_ms() + 10000;
+  uint64_t until = now_ms() + 60000;
   e2b_command_event event;
   e2b_error err;
   size_t len = 0;
@@ -16705,7 +16705,7 @@ static int shown_add(void *user, const char *data, size_t len) {
 }
 
 static bool shown_has(fixture *f, shown *s, const char *text) {
-  uint64_t until = now_ms() + 10000;
+  uint64_t until = now_ms() + 60000;
   while (!strstr(s->text, text) && now_ms() < until) (void)e2b_client_poll(f->client, 100);
   return strstr(s->text, text) != NULL;
 }
@@ -18422,7 +18422,7 @@ static void e2e_list_all(fixture *f) {
   list.call.on_done = on_done;
   list.call.user = &d;
   CHECK_RC(e2b_api_list_all(f->client, &list, ok_on_sandbox, &l, &err), E2B_PENDING);
-  CHECK_OK(e2b_client_drain(f->client, 20000));
+  CHECK_OK(e2b_client_drain(f->client, 60000));
   CHECK(d.count == 1 && d.err.code == E2B_OK);
   CHECK_INT(l.count, 2);
   for (i = 0; i < 5; i++) CHECK_OK(e2b_sandbox_close(sandboxes[i], NULL, &err));
@@ -19814,7 +19814,7 @@ static void test_process_input_many(void) {
     call = process_call(&d[i]);
     CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "x", 1, &call, &b.err), E2B_PENDING);
   }
-  CHECK_INT(e2b_client_drain(b.client, 20000), E2B_OK);
+  CHECK_INT(e2b_client_drain(b.client, 60000), E2B_OK);
   for (i = 1; i < 5000; i++) canceled += d[i].err.code == E2B_ERR_CANCELED;
   CHECK_INT(d[0].err.code, E2B_ERR_NOT_FOUND);
   CHECK_INT(canceled, 4999);
@@ -19829,7 +19829,7 @@ static void test_process_input_many(void) {
   CHECK_INT(e2b_commands_send_stdin_from(b.sandbox, 7, process_cancel_me, &s, &call, &b.err), E2B_PENDING);
   call = process_call(&last);
   CHECK_INT(e2b_commands_send_stdin(b.sandbox, 7, "x", 1, &call, &b.err), E2B_PENDING);
-  CHECK_INT(e2b_client_drain(b.client, 20000), E2B_OK);
+  CHECK_INT(e2b_client_drain(b.client, 60000), E2B_OK);
   CHECK(d[0].count == 0 && last.count == 1 && s.asked == 3);
   CHECK_INT(last.err.code, E2B_ERR_CANCELED);
   CHECK_INT(peer_asked_count(&b.peer), 2);
@@ -21408,7 +21408,7 @@ static void e2e_code_at_once(fixture *f) {
     opts[i].call.user = &d[i];
     CHECK_RC(e2b_code_run(f->sandbox, append, &opts[i], &out[i], &err), E2B_PENDING);
   }
-  CHECK_OK(e2b_client_drain(f->client, 20000));
+  CHECK_OK(e2b_client_drain(f->client, 60000));
   for (i = 0; i < 4; i++) {
     const char *text = e2b_execution_text(&out[i]);
     CHECK_INT(d[i].err.code, E2B_OK);
@@ -21420,7 +21420,7 @@ static void e2e_code_at_once(fixture *f) {
   snprintf(code[0], sizeof code[0], "import os, time\nwhile not os.path.exists('%s'): time.sleep(0.01)", path);
   snprintf(code[1], sizeof code[1], "open('%s', 'w').close()", path);
   for (i = 0; i < 2; i++) CHECK_RC(e2b_code_run(f->sandbox, code[i], &opts[i], NULL, &err), E2B_PENDING);
-  CHECK_OK(e2b_client_drain(f->client, 20000));
+  CHECK_OK(e2b_client_drain(f->client, 60000));
   CHECK_INT(d[0].err.code, E2B_OK);
   CHECK_INT(d[1].err.code, E2B_OK);
   e2b_mem_free(&other.mem);
