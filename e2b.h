@@ -10393,15 +10393,39 @@ static void e2b__io_wait(e2b_client *client, int timeout_ms) {
   }
 }
 
-/* At least one, whatever the budget; those that it does not reach come first in the next turn. */
+static bool e2b__conn_shakes(const e2b__conn *conn) {
+  return conn->state == E2B__CONN_OPENING && conn->link.state == E2B__LINK_TLS;
+}
+
+static bool e2b__conn_due(const e2b__conn *conn) {
+  if (conn->state == E2B__CONN_CLOSED) return false;
+  return conn->ready || conn->kick || (conn->state == E2B__CONN_OPEN && !conn->idle && e2b__link_buffered(&conn->link));
+}
+
+#define E2B__HANDSHAKES 8u /* steps of TLS handshakes in a turn */
+
+/* How many of the handshakes that could go on have to wait: each step is milliseconds of computing. Of a burst of hundreds some
+ * are done early instead of all late, and nobody else waits for all of them. */
+static uint32_t e2b__handshakes_later(const e2b_client *client) {
+  uint32_t due = 0;
+  const e2b__conn *conn;
+  for (conn = client->conns; conn; conn = conn->next) due += e2b__conn_due(conn) && e2b__conn_shakes(conn);
+  return due > E2B__HANDSHAKES ? due - E2B__HANDSHAKES : 0;
+}
+
+/* At least one, whatever the budget; those that it does not reach come first in the next turn. The newest come first: of
+ * handshakes the oldest go on. */
 static void e2b__conns_step(e2b_client *client) {
   e2b__conn **at, **unreached = NULL, *first;
+  uint32_t later = e2b__handshakes_later(client);
   bool stepped = false;
   for (at = &client->conns; *at; at = &(*at)->next) {
     e2b__conn *conn = *at;
-    if (conn->state == E2B__CONN_CLOSED) continue;
-    if (!conn->ready && !conn->kick && !(conn->state == E2B__CONN_OPEN && !conn->idle && e2b__link_buffered(&conn->link))) continue;
-    if (stepped && e2b__budget_spent(client)) {
+    if (!e2b__conn_due(conn)) continue;
+    if (later && e2b__conn_shakes(conn)) {
+      later--;
+      e2b__conn_later(conn);
+    } else if (stepped && e2b__budget_spent(client)) {
       e2b__conn_later(conn);
       conn->unreached = true;
       if (!unreached) unreached = at;

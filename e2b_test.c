@@ -31087,6 +31087,47 @@ static void e2e_secrets_wiped(fixture *f) {
   spy_search(&s, the_host->name);
 }
 
+/* Of a burst of handshakes a few go on in each turn: nobody waits for the computing of them all. */
+static void e2e_handshakes(fixture *f) {
+  enum { MANY = 40 };
+  e2b_client_config config = host_config(the_host);
+  e2b_attach_opts attach;
+  e2b_sandbox *sandbox = NULL;
+  e2b_client *client;
+  e2b__conn *conn, *shaking[MANY];
+  bool running[MANY];
+  e2b_op ops[MANY];
+  e2b_call call;
+  e2b_error err;
+  size_t count, ended, i;
+  if (!the_host->tls) return;
+  config.http_version = 1;
+  config.tls.no_session_resumption = true;
+  client = e2b_client_create(&config, &err);
+  if (!CHECK_OK(client ? E2B_OK : err.code)) return;
+  memset(&attach, 0, sizeof attach);
+  memset(&call, 0, sizeof call);
+  attach.base_url = e2b_sandbox_runtime_url(f->sandbox);
+  CHECK_OK(e2b_sandbox_attach(client, e2b_sandbox_id(f->sandbox), &attach, &sandbox, &err));
+  for (i = 0; i < MANY; i++) {
+    call.op = &ops[i];
+    CHECK_INT(e2b_sandbox_is_running(sandbox, &call, &running[i], &err), E2B_PENDING);
+  }
+  do {
+    sleep_ms(20); /* so that many of them can go on */
+    for (count = 0, conn = client->conns; conn; conn = conn->next)
+      if (e2b__conn_shakes(conn)) shaking[count++] = conn;
+    (void)e2b_client_poll(client, count ? 0 : 1000);
+    for (ended = i = 0; i < count; i++) ended += !e2b__conn_shakes(shaking[i]);
+    CHECK(ended <= E2B__HANDSHAKES);
+  } while (client->reqs);
+  for (i = 0; i < MANY; i++) {
+    CHECK_OK(e2b_op_poll(client, ops[i], &err));
+    CHECK(running[i]);
+  }
+  e2b_client_free(client);
+}
+
 /* With buffers smaller than what arrives at once, of TLS above all: what lies in the layers below is read without the socket
  * saying so. And a command leaves its connection ready for the next. */
 static void e2e_small_buffers(fixture *f) {
@@ -34157,7 +34198,7 @@ static const test tests[] = {
 #if !defined(E2B_NO_HTTP2)
   UNIT(pool_no_table),
 #endif
-  SERVER(secrets_wiped), HOST(small_buffers),
+  SERVER(secrets_wiped), HOST(handshakes), HOST(small_buffers),
 #if E2B__THREADS
   UNIT(threads_look_ups), UNIT(threads_wake),
 #endif
