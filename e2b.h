@@ -390,7 +390,8 @@ typedef struct e2b_transport {
 typedef struct e2b_tls_config {
   const char *ca_pem;        /* certificates to trust instead of the system's: PEM, or one DER certificate; copied      */
   size_t ca_pem_len;         /* 0 = strlen                                                                              */
-  const char *ca_file;       /* the same from a file; with ca_pem both are trusted                                      */
+  const char *ca_file;       /* the same from a file; with ca_pem both are trusted. On Windows mbedTLS takes its name, and
+                                ca_path, in the code page of the process, not in UTF-8                                  */
   const char *ca_path;       /* the same from all files of a directory                                                  */
   bool ca_add;               /* trust ca_pem, ca_file and ca_path besides the system's, not instead                     */
   const char *client_cert_pem; /* shown to servers that ask for one: PEM with its chain behind it, or DER; copied       */
