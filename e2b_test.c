@@ -31101,7 +31101,7 @@ static void e2e_handshakes(fixture *f) {
   e2b_error err;
   size_t count, ended, i;
   if (!the_host->tls) return;
-  config.http_version = 1;
+  if (!config.http_version) config.http_version = 1;
   config.tls.no_session_resumption = true;
   client = e2b_client_create(&config, &err);
   if (!CHECK_OK(client ? E2B_OK : err.code)) return;
