@@ -15775,10 +15775,13 @@ static const char *output_of(fixture *f, const char *command) {
   static char output[4096];
   e2b_command_result result;
   e2b_error err;
+  e2b_err code;
   memset(&result, 0, sizeof result);
   output[0] = 0;
-  if (CHECK_OK(e2b_commands_run(f->sandbox, command, NULL, &result, &err)))
-    snprintf(output, sizeof output, "%s", result.stdout_data.ptr);
+  code = e2b_commands_run(f->sandbox, command, NULL, &result, &err);
+  /* Somebody else's proxy may close a connection it just kept; a command that may have run is not sent twice for us. */
+  if (front_url && code == E2B_ERR_CLOSED && err.maybe_done) code = e2b_commands_run(f->sandbox, command, NULL, &result, &err);
+  if (CHECK_OK(code)) snprintf(output, sizeof output, "%s", result.stdout_data.ptr);
   e2b_mem_free(&result.mem);
   return output;
 }
