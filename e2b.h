@@ -582,7 +582,8 @@ E2B_API int e2b_client_process(e2b_client *client, const e2b_pollfd *ready, size
 
 E2B_API void e2b_client_wake(e2b_client *client);      /* from any thread: a waiting e2b_client_poll returns            */
 E2B_API void e2b_client_interrupt(e2b_client *client); /* from any thread: the blocking call under way, or else the next
-                                                          one, ends with E2B_ERR_CANCELED                               */
+                                                          one, ends with E2B_ERR_CANCELED; so does one call that is
+                                                          interrupted twice, and no other                               */
 
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* public: operations */
@@ -10514,22 +10515,26 @@ static e2b_err e2b__op_collect(e2b__op *op, e2b_error *err) {
 static e2b_err e2b__op_run(e2b__op *op, const e2b_call *call, e2b_error *err) {
   e2b_client *client = op->client;
   e2b_error canceled;
-  bool maybe_done;
+  bool maybe_done, interrupted = false;
   if (!op->blocking) {
     if (call->op) call->op->id = op->id;
     if (err) err->code = E2B_PENDING;
     return E2B_PENDING;
   }
+  /* An interrupt that is there already means this call, even if it could end in one turn; the turn sees that there was a signal. */
+  if (e2b__waker_drain(client->net.waker)) e2b__waker_signal(client->net.waker);
   while (!op->delivered) {
     if (e2b__waker_interrupted(client->net.waker)) {
       e2b_phase phase = e2b__op_stands(op, &maybe_done);
       e2b__error_set(&canceled, E2B_ERR_CANCELED, phase, "interrupted by e2b_client_interrupt");
       canceled.maybe_done = maybe_done;
       e2b__op_kill(op, &canceled);
+      interrupted = true;
     }
     (void)e2b__turn(client, -1, NULL, 0, 0);
     if (client->config.yield_fn) client->config.yield_fn(client->config.platform_user);
   }
+  if (interrupted) (void)e2b__waker_interrupted(client->net.waker); /* a second one meanwhile meant this call too */
   return e2b__op_collect(op, err);
 }
 

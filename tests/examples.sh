@@ -11,7 +11,8 @@ build=${1:?usage: examples.sh BUILD}
 server=$build/local_server
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-passed=0 failed=0
+. tests/tally.sh
+log=$dir/log
 
 any_number() { sed -E "s/$numbers/N/g"; }
 numbers='[0-9]+\.[0-9]+'
@@ -24,13 +25,12 @@ compare() { # name, example, command...
   local name=$1 example=$2 status=0
   shift 2
   "$@" >"$dir/out" 2>"$dir/err" </dev/null || status=$?
-  if [ $status = 0 ] && diff <(expected "$example") <(grep -v '^#' "$dir/out" | any_number) >"$dir/diff"; then
-    passed=$((passed + 1))
-    echo "ok - $name"
+  : >"$log"
+  if [ $status = 0 ] && diff <(expected "$example") <(grep -v '^#' "$dir/out" | any_number) >"$log"; then
+    pass "$name"
   else
-    failed=$((failed + 1))
-    echo "not ok - $name (exit code $status)"
-    head -n 20 "$dir/diff" "$dir/err" | sed 's/^/    /'
+    cat "$dir/err" >>"$log"
+    fail "$name (exit code $status)"
   fi
 }
 
@@ -50,9 +50,7 @@ for file in examples/*.c; do
   case $example in
     local_server) ;; # it serves all the others
     thousand_sandboxes) compare $example $example with_server -- "$build/$example" 1000 100 ;;
-    pty_shell)
-      if type_into_shell >"$dir/diff" 2>&1; then passed=$((passed + 1)); echo "ok - $example"
-      else failed=$((failed + 1)); echo "not ok - $example"; sed 's/^/    /' "$dir/diff"; fi ;;
+    pty_shell) check $example type_into_shell ;;
     own_ca_and_proxy)
       run="cd $dir && cp \"\$NODE_EXTRA_CA_CERTS\" CA.pem && $(realpath "$build")/$example CA.pem"
       compare $example $example with_server --tls -- sh -c "$run"
@@ -65,5 +63,4 @@ for file in examples/*.c; do
     *) compare $example $example with_server -- "$build/$example" ;;
   esac
 done
-echo "$passed passed, $failed failed, 0 skipped"
-[ $failed = 0 ]
+result

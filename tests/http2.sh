@@ -13,8 +13,9 @@ fronts=
 while [ $# -gt 0 ] && [ "$1" != -- ]; do fronts="$fronts $1"; shift; done
 [ $# -gt 0 ] && shift
 fronts=${fronts:-nginx nginx-h1 nghttpx nghttpx-clear haproxy node}
-passed=0 failed=0 skipped=0
+. tests/tally.sh
 dir=$(mktemp -d)
+log=$dir/log
 server= front=
 stop() { # pid
   [ -z "$1" ] || { kill "$1" && wait "$1"; } 2>/dev/null
@@ -94,12 +95,11 @@ TEXT
 }
 
 run() { # front, program, url scheme, http version, tests...
-  local name=$1 program=$2 scheme=$3 version=$4 port last
+  local name=$1 program=$2 scheme=$3 version=$4 port status
   shift 4
   [[ " $fronts " == *" $name "* ]] || return
   if ! command -v "$program" >/dev/null; then
-    echo "skipped: $name (no $program)"
-    skipped=$((skipped + 1))
+    skip "$name" "no $program"
     return
   fi
   port=$(free_port)
@@ -112,24 +112,17 @@ run() { # front, program, url scheme, http version, tests...
   esac
   front=$!
   if ! wait_for "$port" "$front"; then
-    echo "not ok - $name did not start"
-    tail -n 5 "$dir"/*.log "$dir/nghttpx.out" 2>/dev/null
-    failed=$((failed + 1))
+    tail -n 5 "$dir"/*.log "$dir/nghttpx.out" >"$log" 2>/dev/null
+    fail "$name did not start"
     return
   fi
   E2B_FRONT_URL=$scheme://localhost:$port E2B_FRONT_CA=$([ "$scheme" = https ] && echo "$dir/ca.pem") E2B_FRONT_HTTP=$version \
-    "${E2B_FRONT_RUN:-$build/e2b_test}" "$@" 2>&1 | tee "$dir/log"
+    "${E2B_FRONT_RUN:-$build/e2b_test}" "$@" 2>&1 | tee "$log"
+  status=${PIPESTATUS[0]}
   stop "$front"
   front=
-  last=$(tail -n 1 "$dir/log")
-  echo "$name: $last"
-  if [[ $last =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed,\ ([0-9]+)\ skipped$ ]]; then
-    passed=$((passed + BASH_REMATCH[1]))
-    failed=$((failed + BASH_REMATCH[2]))
-    skipped=$((skipped + BASH_REMATCH[3]))
-  else
-    failed=$((failed + 1))
-  fi
+  echo "$name: $(tail -n 1 "$log")"
+  tally "$name" "$status"
 }
 
 # Version 2 where HTTP/2 must come of it.
@@ -139,5 +132,4 @@ run nghttpx nghttpx https 2 "$@"
 run nghttpx-clear nghttpx http 2 "$@"
 run haproxy haproxy https 2 "$@"
 run node node https 2 "$@"
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+result

@@ -984,9 +984,11 @@ static void watch_next(job *j, e2b_err code) {
 static void watch_pull(job *j) {
   e2b_fs_event event;
   e2b_err code = e2b_watch_handle_next(j->watch, 0, &event, &j->err);
+  bool in_gap; /* where what we wait for may have been: the relay broke the watch, or it waited too long for a connection */
   if (code == E2B_PENDING) return;
-  if (code == E2B_OK && event.type == E2B_FS_GAP && j->m->relayed) j->disturbed = true; /* it may have been in the gap */
-  if (code == E2B_OK && strcmp(event.name, j->path) != 0 && !(event.type == E2B_FS_GAP && j->m->relayed)) return;
+  in_gap = code == E2B_OK && event.type == E2B_FS_GAP && !job_fair(j);
+  if (code == E2B_OK && !in_gap && strcmp(event.name, j->path) != 0) return;
+  if (in_gap) j->disturbed = true;
   job_end(j, code == E2B_EOF ? E2B_ERR_NOT_FOUND : code);
 }
 

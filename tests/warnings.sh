@@ -11,29 +11,12 @@ build=${1:-build}
 out=$build/check
 rm -rf "$out"
 mkdir -p "$out"
-passed=0 failed=0 skipped=0
+. tests/tally.sh
+log=$out/log
 
 # The dependencies' headers are not ours to warn about.
 cflags=$(sed 's/-I/-isystem /g' "$build/deps.cflags")
 libs=$(cat "$build/deps.libs")
-
-check() { # name, command...
-  local name=$1
-  shift
-  if "$@" >"$out/log" 2>&1; then
-    passed=$((passed + 1))
-    echo "ok - $name"
-  else
-    failed=$((failed + 1))
-    echo "not ok - $name"
-    sed 's/^/    /' "$out/log" | head -n 8
-  fi
-}
-
-skip() { # name, why
-  skipped=$((skipped + 1))
-  echo "skipped: $1 ($2)"
-}
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
@@ -296,5 +279,4 @@ for mingw in x86_64-w64-mingw32-gcc i686-w64-mingw32-gcc; do
   elif [ $mingw = x86_64-w64-mingw32-gcc ]; then skip "compiles for Windows" "no $mingw"; fi
 done
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" = 0 ]
+result

@@ -13,7 +13,8 @@ build=${1:?usage: windows.sh BUILD}
 case $build in /*) ;; *) build=$PWD/$build ;; esac
 out=$build/windows
 mingw=x86_64-w64-mingw32
-passed=0 failed=0 skipped=0
+. tests/tally.sh
+log=$out/log
 rm -rf "$out"
 mkdir -p "$out/obj"
 
@@ -25,23 +26,9 @@ stop() {
 }
 trap stop EXIT
 
-check() { # name, command...
-  local name=$1
-  shift
-  if "$@" >"$out/log" 2>&1; then
-    passed=$((passed + 1))
-    echo "ok - $name"
-  else
-    failed=$((failed + 1))
-    echo "not ok - $name"
-    tail -n 20 "$out/log" | sed 's/^/    /'
-  fi
-}
-
-give_up() {
-  echo "not ok - $1"
-  tail -n 20 "$out/log" | sed 's/^/    /'
-  echo "$passed passed, $((failed + 1)) failed, $skipped skipped"
+give_up() { # name
+  fail "$1"
+  result
   exit 1
 }
 
@@ -102,13 +89,13 @@ program() { # source, options...
 }
 
 echo "# packages"
-packages >"$out/log" 2>&1 || give_up "packages"
-sh tests/deps.sh "$build" >"$out/log" 2>&1 || give_up "llhttp"
+packages >"$log" 2>&1 || give_up "packages"
+sh tests/deps.sh "$build" >"$log" 2>&1 || give_up "llhttp"
 http=$(cat "$build/deps.cflags")
 http_source=${LLHTTP_DIR:-$build/deps/root/usr}
 http_source=$(dirname "$(find "$http_source" -name llhttp.c | head -n 1)")
-build_mbedtls >"$out/log" 2>&1 || give_up "mbedTLS"
-build_llhttp >"$out/log" 2>&1 || give_up "llhttp"
+build_mbedtls >"$log" 2>&1 || give_up "mbedTLS"
+build_llhttp >"$log" 2>&1 || give_up "llhttp"
 $mingw-ar rcs "$out/libs.a" "$out"/obj/*.o
 examples="quickstart stream_output thousand_sandboxes game_loop code_interpreter watch upload_tree own_ca_and_proxy"
 for example in $examples; do check "build of $example" program "examples/$example.c" -std=c99 -O0; done
@@ -116,26 +103,18 @@ check "build of the tests" program e2b_test.c -std=gnu99 -DPSAPI_VERSION=2 -Wno-
 [ -e "$out/e2b_test.exe" ] || give_up "no tests"
 # One server for all of it, which waits for nobody's pipe.
 mkdir -p "$WINEPREFIX"
-(wineserver -p && wineboot -i) </dev/null >"$out/log" 2>&1 || give_up "wineboot"
+(wineserver -p && wineboot -i) </dev/null >"$log" 2>&1 || give_up "wineboot"
 
 # ---- run ------------------------------------------------------------------------------------------------------------
 
-# A program whose last line is "N passed, N failed, N skipped".
-count() { # name, command...
-  local name=$1 last
+count() { # name, a program that ends with "N passed, N failed, N skipped"
+  local name=$1 status=0
   shift
-  "$@" </dev/null >"$out/printed" 2>&1
-  tr -d '\r' <"$out/printed" >"$out/log"
-  sed '$d' "$out/log" | tail -n 40
-  last=$(tail -n 1 "$out/log")
-  echo "$name: $last"
-  if [[ $last =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed,\ ([0-9]+)\ skipped$ ]]; then
-    passed=$((passed + BASH_REMATCH[1]))
-    failed=$((failed + BASH_REMATCH[2]))
-    skipped=$((skipped + BASH_REMATCH[3]))
-  else
-    failed=$((failed + 1))
-  fi
+  "$@" </dev/null >"$out/printed" 2>&1 || status=$?
+  tr -d '\r' <"$out/printed" >"$log"
+  sed '$d' "$log" | tail -n 40
+  echo "$name: $(tail -n 1 "$log")"
+  tally "$name" $status
 }
 
 # The tests that need no server, without those that take long here and know no system.
@@ -187,8 +166,6 @@ if command -v nghttpx >/dev/null; then
   # shellcheck disable=SC2086
   count "HTTP/2" env "E2B_FRONT_RUN=$out/front.sh" bash tests/http2.sh "$build" nghttpx -- -q $some
 else
-  echo "skipped: HTTP/2 (no nghttpx)"
-  skipped=$((skipped + 1))
+  skip HTTP/2 "no nghttpx"
 fi
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" = 0 ]
+result
