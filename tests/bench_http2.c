@@ -327,43 +327,53 @@ static unsigned relay_open(unsigned target_port) {
   return ntohs(at.sin_port);
 }
 
+/* By a client of its own: no window has grown yet. */
 static double download_mb_s(const char *url, uint8_t version, e2b_sandbox *owner, unsigned mib) {
   reader r;
   e2b_error err;
   e2b_sandbox *sandbox = NULL;
-  double from, first = 0;
-  int round;
+  double from, speed;
   memset(&r, 0, sizeof r);
   r.client = client_to(url, version);
   if (e2b_sandbox_connect(r.client, e2b_sandbox_id(owner), NULL, &sandbox, &err)) say_error(&err), exit(1);
-  for (round = 0; round < 2; round++) { /* the second may find windows grown */
-    r.bytes = 0;
-    r.done = false;
-    from = now_ms();
-    start_download(sandbox, &r);
-    while (!r.done) e2b_client_poll(r.client, -1);
-    if (r.bytes != (uint64_t)mib << 20) failed_calls++;
-    printf("  %s HTTP/%u, download %d: %.0f MB/s\n", url, (unsigned)version, round + 1, (double)r.bytes / (now_ms() - from) / 1e3);
-    if (round == 0) first = (double)r.bytes / (now_ms() - from) / 1e3;
-  }
+  from = now_ms();
+  start_download(sandbox, &r);
+  while (!r.done) e2b_client_poll(r.client, -1);
+  speed = (double)r.bytes / (now_ms() - from) / 1e3;
+  if (r.bytes != (uint64_t)mib << 20) failed_calls++;
   e2b_client_free(r.client);
-  return first;
+  return speed;
 }
 
+#define ROUNDS 5
+
+static int by_size(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+/* The one way and the other in turn: what else the machine does then falls on both. */
 static void bench_far(unsigned mib) {
   e2b_client *client = client_to(front_url, 2);
   e2b_sandbox *sandbox = NULL;
   e2b_error err;
-  double near, far;
+  double near[ROUNDS], far[ROUNDS], ratio;
   char url[64];
+  int i;
   if (e2b_sandbox_create(client, NULL, NULL, &sandbox, &err)) say_error(&err), exit(1);
   make_file(sandbox, mib);
   snprintf(url, sizeof url, "https://localhost:%u", relay_open((unsigned)strtoul(strrchr(front_url, ':') + 1, NULL, 10)));
-  near = download_mb_s(front_url, 1, sandbox, mib);
-  far = download_mb_s(url, 2, sandbox, mib);
-  printf("far: %u MiB by HTTP/2 over a round trip of %.0f ms: %.0f MB/s; by HTTP/1.1 without it: %.0f MB/s; ratio %.2f\n", mib, DELAY_MS * 2,
-         far, near, far / near);
-  judge(far >= 0.8 * near);
+  for (i = 0; i < ROUNDS; i++) {
+    near[i] = download_mb_s(front_url, 1, sandbox, mib);
+    far[i] = download_mb_s(url, 2, sandbox, mib);
+    printf("  HTTP/1.1 %.0f MB/s, HTTP/2 over %.0f ms %.0f MB/s: %.2f\n", near[i], DELAY_MS * 2, far[i], far[i] / near[i]);
+  }
+  qsort(near, ROUNDS, sizeof near[0], by_size);
+  qsort(far, ROUNDS, sizeof far[0], by_size);
+  ratio = far[ROUNDS / 2] / near[ROUNDS / 2];
+  printf("far: %u MiB by HTTP/2 over a round trip of %.0f ms: %.0f MB/s; by HTTP/1.1 without it: %.0f MB/s (medians of %d); ratio %.2f\n",
+         mib, DELAY_MS * 2, far[ROUNDS / 2], near[ROUNDS / 2], ROUNDS, ratio);
+  judge(ratio >= 0.8);
   (void)e2b_sandbox_kill(sandbox, NULL, NULL, &err);
   e2b_client_free(client);
 }
