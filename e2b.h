@@ -582,8 +582,8 @@ E2B_API int e2b_client_process(e2b_client *client, const e2b_pollfd *ready, size
 
 E2B_API void e2b_client_wake(e2b_client *client);      /* from any thread: a waiting e2b_client_poll returns            */
 E2B_API void e2b_client_interrupt(e2b_client *client); /* from any thread: the blocking call under way, or else the next
-                                                          one, ends with E2B_ERR_CANCELED; so does one call that is
-                                                          interrupted twice, and no other                               */
+                                                          one, ends with E2B_ERR_CANCELED; what comes again before that
+                                                          call has returned means the same call                         */
 
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* public: operations */
